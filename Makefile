@@ -1,0 +1,43 @@
+# Everything works on a fresh clone with only Python 3, git and make: the first target that needs it creates .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (several minutes, about 2 GB with PyTorch)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
+	@touch $@
+
+.venv: $(STAMP) ## create the virtual environment with the tested versions
+
+demo: $(STAMP) ## train a small diffusion U-Net, then describe, score and prune it (about two minutes)
+	$(BIN)/python examples/demo.py --out demo-output
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP) ## lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict proxyprune
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(STAMP) ## build the documentation site into site/
+	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP) ## run the benchmarks; results go to benchmarks/results/
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove what the other targets made, .venv included
+	rm -rf $(VENV) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

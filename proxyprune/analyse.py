@@ -1,0 +1,160 @@
+"""From a captured program to the `ModelGraph` that every later stage reads: couple, price, cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor, nn
+from torch.fx import Node
+
+from proxyprune.axes import Axis
+from proxyprune.blocks import BlockFinder, Span, kind_of
+from proxyprune.cost import CostModel, Polynomial
+from proxyprune.couple import Coupling, couple
+from proxyprune.graph import Block, ChannelGroup, ModelGraph
+from proxyprune.rules import Options
+from proxyprune.trace import Program
+
+def analyse(model: nn.Module, program: Program, options: Options, pins: Mapping[str, str]) -> ModelGraph:
+    """Couple, price and cut into blocks; `pins` are dimensions ("parameter:dim" -> reason) that must stay."""
+    coupling = couple(program, options, model, pins)
+    finder = BlockFinder(program, model)
+    names = finder.block_names
+    cost = _cost_model(program, coupling, names)
+    groups = tuple(replace(group, blocks=_blocks_of_group(group, names)) for group in coupling.groups)
+    blocks = _blocks(program, coupling, finder, names, groups, cost)
+    return ModelGraph(
+        model_class=type(model).__name__,
+        blocks=blocks,
+        groups=groups,
+        unsupported_ops=coupling.unsupported_ops,
+        uncosted_ops=coupling.uncosted_ops,
+        cost=cost,
+        program=program,
+        coupling=coupling,
+        options=options,
+        pins=dict(pins),
+        bypasses={name: bypass for name, bypass in finder.bypasses.items() if name in names},
+    )
+
+
+def _enclosing(name: str, blocks: frozenset[str]) -> str:
+    """The block that a module, parameter or op owner lies in; "" when none."""
+    while name:
+        if name in blocks:
+            return name
+        name = name.rpartition(".")[0]
+    return ""
+
+
+def _blocks_of_group(group: ChannelGroup, names: tuple[str, ...]) -> tuple[str, ...]:
+    known = frozenset(names)
+    owners = {_enclosing(member.parameter, known) for member in group.members}
+    return tuple(name for name in names if name in owners)
+
+
+def _cost_model(program: Program, coupling: Coupling, names: tuple[str, ...]) -> CostModel:
+    blocks = frozenset(names)
+    prunable = [group for group in coupling.groups if group.pinned is None]
+    forms: dict[int, tuple[int, tuple[tuple[int, int], ...]]] = {}
+
+    def form(axis: Axis) -> tuple[int, tuple[tuple[int, int], ...]]:
+        assert axis is not None
+        if id(axis) not in forms:
+            constant, coefficients = coupling.count(axis)
+            forms[id(axis)] = (constant, tuple(sorted(coefficients.items())))
+        return forms[id(axis)]
+
+    mac_terms = [
+        (term.constant, tuple(form(axis) for axis in term.axes), _enclosing(program.owners[node.name], blocks))
+        for node, outcome in coupling.outcomes.items()
+        for term in outcome.macs
+    ]
+    param_terms = []
+    for name in program.shapes:
+        if name in program.trainable:
+            axes = coupling.parameter_axes[name]
+            constant = int(np.prod([size for size, axis in zip(program.shapes[name], axes, strict=True) if axis is None], dtype=np.int64))
+            param_terms.append((constant, tuple(form(axis) for axis in axes if axis is not None), _enclosing(name, blocks)))
+    full = np.array([group.atoms for group in prunable], np.int64)
+    macs, params = Polynomial.build(mac_terms, len(prunable)), Polynomial.build(param_terms, len(prunable))
+    ancestors = {name: (name,) for name in names}
+    return CostModel(
+        tuple(group.id for group in prunable), full, macs, params, ancestors, int(macs.terms(full).sum()), int(params.terms(full).sum())
+    )
+
+
+def _blocks(
+    program: Program, coupling: Coupling, finder: BlockFinder, names: tuple[str, ...], groups: tuple[ChannelGroup, ...], cost: CostModel
+) -> tuple[Block, ...]:
+    macs, params = cost.block_macs(cost.full), cost.block_params(cost.full)
+    readers = _inputs(program, names)
+    by_block: dict[str, list[ChannelGroup]] = {name: [] for name in names}
+    for group in groups:
+        if group.pinned is None:
+            for name in group.blocks:
+                by_block[name].append(group)
+    blocks = []
+    for index, name in enumerate(names):
+        span = finder.span(name)
+        own = by_block[name]
+        resolution, width_in, width_out = _extent(span, coupling)
+        blocks.append(
+            Block(
+                id=name,
+                kind=kind_of(finder, name, first=index == 0, last=index == len(names) - 1),
+                macs=macs.get(name, 0),
+                params=params.get(name, 0),
+                resolution=resolution,
+                widths=(width_in, width_out),
+                inner=tuple(group.id for group in own if group.blocks == (name,)),
+                groups=tuple(group.id for group in own),
+                inputs=readers[name],
+                removable=name in finder.bypasses,
+                class_name=program.classes[name],
+            )
+        )
+    return tuple(blocks)
+
+
+def _extent(span: Span, coupling: Coupling) -> tuple[tuple[int, ...], int | None, int | None]:
+    """Output resolution, input channels and output channels of a block."""
+    result = next((node for node in reversed(span.results) if isinstance(node.meta.get("val"), Tensor)), span.nodes[-1])
+    value = result.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return (), None, None
+    channel = _channel_dim(value)
+    shape = [int(size) for size in value.shape]
+    resolution = tuple(size for dim, size in enumerate(shape) if dim not in (0, channel))
+    source = next((node for node in span.sources if node.meta["val"].dim() == value.dim()), None)
+    width_in = int(source.meta["val"].shape[_channel_dim(source.meta["val"])]) if source is not None else None
+    return resolution, width_in, shape[channel]
+
+
+def _channel_dim(value: Tensor) -> int:
+    """Images carry channels in dimension 1, sequences and vectors in the last one."""
+    return 1 if value.dim() >= 4 else value.dim() - 1
+
+
+def _inputs(program: Program, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """For every block, the blocks (or "input") whose results reach it without passing another block."""
+    blocks = frozenset(names)
+    origin: dict[Node, tuple[str, ...]] = {}
+    readers: dict[str, dict[str, None]] = {name: {} for name in names}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            origin[node] = () if node.name in program.state or not isinstance(node.meta.get("val"), Tensor) else ("input",)
+            continue
+        if node.op != "call_function":
+            origin[node] = ()
+            continue
+        block = _enclosing(program.owners[node.name], blocks)
+        reached = dict.fromkeys(source for argument in node.all_input_nodes for source in origin[argument])
+        if block:
+            readers[block].update({name: None for name in reached if name != block})
+            origin[node] = (block,)
+        else:
+            origin[node] = tuple(reached)
+    return {name: tuple(found) for name, found in readers.items()}

@@ -1,0 +1,197 @@
+"""Apply a plan: work out the surgery on a skeleton, verify it there, cut the real model, run it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from proxyprune.bypass import watch
+from proxyprune.errors import VerificationError
+from proxyprune.follow import Follower, confirm, layer_attributes
+from proxyprune.graph import ModelGraph
+from proxyprune.plan import PrunePlan
+from proxyprune.predict import Prediction
+from proxyprune.skeleton import Ghost, skeleton
+from proxyprune.surgery import Surgery, perform, pruned_copy
+from proxyprune.trace import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
+from proxyprune.verify import Difference
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A pruned model and the record of what was done to it."""
+
+    model: nn.Module
+    surgery: Surgery
+
+
+def apply_plan(
+    model: nn.Module, plan: PrunePlan, example_inputs: ExampleInputs, *, inplace: bool = False, graph: ModelGraph | None = None
+) -> nn.Module:
+    """Cut a model as planned and verify the result.
+
+    Before anything is cut, the pruned forward is run without data and compared op by op with the prediction. Afterwards the pruned
+    model is run on the example inputs and its output shapes are checked. On failure the caller's model is as it was.
+
+    Args:
+        model: The model that the plan was made for, unpruned.
+        plan: From `make_plan` or `PrunePlan.from_json`.
+        example_inputs: As for `trace`.
+        inplace: Change `model` itself instead of a copy.
+        graph: The trace of `model`, when at hand; it is traced again otherwise.
+
+    Returns:
+        The pruned module, of the same class and in the same mode (`model` itself when inplace).
+
+    Raises:
+        PlanMismatchError: If the plan is for another structure.
+        VerificationError: If the pruned model would not run or would do something else than planned.
+    """
+    return apply(model, plan, example_inputs, inplace=inplace, graph=graph).model
+
+
+def apply(
+    model: nn.Module, plan: PrunePlan, example_inputs: ExampleInputs, *, inplace: bool = False, graph: ModelGraph | None = None
+) -> Applied:
+    """`apply_plan`, with the record of the surgery."""
+    if graph is None:
+        from proxyprune.read import trace_like
+
+        graph = trace_like(model, example_inputs, plan.options)
+    plan.check(graph)
+    prediction = Prediction.of(graph, plan)
+    surgery = plan_surgery(model, prediction, example_inputs)
+    if inplace:
+        with _restored_on_error(model):
+            perform(model, surgery)
+            _run(model, prediction, example_inputs)
+        return Applied(model, surgery)
+    pruned = pruned_copy(model, surgery)
+    _run(pruned, prediction, example_inputs)
+    return Applied(pruned, surgery)
+
+
+def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> Surgery:
+    """The surgery that makes `model` do what is predicted, found and verified on a skeleton.
+
+    Raises:
+        VerificationError: If no change of attributes makes the pruned forward agree with the prediction.
+    """
+    surgery, difference = attempt_surgery(model, prediction, example_inputs)
+    if difference is not None:
+        raise _failure(prediction, difference)
+    return surgery
+
+
+def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> tuple[Surgery, Difference | None]:
+    """The best surgery found and the difference that is left.
+
+    Meta tensors are tried first; a model that mixes devices on its way gets fake tensors, which keep them.
+    """
+    example_inputs = _on_device_of(model, example_inputs)
+    surgery, difference = _attempt(model, prediction, example_inputs, Ghost.meta())
+    if difference is not None and difference.progress == 0 or difference is not None and _is_device_trouble(difference):
+        surgery, difference = _attempt(model, prediction, example_inputs, Ghost.fake())
+    return surgery, difference
+
+
+def _is_device_trouble(difference: Difference) -> bool:
+    return any(word in difference.message for word in ("device", "meta", "NotImplementedError", "FakeTensor"))
+
+
+def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Surgery, Difference | None]:
+    blank = skeleton(model, ghost)
+    bypassed = watch(blank, sorted(prediction.removed), example_inputs, ghost) if prediction.removed else ()
+    attributes = tuple(layer_attributes(model, prediction))
+    base = Surgery(prediction.cuts, attributes, bypassed)
+    perform(blank, base)
+    follower = Follower(prediction, blank, example_inputs, ghost)
+    difference = follower.run()
+    if difference is not None:
+        extra = confirm(skeleton(model, ghost), _unpruned(prediction), example_inputs, ghost)
+        if extra:
+            blank = skeleton(model, ghost)
+            perform(blank, base)
+            follower = Follower(prediction, blank, example_inputs, ghost, extra)
+            difference = follower.run()
+    return Surgery(base.cuts, (*attributes, *follower.changes.values()), bypassed), difference
+
+
+def _unpruned(prediction: Prediction) -> Prediction:
+    return Prediction(prediction.graph, [mask | True for mask in prediction.kept], frozenset())
+
+
+def blamed_groups(prediction: Prediction, difference: Difference) -> tuple[str, ...]:
+    """Channel groups whose cut shows at a difference: at the op itself, else inside its module, else all that are cut."""
+    if difference.node is not None and (groups := prediction.groups_at(difference.node)):
+        return groups
+    cut = [group for group, mask in zip(prediction.graph.prunable, prediction.kept, strict=True) if not mask.all()]
+    inside = f"{difference.module}."
+    local = [group.id for group in cut if any(member.parameter.startswith(inside) for member in group.members)]
+    return tuple(local) or tuple(group.id for group in cut)
+
+
+def _failure(prediction: Prediction, difference: Difference) -> VerificationError:
+    groups = blamed_groups(prediction, difference)
+    shown = ", ".join(groups[:3]) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
+    program = prediction.graph.program
+    op = f" at {difference.node.target}" if difference.node is not None else ""
+    kind = program.classes.get(difference.module, "")
+    return VerificationError(
+        f"The pruned network would not do what was planned: in module '{difference.module}'{f' ({kind})' if kind else ''}{op}, "
+        f"{difference.message}. Channel groups cut there: {shown}. A size is probably written as a constant in that forward. "
+        "The model is unchanged. Leave these groups whole (keep=...), or use proxyprune.prune, which pins them and plans again.",
+        module=difference.module,
+        groups=groups,
+    )
+
+
+def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> None:
+    """Run the pruned model and check the shapes of its outputs."""
+    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in model.parameters()):
+        return
+    args, kwargs = call_arguments(_on_device_of(model, example_inputs))
+    generators = torch.random.get_rng_state()
+    try:
+        with evaluation(model):
+            outputs = tensors_of(model(*args, **kwargs))
+    except Exception as error:
+        raise VerificationError(
+            f"The pruned model raises on the example inputs ({type(error).__name__}: {error}), although its forward was verified without "
+            "data. The model is unchanged. Something in it depends on values; leave the blocks named in the traceback whole (keep=...)."
+        ) from error
+    finally:
+        torch.random.set_rng_state(generators)
+    expected = _output_shapes(prediction)
+    found = [tuple(output.shape) for output in outputs]
+    if found != expected:
+        raise VerificationError(f"The pruned model returns shapes {found}, expected {expected}. The model is unchanged.")
+
+
+def _output_shapes(prediction: Prediction) -> list[tuple[int, ...]]:
+    (output,) = (node for node in prediction.graph.program.graph.nodes if node.op == "output")
+    results = output.args[0]
+    assert isinstance(results, list | tuple)
+    return [tuple(int(size) for size in item.meta["val"].shape) for item in results if isinstance(item.meta.get("val"), Tensor)]  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Put every module back as it was if the body raises."""
+    modules = list(model.modules())
+    states = [
+        {key: dict(value) if key in ("_parameters", "_buffers", "_modules") else value for key, value in vars(module).items()}
+        for module in modules
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, state in zip(modules, states, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(state)
+        raise

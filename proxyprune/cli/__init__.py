@@ -1,0 +1,10 @@
+"""The command line: `proxyprune describe | score | prune | scorers`.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from proxyprune.cli.app import main
+
+__all__ = ["main"]

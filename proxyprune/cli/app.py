@@ -1,0 +1,23 @@
+"""The group of all commands."""
+
+from __future__ import annotations
+
+import click
+
+from proxyprune.cli.describe import describe
+from proxyprune.cli.prune import prune
+from proxyprune.cli.score import score
+from proxyprune.cli.scorers import scorers
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="proxyprune")
+def main() -> None:
+    """Prune any PyTorch network to a compute budget, and never break it.
+
+    Start with: proxyprune describe --model FILE.py
+    """
+
+
+for command in (describe, score, prune, scorers):
+    main.add_command(command)

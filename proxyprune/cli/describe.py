@@ -1,0 +1,31 @@
+"""`proxyprune describe`: the network as a text graph."""
+
+from __future__ import annotations
+
+import click
+
+from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.options import ModelOptions, json_option, model_options
+
+
+@click.command(cls=Command)
+@model_options
+@json_option
+@traceback_option
+def describe(source: ModelOptions, as_json: bool) -> None:
+    """Show a network's blocks, their cost, and how they are wired.
+
+    The text is the same for the same network, byte for byte; it is also what an LLM scorer reads.
+    """
+    from proxyprune.cli.console import output
+    from proxyprune.cli.loading import load
+    from proxyprune.cli.payloads import graph_payload
+    from proxyprune.cli.tables import pinned_table
+
+    with output(as_json) as out:
+        graph = load(source, out).graph
+        out.text(graph.to_text())
+        pinned = pinned_table(graph)
+        if pinned is not None:
+            out.show(pinned)
+        out.emit(graph_payload(graph))

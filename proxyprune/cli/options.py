@@ -1,0 +1,165 @@
+"""Options that several commands share, gathered into one frozen value each before the command sees them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Bounds = Mapping[str, "float | int"]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network, and how it is read.
+
+    Attributes:
+        model: Model file, `path.py` or `path.py:factory`.
+        weights: Safetensors file to load, or None.
+        fake_weights: Build the network without memory for its weights.
+        seed: Every random choice follows from it.
+        norm_groups: How norm groups may shrink.
+        conv_groups: How the groups of grouped convolutions may shrink.
+    """
+
+    model: str
+    weights: Path | None
+    fake_weights: bool
+    seed: int
+    norm_groups: str
+    conv_groups: str
+
+    def __post_init__(self) -> None:
+        if self.fake_weights and self.weights is not None:
+            raise click.UsageError("--weights loads weights and --fake-weights does without; give one of them.")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What to cut down to, and what to respect.
+
+    Attributes:
+        target: Fraction of the base or absolute amount, as it was typed.
+        mode: "width", "depth" or "both".
+        metric: "macs" or "params".
+        round_to: Channels of each cut group become a multiple of this.
+        keep: Patterns that stay as they are.
+        floors: Least that stays, by pattern.
+        ceilings: Most that stays, by pattern.
+    """
+
+    target: str
+    mode: str
+    metric: str
+    round_to: int
+    keep: tuple[str, ...]
+    floors: Bounds
+    ceilings: Bounds
+
+
+class BoundType(click.ParamType):
+    """`PATTERN=VALUE`: a fraction such as 0.25, or a whole number of channels such as 32."""
+
+    name = "pattern=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float | int]:
+        """Split at the last equals sign and read the number."""
+        if isinstance(value, tuple):
+            return value
+        pattern, equals, number = str(value).rpartition("=")
+        if not equals or not pattern:
+            self.fail(f"{value!r} is not of the form PATTERN=VALUE, such as 'mid_block.*=0.5' or 'conv_in=32'.", param, ctx)
+        try:
+            return pattern, int(number) if number.strip().isdigit() else float(number)
+        except ValueError:
+            self.fail(f"{number!r} in {value!r} is neither a fraction such as 0.5 nor a number of channels such as 32.", param, ctx)
+
+
+_MODEL = (
+    click.option("--model", "-m", required=True, metavar="FILE.py[:FACTORY]", help="Model file; FACTORY defaults to build_model."),
+    click.option("--weights", "-w", type=_FILE, metavar="FILE", help="Safetensors file to load into the model."),
+    click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Every random choice follows from it."),
+    click.option(
+        "--norm-groups",
+        type=click.Choice(["balanced", "whole", "reduced"]),
+        default="balanced",
+        show_default=True,
+        help="GroupNorm: the same number of channels from each group, whole groups, or fewer groups.",
+    ),
+    click.option(
+        "--conv-groups",
+        type=click.Choice(["balanced", "whole"]),
+        default="balanced",
+        show_default=True,
+        help="Grouped convolutions: the same number of channels from each group, or whole groups.",
+    ),
+)
+_PLAN = (
+    click.option("--target", "-t", default="0.6", show_default=True, help="Fraction of the base (0.6), or an amount (3.4G, 250M)."),
+    click.option("--mode", type=click.Choice(["width", "depth", "both"]), default="width", show_default=True, help="What may be cut."),
+    click.option("--metric", type=click.Choice(["macs", "params"]), default="macs", show_default=True, help="What the target budgets."),
+    click.option(
+        "--round-to", type=click.IntRange(min=1), default=1, show_default=True, help="Make widths a multiple of this (8 or 16 runs faster)."
+    ),
+    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
+    click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
+    click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+
+
+def model_options(command: _Function) -> Callable[..., Any]:
+    """Give a command the options of `ModelOptions`, as its argument `source`."""
+    return _gathered(command, "source", ModelOptions, _MODEL)
+
+
+def plan_options(command: _Function) -> Callable[..., Any]:
+    """Give a command the options of `PlanOptions`, as its argument `request`."""
+
+    def build(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[tuple[str, float | int], ...], **others: Any) -> PlanOptions:
+        return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
+
+    return _gathered(command, "request", build, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
+
+
+def scorer_option(command: _Function) -> _Function:
+    """Give a command `--scorer`."""
+    text = "Registered name; `proxyprune scorers` lists them."
+    return click.option("--scorer", "-s", default="magnitude", show_default=True, metavar="NAME", help=text)(command)
+
+
+def file_option(name: str, metavar: str, text: str) -> Callable[[_Function], _Function]:
+    """An option that names a file or folder; whether it exists is for the command to see."""
+    return click.option(name, type=_FILE, metavar=metavar, help=text)
+
+
+def plot_option(drawn: str) -> Callable[[_Function], _Function]:
+    """Give a command `--plot`; `drawn` says what it shows."""
+    return file_option("--plot", "PATH", f"Draw {drawn} (.png, .svg or .pdf).")
+
+
+def _gathered(
+    command: Callable[..., Any],
+    argument: str,
+    build: Callable[..., Any],
+    options: tuple[Callable[[Any], Any], ...],
+    names: tuple[str, ...] | None = None,
+) -> Callable[..., Any]:
+    fields = names or tuple(build.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    @functools.wraps(command)
+    def packed(**values: Any) -> Any:
+        return command(**{argument: build(**{name: values.pop(name) for name in fields})}, **values)
+
+    for option in reversed(options):
+        packed = option(packed)
+    return packed

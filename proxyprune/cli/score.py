@@ -1,0 +1,39 @@
+"""`proxyprune score`: which blocks matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.options import ModelOptions, json_option, model_options, plot_option, scorer_option
+
+
+@click.command(cls=Command)
+@model_options
+@scorer_option
+@plot_option("blocks by share of the MACs and by importance")
+@json_option
+@traceback_option
+def score(source: ModelOptions, scorer: str, plot: Path | None, as_json: bool) -> None:
+    """Rank a network's blocks by importance.
+
+    `--json` prints a ranking that `proxyprune prune --ranking` reads.
+    """
+    from proxyprune.cli.console import output
+    from proxyprune.cli.loading import load, rank
+    from proxyprune.cli.payloads import ranking_payload
+    from proxyprune.cli.tables import ranking_table, remarks
+    from proxyprune.plots import check_plot_path, plot_ranking
+
+    if plot is not None:
+        check_plot_path(plot)
+    with output(as_json) as out:
+        loaded = load(source, out)
+        ranking = rank(loaded, scorer, out)
+        out.show(ranking_table(loaded.graph, ranking), *remarks(loaded.graph, ranking.notes, ranking.confidence))
+        out.emit(ranking_payload(loaded.graph, ranking))
+        if plot is not None:
+            plot_ranking(loaded.graph, ranking, plot)
+            out.show(f"Plot: {plot}")

@@ -1,0 +1,249 @@
+"""Pictures of a ranking and of a plan, as PNG, SVG or PDF.
+
+Figures are drawn on their own canvas, so that no global state of matplotlib is touched and no display is needed. One row a block or group,
+in execution order from the top; the picture grows with the network, so that the names of hundreds of blocks can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxyprune.errors import StorageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from proxyprune.graph import ChannelGroup, ModelGraph
+    from proxyprune.plan import PrunePlan
+    from proxyprune.ranking import Ranking
+
+FORMATS = (".png", ".svg", ".pdf")
+DOTS_PER_INCH = 130
+
+_INCHES_PER_ROW = 0.21
+_INCHES_AROUND = 1.22  # title, legend and axis labels
+_TALLEST_INCHES = 160.0  # 20,800 pixels; more than 700 rows get closer together instead
+_ROW_FONT = 8.0
+_INCHES_PER_LETTER = 0.066  # of the row font, for the margin that holds the names
+_LONGEST_NAME = 52
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; kinds that are not named share the last one.
+_KIND_COLOURS = {
+    "residual": "#0072B2",
+    "attention": "#D55E00",
+    "transformer": "#CC79A7",
+    "feedforward": "#009E73",
+    "resample": "#E69F00",
+    "stem": "#56B4E9",
+    "head": "#56B4E9",
+    "conv": "#0072B2",
+    "linear": "#009E73",
+}
+_OTHER_COLOUR = "#7F7F7F"
+_BEFORE_COLOUR = "#D9D9D9"
+_AFTER_COLOUR = "#0072B2"
+_GRID_COLOUR = "#E6E6E6"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Names down the left side, from the top."""
+
+    names: Sequence[str]
+
+    @property
+    def height(self) -> float:
+        """Inches for all rows."""
+        return max(1.0, min(_INCHES_PER_ROW * len(self.names), _TALLEST_INCHES - _INCHES_AROUND))
+
+    @property
+    def font(self) -> float:
+        """Points; smaller than usual only when the rows had to move together."""
+        return min(_ROW_FONT, self.height / max(1, len(self.names)) / _INCHES_PER_ROW * _ROW_FONT)
+
+    @property
+    def margin(self) -> float:
+        """Inches for the longest name."""
+        return 0.3 + _INCHES_PER_LETTER * max((len(name) for name in self.names), default=0)
+
+
+def plot_ranking(graph: ModelGraph, ranking: Ranking, path: str | Path) -> None:
+    """Draw every block with its share of the MACs and its importance.
+
+    A long bar on the left beside a short one on the right is where pruning pays.
+
+    Args:
+        graph: The traced model.
+        ranking: Importances for its blocks.
+        path: Where to write; the suffix (.png, .svg, .pdf) chooses the format.
+
+    Raises:
+        StorageError: If the format is unknown or the file cannot be written.
+    """
+    path = check_plot_path(path)
+    rows = _Rows([_short(block.id) for block in graph.blocks])
+    figure, (left, right) = _canvas(rows, panels=2)
+    places = range(len(graph.blocks))
+    colours = [_KIND_COLOURS.get(block.kind, _OTHER_COLOUR) for block in graph.blocks]
+    shares = [100.0 * block.macs / graph.macs if graph.macs else 0.0 for block in graph.blocks]
+    scores = [ranking.scores[block.id] for block in graph.blocks]
+
+    left.barh(places, shares, color=colours, height=0.72)
+    right.barh(places, scores, color=colours, height=0.72)
+    _label_rows(left, rows)
+    _label_rows(right, rows, names=False)
+    for axes, values, form in ((left, shares, "{:.1f} %"), (right, scores, "{:.2f}")):
+        axes.set_xlim(0.0, 1.16 * max(*values, 1e-9) if axes is left else 1.16)
+        for place, value in zip(places, values, strict=True):
+            axes.text(value, place, " " + form.format(value), va="center", ha="left", fontsize=0.85 * rows.font, color="#404040")
+    right.set_xticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    left.set_xlabel("share of the MACs, %")
+    right.set_xlabel("importance (larger = keep)")
+
+    confidence = "" if ranking.confidence is None else f", confidence {ranking.confidence:.2f}"
+    _title(figure, f"{graph.model_class}: {len(graph.blocks)} blocks, {_quantity(graph.macs)} MACs, scored by {ranking.scorer}{confidence}")
+    _legend(figure, {block.kind: _KIND_COLOURS.get(block.kind, _OTHER_COLOUR) for block in graph.blocks})
+    _write(figure, path)
+
+
+def plot_widths(graph: ModelGraph, plan: PrunePlan, path: str | Path) -> None:
+    """Draw the width of every prunable channel group before and after.
+
+    Args:
+        graph: The traced model.
+        plan: A plan for it.
+        path: Where to write; the suffix (.png, .svg, .pdf) chooses the format.
+
+    Raises:
+        StorageError: If the format is unknown or the file cannot be written.
+    """
+    path = check_plot_path(path)
+    groups = graph.prunable
+    rows = _Rows([_short(_group_name(group)) for group in groups])
+    figure, (axes,) = _canvas(rows, panels=1)
+    places = range(len(groups))
+    removed = set(plan.removed_blocks)
+    before = [group.width for group in groups]
+    after = [0 if _gone(group, removed) else plan.widths.get(group.id, (group.width, group.width))[1] for group in groups]
+
+    axes.barh(places, before, color=_BEFORE_COLOUR, height=0.78)
+    axes.barh(places, after, color=_AFTER_COLOUR, height=0.78)
+    _label_rows(axes, rows)
+    axes.set_xlim(0.0, 1.22 * max(before, default=1))
+    for place, (old, new) in enumerate(zip(before, after, strict=True)):
+        text = f" {old}" if old == new else f" {old} → {new}  ({new / old:.0%})" if new else f" {old}, block removed"
+        axes.text(old, place, text, va="center", ha="left", fontsize=0.85 * rows.font, color="#404040")
+    axes.set_xlabel("channels")
+
+    base, spent = (plan.base_params, plan.params) if plan.metric == "params" else (plan.base_macs, plan.macs)
+    unit = "parameters" if plan.metric == "params" else "MACs"
+    gone = f", {len(removed)} block{'s' if len(removed) > 1 else ''} removed" if removed else ""
+    share = f" ({spent / base:.1%})" if base else ""
+    _title(
+        figure,
+        f"{graph.model_class}: {_quantity(base)} → {_quantity(spent)} {unit}{share}, {len(plan.widths)} of {len(groups)} groups cut{gone}",
+    )
+    _legend(figure, {"before": _BEFORE_COLOUR, "after": _AFTER_COLOUR})
+    _write(figure, path)
+
+
+def check_plot_path(path: str | Path) -> Path:
+    """Refuse a path that no plot can be written to, before any work is done for it.
+
+    Raises:
+        StorageError: If the suffix is none of `FORMATS`, or the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise StorageError(f"A plot can be written as {', '.join(FORMATS)}; {path} ends in '{path.suffix}'. Choose one of these endings.")
+    if not path.parent.is_dir():
+        raise StorageError(f"The plot {path} cannot be written: there is no folder {path.parent}. Create it first.")
+    return path
+
+
+def _canvas(rows: _Rows, *, panels: int) -> tuple[Figure, tuple[Axes, ...]]:
+    from matplotlib.figure import Figure
+
+    panel_inches = 7.0 / panels
+    gap = 0.25
+    width = rows.margin + panels * (panel_inches + gap) + 0.1
+    height = rows.height + _INCHES_AROUND
+    figure = Figure(figsize=(width, height))
+    places = []
+    for panel in range(panels):
+        left = rows.margin + panel * (panel_inches + gap)
+        places.append(figure.add_axes((left / width, 0.55 / height, panel_inches / width, rows.height / height)))
+    return figure, tuple(places)
+
+
+def _label_rows(axes: Axes, rows: _Rows, *, names: bool = True) -> None:
+    axes.set_ylim(len(rows.names) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows.names)), rows.names if names else [""] * len(rows.names), fontsize=rows.font)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=_ROW_FONT)
+    axes.xaxis.label.set_fontsize(_ROW_FONT + 1)
+    axes.grid(axis="x", color=_GRID_COLOUR)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _title(figure: Figure, text: str) -> None:
+    figure.text(0.012, 1.0 - 0.2 / figure.get_figheight(), text, fontsize=11, va="center", ha="left")
+
+
+def _legend(figure: Figure, colours: dict[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    by_colour: dict[str, list[str]] = {}
+    for name, colour in colours.items():
+        by_colour.setdefault(colour, []).append(name)
+    figure.legend(
+        handles=[Patch(color=colour, label=", ".join(names)) for colour, names in by_colour.items()],
+        loc="upper left",
+        bbox_to_anchor=(0.006, 1.0 - 0.36 / figure.get_figheight()),
+        ncols=len(by_colour),
+        fontsize=_ROW_FONT,
+        frameon=False,
+        handlelength=1.0,
+        columnspacing=1.4,
+    )
+
+
+def _write(figure: Figure, path: Path) -> None:
+    # Without dates and with fixed ids, the same picture is the same file.
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "proxyprune"}):
+        try:
+            figure.savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
+        except OSError as error:
+            raise StorageError(f"The plot {path} cannot be written: {error.strerror or error}. Choose another place.") from error
+
+
+def _group_name(group: ChannelGroup) -> str:
+    return group.id.replace(".weight:0", "").replace(":0", "")
+
+
+def _short(name: str) -> str:
+    """Long names lose their middle: both ends tell more."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    half = (_LONGEST_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
+
+
+def _gone(group: ChannelGroup, removed: set[str]) -> bool:
+    return bool(group.blocks) and removed.issuperset(group.blocks)
+
+
+def _quantity(amount: int) -> str:
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if amount >= size:
+            return f"{amount / size:.4g} {unit}"
+    return str(amount)

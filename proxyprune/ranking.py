@@ -1,0 +1,83 @@
+"""What a scorer returns: an importance for every block, and optionally for every channel."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from proxyprune.errors import InvalidScoreError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Block importances; larger means keep.
+
+    Attributes:
+        scores: Importance in [0, 1] for every block of the graph.
+        scorer: Name of the scorer that made it.
+        confidence: Mean pairwise Kendall tau of repeated queries, or None for a scorer that is asked once.
+        channel_scores: Optional importance of each atom of a channel group, by group id; where a group is missing, planning
+            orders its atoms by the magnitude of all coupled slices.
+        seed: Seed it was made with.
+        notes: Sentences for the reader (how it was made, what to beware of).
+    """
+
+    scores: Mapping[str, float]
+    scorer: str
+    confidence: float | None = None
+    channel_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for block, score in self.scores.items():
+            if not isinstance(score, int | float) or not math.isfinite(score) or not 0.0 <= score <= 1.0:
+                raise InvalidScoreError(
+                    f"Scorer '{self.scorer}' gave block '{block}' the score {score!r}; expected a finite number in [0, 1]. "
+                    "Scale the scores, or drop the blocks that cannot be scored."
+                )
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Block ids, most important first; ties stand in the order of `scores` (the graph's order)."""
+        return tuple(sorted(self.scores, key=lambda block: -self.scores[block]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the schema number."""
+        return {
+            "schema": SCHEMA,
+            "scorer": self.scorer,
+            "seed": self.seed,
+            "confidence": self.confidence,
+            "scores": dict(self.scores),
+            "channel_scores": {group: list(values) for group, values in self.channel_scores.items()},
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ranking:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InvalidScoreError: If the data is of another schema or a score is not in [0, 1].
+        """
+        if data.get("schema") != SCHEMA:
+            raise InvalidScoreError(f"Expected a ranking with schema {SCHEMA}, found {data.get('schema')!r}. Score the model again.")
+        return cls(
+            scores=dict(data["scores"]),
+            scorer=data["scorer"],
+            confidence=data["confidence"],
+            channel_scores={group: tuple(values) for group, values in data.get("channel_scores", {}).items()},
+            seed=data["seed"],
+            notes=tuple(data.get("notes", ())),
+        )
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the ranking as JSON with stable key order."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

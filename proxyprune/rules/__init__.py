@@ -1,0 +1,10 @@
+"""Axis rules by op name. An op that is in no table and is not elementwise has no rule: what it touches is pinned and reported."""
+
+from __future__ import annotations
+
+from proxyprune.rules import joins, norms, pointwise, products, reductions, shapes
+from proxyprune.rules.base import Factored, Options, Outcome, Rule, Size, Term, Walk, op_name, output_shapes
+
+TABLE: dict[str, Rule] = {**pointwise.RULES, **products.RULES, **shapes.RULES, **joins.RULES, **norms.RULES, **reductions.RULES}
+
+__all__ = ["TABLE", "Factored", "Options", "Outcome", "Rule", "Size", "Term", "Walk", "op_name", "output_shapes"]

@@ -1,0 +1,267 @@
+"""What is done to a module, as data: slices of parameters, new attribute values, blocks that are bypassed.
+
+`perform` replays a `Surgery` on any module of the same structure: on the caller's copy, on a meta-device skeleton while verifying, and on a
+freshly built model when a saved folder is loaded. Every tensor is sliced by one indexed copy that keeps dtype, device, requires_grad
+and sharing; docs/design/verification.md says why torch-pruning's layer functions are not used here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxyprune.errors import PlanFormatError, PlanMismatchError
+from proxyprune.plan import from_ranges, to_ranges
+
+SCHEMA = 1
+HOLE = "<input>"
+"""Stands in an output template for the tensor that a bypassed block passes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Indices that stay along one dimension of one parameter or buffer, ascending; `size` is the size before."""
+
+    parameter: str
+    dim: int
+    size: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """A new value for an attribute that a forward reads.
+
+    Attributes:
+        module: Qualified name.
+        path: Attribute names from the module inwards; a config object on the way is copied, so that other modules keep theirs.
+        before: Value in the unpruned model.
+        after: Value in the pruned model.
+    """
+
+    module: str
+    path: tuple[str, ...]
+    before: int | tuple[int, ...]
+    after: int | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bypassed:
+    """A block that hands on one of its arguments.
+
+    Attributes:
+        module: Qualified name.
+        argument: Position or name of the argument that is handed on.
+        template: The block's output as nested lists, tuples (as {"tuple": [...]}) and dicts, with HOLE where the tensor stood and None elsewhere.
+    """
+
+    module: str
+    argument: int | str
+    template: Any
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Everything that turns the unpruned model into the pruned one."""
+
+    cuts: tuple[Cut, ...] = ()
+    attributes: tuple[AttributeChange, ...] = ()
+    bypassed: tuple[Bypassed, ...] = ()
+    schema: int = field(default=SCHEMA)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": self.schema,
+            "cuts": [{"parameter": c.parameter, "dim": c.dim, "size": c.size, "kept": to_ranges(c.kept)} for c in self.cuts],
+            "attributes": [
+                {"module": a.module, "path": list(a.path), "before": _plain(a.before), "after": _plain(a.after)} for a in self.attributes
+            ],
+            "bypassed": [{"module": b.module, "argument": b.argument, "template": b.template} for b in self.bypassed],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Surgery:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PlanFormatError: If the data is not a surgery of this schema.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise PlanFormatError(f"Expected a surgery record with schema {SCHEMA}, found {found!r}. Prune the model again.")
+        try:
+            cuts = tuple(
+                Cut(
+                    str(entry["parameter"]),
+                    int(entry["dim"]),
+                    int(entry["size"]),
+                    from_ranges(entry["kept"], limit=int(entry["size"]), where=f"the surgery record, {entry['parameter']}"),
+                )
+                for entry in data["cuts"]
+            )
+            attributes = tuple(
+                AttributeChange(str(e["module"]), tuple(str(part) for part in e["path"]), _frozen(e["before"]), _frozen(e["after"]))
+                for e in data["attributes"]
+            )
+            bypassed = tuple(Bypassed(str(e["module"]), e["argument"], e["template"]) for e in data["bypassed"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanFormatError(f"The surgery record is damaged ({type(error).__name__}: {error}). Prune the model again.") from error
+        return cls(cuts, attributes, bypassed)
+
+
+def _plain(value: int | tuple[int, ...]) -> int | list[int]:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, bool) or not isinstance(value, int | list):
+        raise TypeError(f"expected an integer or a list of integers, found {value!r}")
+    return tuple(int(item) for item in value) if isinstance(value, list) else value
+
+
+class Bypass(nn.Module):
+    """Takes the place of a removed block: hands one argument on, in the shape of the block's own output.
+
+    Plain attributes of the block (ints, floats, strings, flags) can still be read, for loops over layers often look at them.
+    """
+
+    def __init__(self, replaced: nn.Module, argument: int | str, template: Any) -> None:
+        super().__init__()
+        self.argument = argument
+        self.template = template
+        self.replaced_class = type(replaced).__name__
+        for name, value in vars(replaced).items():
+            if not name.startswith("_") and isinstance(value, bool | int | float | str | None) and name not in ("training",):
+                setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the passed-on argument inside the block's output container."""
+        tensor = args[self.argument] if isinstance(self.argument, int) else kwargs[self.argument]
+        return _filled(self.template, tensor)
+
+    def extra_repr(self) -> str:
+        return f"removed {self.replaced_class}"
+
+
+def _filled(template: Any, tensor: Any) -> Any:
+    if template == HOLE:
+        return tensor
+    if isinstance(template, dict) and set(template) == {"tuple"}:
+        return tuple(_filled(item, tensor) for item in template["tuple"])
+    if isinstance(template, dict):
+        return {key: _filled(item, tensor) for key, item in template.items()}
+    if isinstance(template, list):
+        return [_filled(item, tensor) for item in template]
+    return template
+
+
+def perform(model: nn.Module, surgery: Surgery) -> None:
+    """Carry out a surgery on `model`, in place.
+
+    Raises:
+        PlanMismatchError: If a parameter, size or module is not what the surgery was made for; nothing has been changed then.
+    """
+    replacements = _replacements(model, surgery)
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in list(tensors.items()):
+                if tensor is not None and id(tensor) in replacements:
+                    tensors[name] = replacements[id(tensor)]
+    _rewire(model, surgery)
+
+
+def pruned_copy(model: nn.Module, surgery: Surgery) -> nn.Module:
+    """A copy of `model` after the surgery; the original is not touched, and what is cut away is never copied.
+
+    Raises:
+        PlanMismatchError: If a parameter, size or module is not what the surgery was made for.
+    """
+    memo: dict[int, Any] = dict(_replacements(model, surgery))
+    copied = copy.deepcopy(model, memo)
+    _rewire(copied, surgery)
+    return copied
+
+
+def _replacements(model: nn.Module, surgery: Surgery) -> dict[int, Tensor]:
+    """Sliced tensors by the id of the tensor that they replace; shared tensors thus stay shared."""
+    tensors = dict(_named_tensors(model))
+    _check(model, tensors, surgery)
+    cuts: dict[str, list[Cut]] = {}
+    for cut in surgery.cuts:
+        cuts.setdefault(cut.parameter, []).append(cut)
+    return {id(tensors[name]): _sliced(tensors[name], own) for name, own in cuts.items()}
+
+
+def _rewire(model: nn.Module, surgery: Surgery) -> None:
+    for change in surgery.attributes:
+        set_attribute(model.get_submodule(change.module), change.path, change.after)
+    for entry in surgery.bypassed:
+        parent, _, child = entry.module.rpartition(".")
+        block = model.get_submodule(entry.module)
+        replacement = Bypass(block, entry.argument, entry.template)
+        replacement.training = block.training
+        model.get_submodule(parent)._modules[child] = replacement
+
+
+def _check(model: nn.Module, tensors: Mapping[str, Tensor], surgery: Surgery) -> None:
+    for cut in surgery.cuts:
+        tensor = tensors.get(cut.parameter)
+        found = None if tensor is None else tuple(tensor.shape)
+        if found is None or cut.dim >= len(found) or found[cut.dim] != cut.size:
+            raise PlanMismatchError(
+                f"The plan cuts dimension {cut.dim} of '{cut.parameter}' from {cut.size}; "
+                f"this model has {'no such parameter' if found is None else f'shape {list(found)} there'}. "
+                "Use the model that the plan was made for, unpruned."
+            )
+    names = {name for name, _ in model.named_modules()}
+    for module in [change.module for change in surgery.attributes] + [entry.module for entry in surgery.bypassed]:
+        if module not in names:
+            raise PlanMismatchError(f"The plan changes module '{module}', which this model does not have. Use the model that it was made for.")
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _sliced(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    result = slice_tensor(tensor.detach(), cuts)
+    if isinstance(tensor, nn.Parameter):
+        parameter = nn.Parameter(result, requires_grad=tensor.requires_grad)
+        if tensor.grad is not None:
+            parameter.grad = slice_tensor(tensor.grad, cuts)
+        return parameter
+    return result
+
+
+def slice_tensor(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """The kept part of a tensor, along every cut dimension."""
+    for cut in cuts:
+        tensor = tensor.index_select(cut.dim, torch.tensor(cut.kept, dtype=torch.long, device=tensor.device))
+    return tensor
+
+
+def get_attribute(module: nn.Module, path: tuple[str, ...]) -> Any:
+    """Value at an attribute path."""
+    value: Any = module
+    for part in path:
+        value = getattr(value, part)
+    return value
+
+
+def set_attribute(module: nn.Module, path: tuple[str, ...], value: int | tuple[int, ...]) -> None:
+    """Set an attribute; objects on the way (a config shared by many modules) are copied for this module alone."""
+    holder: Any = module
+    for part in path[:-1]:
+        own = copy.copy(getattr(holder, part))
+        object.__setattr__(holder, part, own) if not isinstance(holder, nn.Module) else setattr(holder, part, own)
+        holder = own
+    current = getattr(holder, path[-1])
+    after: Any = list(value) if isinstance(current, list) and isinstance(value, tuple) else value
+    setattr(holder, path[-1], after)

@@ -1,0 +1,236 @@
+"""Does the pruned module do what the plan predicted?
+
+Two programs are run without data and their primitive ops recorded: the predicted one (the traced graph with predicted sizes and pruned
+parameters) and the pruned module's own forward. They must be the same ops in the same order with the same output shapes and the same
+integer arguments. So a head count written as a constant shows at once, although the module would run: its view has other factors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from proxyprune.predict import Prediction
+from proxyprune.skeleton import Ghost, empty_inputs
+from proxyprune.trace import ExampleInputs, call_arguments, evaluation, failing_module
+
+_BOOKKEEPING = ("aten::detach", "aten::alias", "aten::lift", "aten::_assert", "prim::", "aten::clone", "aten::_to_copy", "aten::copy_")
+_SHAPE_ARGUMENTS = ("view", "reshape", "expand", "empty", "zeros", "ones", "full", "_unsafe_view", "repeat", "split", "as_strided", "upsample", "norm")
+
+
+@dataclass(frozen=True, slots=True)
+class PrimitiveOp:
+    """One recorded op: its name, the shapes it returned, and the integers it was given."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    integers: tuple[int, ...]
+
+
+@dataclass
+class Recording:
+    """The ops of one run, each with the place it came from (a module name, or a node of the traced graph)."""
+
+    ops: list[PrimitiveOp] = field(default_factory=list)
+    places: list[Any] = field(default_factory=list)
+    error: BaseException | None = None
+    failed_at: str = ""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self.recording = recording
+        self.place: Any = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if not name.startswith(_BOOKKEEPING):
+            shapes = tuple(tuple(item.shape) for item in _tensors(result))
+            self.recording.ops.append(PrimitiveOp(name, shapes, _integers(name, args)))
+            self.recording.places.append(self.place)
+        return result
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _integers(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Integer arguments that decide which elements are read; sizes that the output shape shows anyway are left out."""
+    base = name.removeprefix("aten::")
+    if base == "slice" and args:
+        size = args[0].shape[args[1] if len(args) > 1 else 0]
+        start, end, step = slice(*(args[2:4] if len(args) > 2 else ()), *(args[4:5] or (1,))).indices(size) if len(args) > 3 else (0, size, 1)
+        return (start, end, step)
+    if base == "native_group_norm":
+        return (int(args[-2]),)
+    if base == "convolution":
+        return (int(args[8]),)
+    if any(part in base for part in _SHAPE_ARGUMENTS):
+        return ()
+    return tuple(int(arg) for arg in args if isinstance(arg, int) and not isinstance(arg, bool))
+
+
+def record_predicted(prediction: Prediction, ghost: Ghost) -> Recording:
+    """Run the predicted program on empty tensors."""
+    program = prediction.graph.program
+    recording = Recording()
+    recorder = _Recorder(recording)
+    values: dict[Node, Any] = {}
+    replaced = {bypass.result: bypass.source for bypass in prediction.bypasses.values()}
+    with torch.no_grad(), ghost.running():
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                value = node.meta.get("val")
+                name = program.state.get(node.name)
+                values[node] = ghost.empty(value, None if name is None else prediction.shape(name)) if isinstance(value, Tensor) else value
+            elif node.op == "get_attr":
+                values[node] = ghost.empty(node.meta["val"])
+            elif node.op == "call_function":
+                if node in replaced:
+                    values[node] = values[replaced[node]]
+                    continue
+                if prediction.is_removed(node):
+                    continue
+                recorder.place = node
+                values[node] = _call(node, prediction, values, recorder, ghost)
+    return recording
+
+
+def _call(node: Node, prediction: Prediction, values: dict[Node, Any], recorder: _Recorder, ghost: Ghost) -> Any:
+    args, kwargs = prediction.arguments(node)
+    args = torch.fx.node.map_arg(args, lambda n: values[n])
+    kwargs = torch.fx.node.map_arg(kwargs, lambda n: values[n])
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    if isinstance(kwargs.get("device"), torch.device):
+        kwargs = {**kwargs, "device": ghost.device(kwargs["device"])}
+    if "_assert" in str(node.target):
+        return None
+    with recorder:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def record_actual(model: nn.Module, example_inputs: ExampleInputs, ghost: Ghost) -> Recording:
+    """Run a skeleton's own forward on empty inputs; an exception ends the recording and is kept in it."""
+    recording = Recording()
+    recorder = _Recorder(recording)
+    args, kwargs = call_arguments(example_inputs)
+    args, kwargs = empty_inputs(args, ghost), empty_inputs(kwargs, ghost)
+    with _places(model, recorder), evaluation(model), ghost.running():
+        try:
+            with recorder:
+                model(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  any exception of the user's forward is a finding, reported by the caller
+            recording.error = error
+            recording.failed_at = failing_module(model, error)
+    return recording
+
+
+@contextlib.contextmanager
+def _places(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Keep `recorder.place` at the name of the module whose forward is running."""
+    stack: list[str] = [""]
+    handles = []
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(name)
+            recorder.place = name
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        stack.pop()
+        recorder.place = stack[-1]
+
+    recorder.place = ""
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first place where the two programs part.
+
+    Attributes:
+        progress: Number of predicted ops that agree.
+        module: Module in which it shows.
+        node: The traced op that was expected there, or None at the end of the program.
+        message: What was expected and what was found.
+    """
+
+    progress: int
+    module: str
+    node: Node | None
+    message: str
+
+
+def compare(predicted: Recording, actual: Recording, extra: frozenset[int] = frozenset()) -> Difference | None:
+    """First difference, or None when the pruned module does what was predicted.
+
+    `extra` are indices of actual ops that the traced graph does not hold (constants it folded), found on the unpruned model.
+    """
+    mine = [index for index in range(len(actual.ops)) if index not in extra]
+    for progress, op in enumerate(predicted.ops):
+        if progress >= len(mine):
+            return _ended(predicted, actual, progress)
+        found = actual.ops[mine[progress]]
+        if found != op:
+            place, node = str(actual.places[mine[progress]]), predicted.places[progress]
+            if found.name == op.name and found.shapes == op.shapes:
+                return Difference(progress, place, node, f"{op.name} was predicted with {op.integers}, the module uses {found.integers}")
+            return Difference(progress, place, node, f"{_shown(op)} was predicted, the module does {_shown(found)}")
+    if actual.error is not None:
+        return _ended(predicted, actual, len(predicted.ops))
+    if len(mine) > len(predicted.ops):
+        index = mine[len(predicted.ops)]
+        return Difference(len(predicted.ops), str(actual.places[index]), None, f"the module does {_shown(actual.ops[index])} at its end")
+    return None
+
+
+def _ended(predicted: Recording, actual: Recording, progress: int) -> Difference:
+    node = predicted.places[progress] if progress < len(predicted.places) else None
+    if actual.error is None:
+        return Difference(progress, str(actual.places[-1]) if actual.places else "", node, "the module ends before the predicted program does")
+    lines = str(actual.error).strip().splitlines()
+    detail = f"{type(actual.error).__name__}: {lines[0] if lines else 'no message'}"
+    return Difference(progress, actual.failed_at, node, f"the module raises {detail}")
+
+
+def _shown(op: PrimitiveOp) -> str:
+    return f"{op.name.removeprefix('aten::')} -> {' '.join(str(list(shape)) for shape in op.shapes)}"
+
+
+def extra_ops(predicted: Recording, actual: Recording) -> frozenset[int] | None:
+    """Actual ops that the traced graph lacks, on the unpruned model; None when the two cannot be lined up."""
+    extra, position = set(), 0
+    for op in predicted.ops:
+        while position < len(actual.ops) and actual.ops[position] != op:
+            extra.add(position)
+            position += 1
+        if position == len(actual.ops):
+            return None
+        position += 1
+    extra.update(range(position, len(actual.ops)))
+    return frozenset(extra) if actual.error is None else None
