@@ -34,7 +34,7 @@ format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff format
 
 docs: $(STAMP) ## build the documentation site into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP) ## run the benchmarks; results go to benchmarks/results/
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -1,4 +1,10 @@
-"""Structured pruning of PyTorch networks to a compute budget, with pluggable importance scorers."""
+"""Structured pruning of PyTorch networks to a compute budget, with pluggable importance scorers.
+
+    import proxyprune as pp
+
+    result = pp.prune(model, example_inputs, target=0.6)
+    pp.save(result, "pruned")
+"""
 
 from __future__ import annotations
 
@@ -6,29 +12,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from proxyprune.apply import apply_plan
+    from proxyprune.carry import carry_optimizer, carry_state
+    from proxyprune.errors import ProxyPruneError
     from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
+    from proxyprune.plan import PrunePlan
+    from proxyprune.flow import PruneResult, Report, prune
     from proxyprune.ranking import Ranking
     from proxyprune.read import trace
+    from proxyprune.scorers import Scorer, ScoringContext, score, scorers
+    from proxyprune.solve import make_plan
+    from proxyprune.storage import load, save
+    from proxyprune.surgery import Surgery
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "trace": "read",
+    "score": "scorers",
+    "make_plan": "solve",
+    "apply_plan": "apply",
+    "prune": "flow",
+    "save": "storage",
+    "load": "storage",
+    "scorers": "scorers",
+    "PrunePlan": "plan",
+    "PruneResult": "flow",
+    "Report": "flow",
+    "Surgery": "surgery",
+    "Ranking": "ranking",
+    "Scorer": "scorers",
+    "ScoringContext": "scorers",
     "ModelGraph": "graph",
     "Block": "graph",
     "ChannelGroup": "graph",
     "Member": "graph",
-    "Ranking": "ranking",
+    "carry_optimizer": "carry",
+    "carry_state": "carry",
+    "ProxyPruneError": "errors",
 }
 """Public name -> module; imported on first use, so that `import proxyprune` does not load torch."""
 
-__all__ = ["Block", "ChannelGroup", "Member", "ModelGraph", "Ranking", "trace"]
+__all__ = ['Block', 'ChannelGroup', 'Member', 'ModelGraph', 'ProxyPruneError', 'PrunePlan', 'PruneResult', 'Ranking', 'Report', 'Scorer', 'ScoringContext', 'Surgery', 'apply_plan', 'carry_optimizer', 'carry_state', 'load', 'make_plan', 'prune', 'save', 'score', 'scorers', 'trace']
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"proxyprune.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'proxyprune' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'proxyprune' has no attribute {name!r}")
+    value = getattr(import_module(f"proxyprune.{_HOMES[name]}"), name)
+    globals()[name] = value  # a submodule of the same name (prune, scorers) must not shadow it
+    return value
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from proxyprune.axes import Axis, Labels
-from proxyprune.trace import Program
+from proxyprune.capture import Program
 
 Leaves = Mapping[str, tuple[Axis, ...]]
 

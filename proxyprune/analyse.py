@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +11,16 @@ from torch.fx import Node
 from proxyprune.axes import Axis
 from proxyprune.blocks import BlockFinder, Span, kind_of
 from proxyprune.cost import CostModel, Polynomial
-from proxyprune.couple import Coupling, couple
+from proxyprune.couple import Amendments, Coupling, couple
 from proxyprune.graph import Block, ChannelGroup, ModelGraph
-from proxyprune.rules import Options
-from proxyprune.trace import Program
+from proxyprune.rules import Options, op_name
+from proxyprune.capture import Program
+_LAYERS = frozenset({"aten.linear", "aten.addmm", "aten.convolution"} | {f"aten.conv{kind}{n}d" for kind in ("", "_transpose") for n in "123"})
 
-def analyse(model: nn.Module, program: Program, options: Options, pins: Mapping[str, str]) -> ModelGraph:
-    """Couple, price and cut into blocks; `pins` are dimensions ("parameter:dim" -> reason) that must stay."""
-    coupling = couple(program, options, model, pins)
+
+def analyse(model: nn.Module, program: Program, options: Options, amendments: Amendments) -> ModelGraph:
+    """Couple, price and cut into blocks; `amendments` are what probing found out."""
+    coupling = couple(program, options, model, amendments)
     finder = BlockFinder(program, model)
     names = finder.block_names
     cost = _cost_model(program, coupling, names)
@@ -35,7 +36,7 @@ def analyse(model: nn.Module, program: Program, options: Options, pins: Mapping[
         program=program,
         coupling=coupling,
         options=options,
-        pins=dict(pins),
+        amendments=amendments,
         bypasses={name: bypass for name, bypass in finder.bypasses.items() if name in names},
     )
 
@@ -67,11 +68,12 @@ def _cost_model(program: Program, coupling: Coupling, names: tuple[str, ...]) ->
             forms[id(axis)] = (constant, tuple(sorted(coefficients.items())))
         return forms[id(axis)]
 
-    mac_terms = [
-        (term.constant, tuple(form(axis) for axis in term.axes), _enclosing(program.owners[node.name], blocks))
-        for node, outcome in coupling.outcomes.items()
-        for term in outcome.macs
-    ]
+    mac_terms, weight_terms = [], []
+    for node, outcome in coupling.outcomes.items():
+        for term in outcome.macs:
+            mac_terms.append((term.constant, tuple(form(axis) for axis in term.axes), _enclosing(program.owners[node.name], blocks)))
+            if op_name(node) in _LAYERS:
+                weight_terms.append(mac_terms[-1])
     param_terms = []
     for name in program.shapes:
         if name in program.trainable:
@@ -79,10 +81,16 @@ def _cost_model(program: Program, coupling: Coupling, names: tuple[str, ...]) ->
             constant = int(np.prod([size for size, axis in zip(program.shapes[name], axes, strict=True) if axis is None], dtype=np.int64))
             param_terms.append((constant, tuple(form(axis) for axis in axes if axis is not None), _enclosing(name, blocks)))
     full = np.array([group.atoms for group in prunable], np.int64)
-    macs, params = Polynomial.build(mac_terms, len(prunable)), Polynomial.build(param_terms, len(prunable))
-    ancestors = {name: (name,) for name in names}
+    macs, params, weights = (Polynomial.build(terms, len(prunable)) for terms in (mac_terms, param_terms, weight_terms))
     return CostModel(
-        tuple(group.id for group in prunable), full, macs, params, ancestors, int(macs.terms(full).sum()), int(params.terms(full).sum())
+        groups=tuple(group.id for group in prunable),
+        full=full,
+        mac_terms=macs,
+        param_terms=params,
+        weight_terms=weights,
+        ancestors={name: (name,) for name in names},
+        base_macs=int(macs.terms(full).sum()),
+        base_params=int(params.terms(full).sum()),
     )
 
 

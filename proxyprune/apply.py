@@ -18,7 +18,7 @@ from proxyprune.plan import PrunePlan
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, skeleton
 from proxyprune.surgery import Surgery, perform, pruned_copy
-from proxyprune.trace import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
+from proxyprune.capture import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
 from proxyprune.verify import Difference
 
 
@@ -94,36 +94,35 @@ def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: Ex
     Meta tensors are tried first; a model that mixes devices on its way gets fake tensors, which keep them.
     """
     example_inputs = _on_device_of(model, example_inputs)
-    surgery, difference = _attempt(model, prediction, example_inputs, Ghost.meta())
-    if difference is not None and difference.progress == 0 or difference is not None and _is_device_trouble(difference):
-        surgery, difference = _attempt(model, prediction, example_inputs, Ghost.fake())
+    try:
+        surgery, difference = _attempt(model, prediction, example_inputs, Ghost.meta())
+    except (RuntimeError, NotImplementedError):  # the predicted program itself does not run on meta tensors
+        return _attempt(model, prediction, example_inputs, Ghost.fake())
+    if difference is not None and _is_device_trouble(difference):
+        return _attempt(model, prediction, example_inputs, Ghost.fake())
     return surgery, difference
 
 
 def _is_device_trouble(difference: Difference) -> bool:
-    return any(word in difference.message for word in ("device", "meta", "NotImplementedError", "FakeTensor"))
+    return difference.progress == 0 or any(word in difference.message for word in ("device", "meta", "NotImplementedError"))
 
 
 def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Surgery, Difference | None]:
     blank = skeleton(model, ghost)
-    bypassed = watch(blank, sorted(prediction.removed), example_inputs, ghost) if prediction.removed else ()
+    bypassed = watch(blank, prediction, example_inputs, ghost) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
     base = Surgery(prediction.cuts, attributes, bypassed)
     perform(blank, base)
     follower = Follower(prediction, blank, example_inputs, ghost)
     difference = follower.run()
     if difference is not None:
-        extra = confirm(skeleton(model, ghost), _unpruned(prediction), example_inputs, ghost)
+        extra = confirm(skeleton(model, ghost), prediction.unpruned, example_inputs, ghost)
         if extra:
             blank = skeleton(model, ghost)
             perform(blank, base)
             follower = Follower(prediction, blank, example_inputs, ghost, extra)
             difference = follower.run()
-    return Surgery(base.cuts, (*attributes, *follower.changes.values()), bypassed), difference
-
-
-def _unpruned(prediction: Prediction) -> Prediction:
-    return Prediction(prediction.graph, [mask | True for mask in prediction.kept], frozenset())
+    return Surgery(base.cuts, (*attributes, *follower.changes), bypassed), difference
 
 
 def blamed_groups(prediction: Prediction, difference: Difference) -> tuple[str, ...]:

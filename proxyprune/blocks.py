@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from proxyprune.rules import op_name
-from proxyprune.trace import Program
+from proxyprune.capture import Program
 
 _PASSING_ON = frozenset(
     f"aten.{name}"
@@ -45,7 +45,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Bypass:
-    """How a removable block is skipped: its one result is replaced by the tensor that its residual path carries."""
+    """One result of a removable block, and the tensor that its residual path carries and that takes its place."""
 
     source: Node
     result: Node
@@ -93,22 +93,25 @@ class BlockFinder:
         return self._spans[module]
 
     @cached_property
-    def bypasses(self) -> dict[str, Bypass]:
-        """Modules that can be skipped, with the tensor that takes the place of their result."""
+    def bypasses(self) -> dict[str, tuple[Bypass, ...]]:
+        """Modules that can be skipped, with the tensors that take the place of their results."""
         found = {}
         for name, module in self.modules.items():
             if name and not isinstance(module, nn.ModuleList | nn.ModuleDict) and (bypass := self._bypass(name)) is not None:
                 found[name] = bypass
         return found
 
-    def _bypass(self, module: str) -> Bypass | None:
+    def _bypass(self, module: str) -> tuple[Bypass, ...] | None:
         span = self.span(module)
-        results = [node for node in span.results if isinstance(node.meta.get("val"), Tensor)]
-        if len(results) != 1 or len(span.results) != 1 or module in self.program.repeated or not self._has_parameters(module):
+        if not span.results or module in self.program.repeated or not self._has_parameters(module):
             return None
-        result = results[0]
-        source = self._residual_source(result, set(span.nodes))
-        return Bypass(source, result) if source is not None else None
+        if not all(isinstance(node.meta.get("val"), Tensor) for node in span.results):
+            return None
+        inside = set(span.nodes)
+        sources = [self._residual_source(result, inside) for result in span.results]
+        if any(source is None for source in sources) or len(set(sources)) < len(sources):
+            return None
+        return tuple(Bypass(source, result) for source, result in zip(sources, span.results, strict=True) if source is not None)
 
     def _has_parameters(self, module: str) -> bool:
         return any(True for _ in self.modules[module].parameters())

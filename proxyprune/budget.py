@@ -48,8 +48,9 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
     """Read a target.
 
     Args:
-        target: Fraction of the base (0 < t < 1), or an absolute number of MACs or parameters: an int, a whole float, or a string
-            with an optional suffix K, M, G or T (powers of 1000). Strings may also be a percentage ("60%").
+        target: Fraction of the base (0 < t < 1), or an absolute number of MACs or parameters: an int, a whole float from
+            1000 up (a smaller one is a fraction gone wrong), or a string with an optional suffix K, M, G or T (powers of 1000).
+            Strings may also be a percentage ("60%").
         base: What the unpruned model spends, in units of the metric.
         metric: "macs" or "params".
 
@@ -66,8 +67,8 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
         raise TargetError(f"Target {target!r} is not positive; {_EXPECTED}.")
     if value < 1:
         limit = math.floor(value * base)
-    elif value.denominator != 1 and not isinstance(target, str):
-        raise TargetError(f"Target {target!r} is neither below 1 nor a whole number; {_EXPECTED}.")
+    elif not isinstance(target, str) and (value.denominator != 1 or (isinstance(target, float) and value < 1000)):
+        raise TargetError(f"Target {target!r} is neither below 1 nor a whole number of {metric}; {_EXPECTED}.")
     else:
         limit = math.floor(value)
     budget = Budget(asked=_plain(target), metric=metric, base=base, limit=limit)

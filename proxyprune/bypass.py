@@ -2,63 +2,117 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Node
 
-from proxyprune.skeleton import Ghost, empty_inputs
-from proxyprune.surgery import HOLE, Bypassed
-from proxyprune.trace import ExampleInputs, call_arguments, evaluation
+from proxyprune.capture import ExampleInputs
+from proxyprune.errors import VerificationError
+from proxyprune.predict import Prediction
+from proxyprune.rules import op_name
+from proxyprune.skeleton import Ghost
+from proxyprune.surgery import Bypassed
+from proxyprune.verify import Recording, extra_ops, record_actual, record_predicted
+
+_NO_CHANGE = frozenset({"aten.to", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.dropout", "aten._to_copy", "getitem"})
 
 
-def watch(skeleton: nn.Module, blocks: Collection[str], example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Bypassed, ...]:
-    """Run an unpruned skeleton once and note how each of `blocks` hands its input on.
+@dataclass
+class _Call:
+    """One block's arguments and result, tensors as they were."""
 
-    The argument that is passed on is the first tensor of the shape of the block's first output tensor, as in every network where a
-    block adds to a stream. The verification that follows checks it against the traced graph.
+    arguments: dict[int | str, Any]
+    result: Any
+
+
+@dataclass
+class _Watcher:
+    calls: dict[str, _Call] = field(default_factory=dict)
+
+    def hook(self, name: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+            self.calls[name] = _Call({**dict(enumerate(args)), **kwargs}, result)
+
+        return note
+
+
+def watch(skeleton: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Bypassed, ...]:
+    """Run an unpruned skeleton once and note how each removed block hands its input on.
+
+    Every tensor of that run is traced back to the op of the graph that made it, so that the argument is the one on the residual
+    path, also where several have its shape.
+
+    Raises:
+        VerificationError: If a block's arguments cannot be told apart.
     """
-    seen: dict[str, Bypassed] = {}
-    handles = [skeleton.get_submodule(name).register_forward_hook(_noting(name, seen), with_kwargs=True) for name in blocks]
-    args, kwargs = call_arguments(example_inputs)
+    watcher = _Watcher()
+    handles = [skeleton.get_submodule(name).register_forward_hook(watcher.hook(name), with_kwargs=True) for name in prediction.bypasses]
     try:
-        with evaluation(skeleton), ghost.running():
-            skeleton(*empty_inputs(args, ghost), **empty_inputs(kwargs, ghost))
+        actual = record_actual(skeleton, example_inputs, ghost)
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(seen[name] for name in blocks if name in seen)
+    nodes = _makers(prediction, actual, ghost)
+    return tuple(_bypassed(name, prediction, watcher.calls[name], actual, nodes) for name in prediction.bypasses)
 
 
-def _noting(name: str, seen: dict[str, Bypassed]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-        template, first = _template(result)
-        for key, value in [*enumerate(args), *kwargs.items()]:
-            if isinstance(value, Tensor) and first is not None and value.shape == first.shape:
-                seen[name] = Bypassed(name, key, template)
-                return
+def _makers(prediction: Prediction, actual: Recording, ghost: Ghost) -> dict[int, Node]:
+    """Index of an actual op -> the traced op that it carries out."""
+    predicted = record_predicted(prediction.unpruned, ghost)
+    extra = extra_ops(predicted, actual)
+    if extra is None:
+        return {}
+    mine = (index for index in itertools.count() if index not in extra)
+    return dict(zip(mine, predicted.places, strict=False))
 
-    return hook
+
+def _bypassed(name: str, prediction: Prediction, call: _Call, actual: Recording, nodes: Mapping[int, Node]) -> Bypassed:
+    bypass = prediction.bypasses[name]
+    template, holes = _template(call.result)
+    arguments: list[int | str] = []
+    for tensor in holes:
+        made = _origin(nodes.get(actual.made.get(id(tensor), -1)))
+        sources = [pair.source for pair in bypass if _origin(pair.result) == made] or [pair.source for pair in bypass]
+        alike = [key for key, value in call.arguments.items() if isinstance(value, Tensor) and value.shape == tensor.shape]
+        exact = [key for key in alike if _origin(nodes.get(actual.made.get(id(call.arguments[key]), -1))) in map(_origin, sources)]
+        chosen = exact or (alike if len(alike) == 1 else [])
+        if not chosen:
+            raise VerificationError(
+                f"Block '{name}' cannot be removed: it is not clear which of its arguments passes through it. "
+                "The model is unchanged. Keep the block (keep=...), or prune widths.",
+                module=name,
+            )
+        arguments.append(chosen[0])
+    return Bypassed(name, tuple(arguments), template)
 
 
-def _template(result: Any) -> tuple[Any, Tensor | None]:
-    """The output's structure with HOLE for its first tensor and None for other leaves."""
-    first: list[Tensor] = []
+def _origin(node: Node | None) -> Node | None:
+    """The op behind copies that change nothing."""
+    while node is not None and op_name(node) in _NO_CHANGE and isinstance(node.args[0], Node) and node.args[0].op == "call_function":
+        node = node.args[0]
+    return node
+
+
+def _template(result: Any) -> tuple[Any, list[Tensor]]:
+    """The output's structure with numbered holes for its tensors, and these tensors."""
+    holes: list[Tensor] = []
 
     def visit(value: Any) -> Any:
         if isinstance(value, Tensor):
-            first.append(value)
-            return HOLE if len(first) == 1 else None
-        if dataclasses.is_dataclass(value) and not isinstance(value, type) and isinstance(value, Mapping):
-            return {key: visit(item) for key, item in value.items()}
+            holes.append(value)
+            return {"hole": len(holes) - 1}
         if isinstance(value, Mapping):
-            return {key: visit(item) for key, item in value.items()}
+            return {"dict": {key: visit(item) for key, item in value.items()}}
         if isinstance(value, tuple):
             return {"tuple": [visit(item) for item in value]}
         if isinstance(value, list):
             return [visit(item) for item in value]
         return value if isinstance(value, bool | int | float | str | None) else None
 
-    template = visit(result)
-    return template, first[0] if first else None
+    return visit(result), holes
+
+

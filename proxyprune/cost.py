@@ -90,6 +90,7 @@ class CostModel:
         full: Atoms of the unpruned network.
         mac_terms: MACs.
         param_terms: Parameters.
+        weight_terms: MACs of linear layers and convolutions alone.
         ancestors: Block id as used in the terms -> ids of all blocks that contain it, itself included.
     """
 
@@ -97,6 +98,7 @@ class CostModel:
     full: Counts = field(repr=False)
     mac_terms: Polynomial = field(repr=False)
     param_terms: Polynomial = field(repr=False)
+    weight_terms: Polynomial = field(repr=False)
     ancestors: Mapping[str, tuple[str, ...]] = field(repr=False)
     base_macs: int = 0
     base_params: int = 0
@@ -104,6 +106,10 @@ class CostModel:
     def macs(self, atoms: Counts, removed: Collection[str] = ()) -> int:
         """Multiply-accumulates of one run."""
         return self._total(self.mac_terms, atoms, removed)
+
+    def conventional_macs(self, atoms: Counts, removed: Collection[str] = ()) -> int:
+        """MACs as the literature's counters see them: linear layers and convolutions, without the products of attention."""
+        return self._total(self.weight_terms, atoms, removed)
 
     def params(self, atoms: Counts, removed: Collection[str] = ()) -> int:
         """Parameters that are left."""

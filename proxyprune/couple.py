@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from proxyprune.graph import ChannelGroup, Member
 from proxyprune.rules import TABLE, Factored, Options, Outcome, Rule, Size, Term, Walk, op_name, output_shapes
 from proxyprune.rules.base import fixed
 from proxyprune.rules.pointwise import is_pointwise, pointwise
-from proxyprune.trace import Program
+from proxyprune.capture import Program
 
 _TENSORLESS_OPS = frozenset({"aten.sym_size", "aten._local_scalar_dense"})
 
@@ -70,35 +71,65 @@ class Coupling:
         return np.flatnonzero(stays)
 
 
-def couple(program: Program, options: Options, model: nn.Module, pins: Mapping[str, str]) -> Coupling:
+@dataclass(frozen=True)
+class Amendments:
+    """What probing found out that no op shows; part of a plan's options, so that the same groups are found again.
+
+    Attributes:
+        pins: "parameter:dim" -> why this dimension must stay.
+        ties: Pairs of "parameter:dim" of equal size whose positions leave pairwise together.
+    """
+
+    pins: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.pins or self.ties)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"pins": dict(self.pins), "ties": [list(pair) for pair in self.ties]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Amendments:
+        """The inverse of `to_dict`."""
+        return cls(dict(data.get("pins", {})), tuple((str(a), str(b)) for a, b in data.get("ties", [])))
+
+
+def couple(program: Program, options: Options, model: nn.Module, amendments: Amendments) -> Coupling:
     """Find the channel groups of a program.
 
     Args:
         program: The traced model.
         options: How norm and convolution groups may shrink.
         model: The traced module, for the few classes in `adapters`.
-        pins: "parameter:dim" -> reason, for dimensions that are known to be unsafe (found by verification).
+        amendments: Dimensions to pin or to tie, found by probing.
     """
-    scout, _ = _walk(program, options, model, pins, choices=None)
+    scout, _ = _walk(program, options, model, amendments, choices=None)
     choices = _choose(scout.labels, scout.factored)
     if scout.factored:
-        walk, unsupported = _walk(program, options, model, pins, choices=choices)
+        walk, unsupported = _walk(program, options, model, amendments, choices=choices)
     else:
         walk, unsupported = scout, _unsupported(program)
     return _form_groups(program, walk, unsupported, options)
 
 
 def _walk(
-    program: Program, options: Options, model: nn.Module, pins: Mapping[str, str], choices: Mapping[tuple[str, str, int], int | None] | None
+    program: Program,
+    options: Options,
+    model: nn.Module,
+    amendments: Amendments,
+    choices: Mapping[tuple[str, str, int], int | None] | None,
 ) -> tuple[Walk, tuple[str, ...]]:
     from proxyprune.adapters import relate  # adapters know modules, rules know ops; only here do they meet
 
     walk = Walk(program, options, Labels(), choices)
     leaves = _label_parameters(program, walk.labels)
     relate(model, program, leaves, walk.labels)
-    for key, reason in pins.items():
-        name, _, dim = key.rpartition(":")
-        walk.labels.pin(leaves[name][int(dim)], reason)
+    for key, reason in amendments.pins.items():
+        walk.labels.pin(_leaf(leaves, key), reason)
+    for first, second in amendments.ties:
+        walk.labels.equate(_leaf(leaves, first), _leaf(leaves, second), f"a forward that takes {first} and {second} for one width")
     unknown: list[str] = []
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -117,6 +148,11 @@ def _walk(
                     walk.labels.pin(axis, "is an output of the model")
     walk.leaves = leaves  # type: ignore[attr-defined]
     return walk, tuple(dict.fromkeys(unknown))
+
+
+def _leaf(leaves: Mapping[str, tuple[Axis, ...]], key: str) -> Axis:
+    name, _, dim = key.rpartition(":")
+    return leaves[name][int(dim)]
 
 
 def _placeholder_shape(node: Node) -> tuple[int, ...]:
@@ -146,7 +182,11 @@ def _apply_rule(walk: Walk, node: Node, unknown: list[str]) -> Outcome:
 
 
 def _label_parameters(program: Program, labels: Labels) -> dict[str, tuple[Axis, ...]]:
-    return {name: tuple(labels.fresh(size) for size in shape) for name, shape in program.shapes.items()}
+    """Every dimension of every parameter and floating-point buffer; integers (indices, counters) are never cut."""
+    return {
+        name: fixed(shape) if name in program.integers else tuple(labels.fresh(size) for size in shape)
+        for name, shape in program.shapes.items()
+    }
 
 
 def _choose(labels: Labels, factored: list[Factored]) -> dict[tuple[str, str, int], int | None]:
@@ -306,6 +346,8 @@ class _GroupBuilder:
                 )
                 if reason == "is a kernel or spatial dimension":
                     continue
+                if reason is None and not any(member.parameter in program.trainable for member in members):
+                    reason = "is held by buffers alone"
                 (prunable if reason is None else pinned).append((members, atoms, reason))
         return prunable, pinned
 

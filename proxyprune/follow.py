@@ -21,14 +21,16 @@ from proxyprune.rules import output_shapes
 from proxyprune.rules.base import arguments
 from proxyprune.skeleton import Ghost
 from proxyprune.surgery import AttributeChange, get_attribute, set_attribute
-from proxyprune.trace import ExampleInputs
+from proxyprune.capture import ExampleInputs
 from proxyprune.verify import Difference, Recording, compare, extra_ops, record_actual, record_predicted
 
+_SINGLES_TRIED = 48
 _PAIRS_TRIED = 24
 _ROUNDS = 400
 
 Path = tuple[str, ...]
 Value = int | tuple[int, ...]
+Scales = dict[int, dict[int, None]]
 
 
 def layer_attributes(model: nn.Module, prediction: Prediction) -> Iterator[AttributeChange]:
@@ -63,6 +65,17 @@ def _predicted_arguments(node: Node, prediction: Prediction) -> tuple[dict[str, 
     return values, shape[1] if len(shape) > 1 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A new value for an attribute, and where it came from: the how-manieth suggestion for this attribute at which op of the module."""
+
+    module: str
+    path: Path
+    after: Value
+    op: int | None = None
+    rank: int = 0
+
+
 @dataclass
 class Follower:
     """Finds the attribute changes that make a pruned skeleton's forward agree with the prediction."""
@@ -72,13 +85,24 @@ class Follower:
     example_inputs: ExampleInputs
     ghost: Ghost
     extra: frozenset[int] = frozenset()
-    changes: dict[tuple[str, Path], AttributeChange] = field(default_factory=dict)
+    before: dict[tuple[str, Path], Value] = field(default_factory=dict)
     learned: dict[tuple[type[nn.Module], Path], None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.skeleton.named_modules())
         self.predicted: Recording = record_predicted(self.prediction, self.ghost)
-        self._scales_of: dict[str, dict[int, dict[int, None]]] = {}
+        self._ops_of: dict[str, list[Node]] = {}
+
+    @property
+    def changes(self) -> tuple[AttributeChange, ...]:
+        """The attribute changes that were found, in module order."""
+        found = []
+        for (module, path), before in self.before.items():
+            after = _plain(get_attribute(self.modules[module], path))
+            if after != before:
+                found.append(AttributeChange(module, path, before, after))
+        order = {name: index for index, name in enumerate(self.modules)}
+        return tuple(sorted(found, key=lambda change: (order[change.module], change.path)))
 
     def run(self) -> Difference | None:
         """Try changes until the forward agrees; returns the difference that is left, if any."""
@@ -93,103 +117,135 @@ class Follower:
         return difference
 
     def _difference(self) -> Difference | None:
-        return compare(self.predicted, record_actual(self.skeleton, self.example_inputs, self.ghost), self.extra)
+        return compare(self.predicted, record_actual(self.skeleton, self.example_inputs, self.ghost, self.predicted, self.extra), self.extra)
 
     def _improve(self, difference: Difference) -> Difference | None:
-        candidates = list(dict.fromkeys(self._candidates(difference)))
-        singles: list[tuple[AttributeChange, ...]] = [(candidate,) for candidate in candidates]
+        candidates = list(itertools.islice(dict.fromkeys(self._candidates(difference)), _SINGLES_TRIED))
+        singles: list[tuple[Proposal, ...]] = [(candidate,) for candidate in candidates]
         pairs = itertools.islice(itertools.combinations(candidates, 2), _PAIRS_TRIED)
         for trial in itertools.chain(singles, pairs):
-            if len({(change.module, change.path) for change in trial}) < len(trial):
+            if len({(proposal.module, proposal.path) for proposal in trial}) < len(trial):
                 continue
-            self._set(trial, after=True)
+            before = [self._set(proposal) for proposal in trial]
             found = self._difference()
             if found is None or found.progress > difference.progress:
-                for change in trial:
-                    self.changes[change.module, change.path] = change
-                    self._carry_over(change)
-                return self._difference() if len(self.learned) and found is not None else found
-            self._set(trial, after=False)
+                carried = [self._carry_over(proposal) for proposal in trial]
+                return self._difference() if any(carried) and found is not None else found
+            for proposal, value in zip(trial, before, strict=True):
+                set_attribute(self.modules[proposal.module], proposal.path, value)
         return difference
 
-    def _set(self, trial: tuple[AttributeChange, ...], *, after: bool) -> None:
-        for change in trial:
-            set_attribute(self.modules[change.module], change.path, change.after if after else change.before)
+    def _set(self, proposal: Proposal) -> Value:
+        """Carry out a proposal; returns the value that it replaces."""
+        current = _plain(get_attribute(self.modules[proposal.module], proposal.path))
+        self.before.setdefault((proposal.module, proposal.path), current)
+        set_attribute(self.modules[proposal.module], proposal.path, proposal.after)
+        return current
 
-    def _carry_over(self, change: AttributeChange) -> None:
-        """Give the other modules of the class the same attribute's new value, where their own sizes name exactly one."""
-        kind = type(self.modules[change.module])
-        if (kind, change.path) in self.learned:
-            return
-        self.learned[kind, change.path] = None
+    def _carry_over(self, proposal: Proposal) -> bool:
+        """Give the other modules of the class what the same op suggests there."""
+        kind = type(self.modules[proposal.module])
+        if proposal.op is None or (kind, proposal.path) in self.learned:
+            return False
+        self.learned[kind, proposal.path] = None
+        carried = False
         for name, module in self.modules.items():
-            if type(module) is kind and (name, change.path) not in self.changes:
-                proposals = [c for c in self._changes_in(name, name) if c.path == change.path]
-                if proposals:
-                    self._set(proposals[:1], after=True)  # type: ignore[arg-type]
-                    self.changes[name, change.path] = proposals[0]
+            ops = self._ops(name)
+            if type(module) is not kind or (name, proposal.path) in self.before or proposal.op >= len(ops):
+                continue
+            same = [other for other in self._proposals(name, ops[proposal.op], proposal.op) if other.path == proposal.path]
+            if proposal.rank < len(same):
+                self._set(same[proposal.rank])
+                carried = True
+        return carried
 
-    def _candidates(self, difference: Difference) -> Iterator[AttributeChange]:
-        owner = difference.module
-        places = [owner]
+    def _candidates(self, difference: Difference) -> Iterator[Proposal]:
+        """Proposals for the module of a difference, its ancestors and its descendants: what the op itself suggests comes first."""
+        places = [difference.module]
         if difference.node is not None:
             places.append(self.prediction.graph.program.owners[difference.node.name])
-        for place in dict.fromkeys(places):
-            yield from self._changes_in(place, place)
-            parent = place
-            while parent:
-                parent = parent.rpartition(".")[0]
-                yield from self._changes_in(parent, place)
-            for name in self.modules:
-                if place and name.startswith(f"{place}."):
-                    yield from self._changes_in(name, place)
+        holders = list(dict.fromkeys(holder for place in places for holder in self._around(place)))
+        for holder in holders:
+            ops = self._ops(holder)
+            if difference.node in ops:
+                index = ops.index(difference.node)
+                yield from self._proposals(holder, ops[index], index)
+            elif difference.node is not None:
+                yield from self._proposals(holder, difference.node, None)
+        for place in places:
+            scales = self._scales(place)
+            for holder in holders:
+                yield from self._suggested(holder, scales, None)
 
-    def _changes_in(self, holder: str, place: str) -> Iterator[AttributeChange]:
-        """Attributes of module `holder` with the new values that the size changes at module `place` suggest."""
+    def _around(self, place: str) -> Iterator[str]:
+        yield place
+        parent = place
+        while parent:
+            parent = parent.rpartition(".")[0]
+            yield parent
+        yield from (name for name in self.modules if name != place and (not place or name.startswith(f"{place}.")))
+
+    def _ops(self, module: str) -> list[Node]:
+        """The ops of a module, those of its submodules included."""
+        if module not in self._ops_of:
+            program = self.prediction.graph.program
+            inside = f"{module}."
+            self._ops_of[module] = [
+                node for node in program.calls if not module or program.owners[node.name] == module or program.owners[node.name].startswith(inside)
+            ]
+        return self._ops_of[module]
+
+    def _proposals(self, holder: str, node: Node, op: int | None) -> Iterator[Proposal]:
+        scales: Scales = {}
+        self._add_scales([node], scales)
+        yield from self._suggested(holder, scales, op)
+
+    def _suggested(self, holder: str, scales: Scales, op: int | None) -> Iterator[Proposal]:
         module = self.modules.get(holder)
-        if module is None or type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.MultiheadAttention):
+        if module is None or (type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.MultiheadAttention)):
             return
-        scales = self._scales(place)
-        for path, value in _integer_attributes(module):
-            current = (holder, path)
-            if current in self.changes:
-                continue
-            for after in _suggestions(value, scales):
-                yield AttributeChange(holder, path, value, after)
+        for path, current in _integer_attributes(module):
+            value = self.before.get((holder, path), current)
+            for rank, after in enumerate(_suggestions(value, scales)):
+                if after != current:
+                    yield Proposal(holder, path, after, op, rank)
 
-    def _scales(self, place: str) -> dict[int, dict[int, None]]:
+    def _scales(self, place: str) -> Scales:
         """Old size -> new sizes, from the ops of a module and what goes into them; its own ops first."""
-        if place in self._scales_of:
-            return self._scales_of[place]
-        program, outcomes = self.prediction.graph.program, self.prediction.coupling.outcomes
-        own, inner = [], []
-        for node in program.calls:
-            owner = program.owners[node.name]
-            if owner == place:
-                own.append(node)
-            elif not place or owner.startswith(f"{place}."):
-                inner.append(node)
-        found: dict[int, dict[int, None]] = {}
-        for node in [*own, *inner]:
-            for source in [node, *node.all_input_nodes]:
-                if source in outcomes and not self.prediction.is_removed(source):
-                    for index, shape in enumerate(output_shapes(source)):
-                        if shape:
-                            for before, after in zip(shape, self.prediction.output_shape(source, index), strict=True):
-                                if before != after:
-                                    found.setdefault(before, {})[after] = None
-            for key, size in outcomes[node].sizes.items():
-                self._add_argument_scales(node, key, size, found)
-        self._scales_of[place] = found
+        owners = self.prediction.graph.program.owners
+        found: Scales = {}
+        ops = self._ops(place)
+        self._add_scales([node for node in ops if owners[node.name] == place], found)
+        self._add_scales([node for node in ops if owners[node.name] != place], found)
         return found
 
-    def _add_argument_scales(self, node: Node, key: int | str, size: Any, found: dict[int, dict[int, None]]) -> None:
+    def _add_scales(self, nodes: list[Node], found: Scales) -> None:
+        outcomes = self.prediction.coupling.outcomes
+        for node in nodes:
+            for key, size in outcomes[node].sizes.items():
+                self._add_argument_scales(node, key, size, found)
+        for node in dict.fromkeys([*nodes, *(source for node in nodes for source in node.all_input_nodes)]):
+            if node in outcomes and not self.prediction.is_removed(node):
+                self._add_shape_scales(node, found)
+
+    def _add_shape_scales(self, node: Node, found: Scales) -> None:
+        for index, shape in enumerate(output_shapes(node)):
+            if shape:
+                for before, after in zip(shape, self.prediction.output_shape(node, index), strict=True):
+                    if before != after:
+                        found.setdefault(before, {})[after] = None
+
+    def _add_argument_scales(self, node: Node, key: int | str, size: Any, found: Scales) -> None:
         before = node.args[key] if isinstance(key, int) else arguments(node).get(key)
         befores = before if isinstance(before, list | tuple) else [before]
         afters = [self.prediction.size(item) for item in (size if isinstance(size, tuple) else (size,))]
         for old, new in zip(befores, afters, strict=False):
             if isinstance(old, int) and old > 0 and old != new:
                 found.setdefault(old, {})[new] = None
+
+
+def _plain(value: Any) -> Value:
+    return tuple(value) if isinstance(value, list | tuple) else int(value)
 
 
 def _integer_attributes(module: nn.Module) -> Iterator[tuple[Path, Value]]:
@@ -215,7 +271,7 @@ def _is_plain_object(value: Any) -> bool:
     return hasattr(value, "__dict__") and not isinstance(value, nn.Module | Tensor | type) and not callable(value)
 
 
-def _suggestions(value: Value, scales: dict[int, dict[int, None]]) -> Iterator[Value]:
+def _suggestions(value: Value, scales: Scales) -> Iterator[Value]:
     """New values for an attribute: an old size becomes the new one; a multiple or fraction of it scales along."""
     if isinstance(value, tuple):
         options = [[item, *scales.get(item, {})][-1] for item in value]

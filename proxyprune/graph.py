@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from proxyprune.blocks import Bypass
     from proxyprune.cost import CostModel
-    from proxyprune.couple import Coupling
+    from proxyprune.couple import Amendments, Coupling
     from proxyprune.rules import Options
-    from proxyprune.trace import Program
+    from proxyprune.capture import Program
 
 IndexArray = NDArray[np.int64]
 
@@ -136,8 +136,8 @@ class ModelGraph:
         program: The ATen program behind it (internal, as are the rest; needed to apply a plan).
         coupling: Axis classes and rule outcomes.
         options: How norm and convolution groups may shrink.
-        bypasses: Removable block -> the tensor that takes its result's place.
-        pins: "parameter:dim" -> reason, for dimensions that probing found unsafe.
+        bypasses: Removable block -> the tensors that take the place of its results.
+        amendments: What probing found out: dimensions to pin or to tie.
     """
 
     model_class: str
@@ -149,8 +149,8 @@ class ModelGraph:
     program: Program = field(repr=False)
     coupling: Coupling = field(repr=False)
     options: Options
-    bypasses: Mapping[str, Bypass] = field(repr=False)
-    pins: Mapping[str, str] = field(repr=False)
+    bypasses: Mapping[str, tuple[Bypass, ...]] = field(repr=False)
+    amendments: Amendments = field(repr=False)
 
     @property
     def macs(self) -> int:

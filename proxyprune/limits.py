@@ -32,10 +32,10 @@ class Limits:
     Attributes:
         keep: What must stay exactly as it is. A group is kept when any of its members is matched, so a kept module keeps its input
             width as well as its output width; a block with a match inside is not removed.
-        floors: Least that stays of the matched groups: a fraction (float, 0 to 1) or a number of channels (int). The highest match
-            counts. A block with a floor above 0 is not removed.
-        ceilings: Most that stays, in the same units. Reaches the groups that live entirely inside what is matched, or, when there are
-            none, every group that touches it. The lowest match counts; keep patterns win.
+        floors: Least that stays, by pattern: a fraction (float, 0 to 1) or a number of channels (int). Reaches the groups that live
+            entirely inside what is matched, or, when there are none, every group that touches it. The highest match counts. A block with
+            a floor above 0 is not removed.
+        ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
         round_to: Channels of each cut group should be a multiple of this.
     """
 
@@ -143,14 +143,15 @@ def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
     names = Names(graph)
     keep = frozenset().union(*(names.match(pattern, "keep") for pattern in limits.keep))
     floors = [(names.match(pattern, "floor"), bound) for pattern, bound in limits.floors.items()]
-    ceilings = [(_reach(names, graph, names.match(pattern, "ceiling")), bound) for pattern, bound in limits.ceilings.items()]
+    floored = [(_reach(names, graph, matched), bound) for matched, bound in floors]
+    ceiled = [(_reach(names, graph, names.match(pattern, "ceiling")), bound) for pattern, bound in limits.ceilings.items()]
     ladders = []
     for group in graph.prunable:
         if names.touches(group, keep):
             ladders.append(uncut(group))
             continue
-        least = [_floor_atoms(group, bound) for matched, bound in floors if names.touches(group, matched)]
-        most = [_ceiling_atoms(group, bound) for reached, bound in ceilings if group.id in reached]
+        least = [_floor_atoms(group, bound) for reached, bound in floored if group.id in reached]
+        most = [_ceiling_atoms(group, bound) for reached, bound in ceiled if group.id in reached]
         ladders.append(_ladder(group, max(least, default=None), min(most, default=group.atoms), limits.round_to))
     firm = keep.union(*(matched for matched, bound in floors if bound > 0))
     return Resolved(tuple(ladders), frozenset(_kept_blocks(names, graph, firm)))

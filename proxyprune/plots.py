@@ -1,7 +1,7 @@
 """Pictures of a ranking and of a plan, as PNG, SVG or PDF.
 
-Figures are drawn on their own canvas, so that no global state of matplotlib is touched and no display is needed. One row a block or group,
-in execution order from the top; the picture grows with the network, so that the names of hundreds of blocks can be read.
+Figures are drawn on their own canvas, so that no global state of matplotlib is touched and no display is needed. One row a block (in
+execution order) or a channel group (in the model's own order); the picture grows with the network, so that hundreds of names can be read.
 """
 
 from __future__ import annotations

@@ -46,6 +46,11 @@ class Prediction:
         return Prediction(graph, kept, frozenset(plan.removed_blocks))
 
     @property
+    def unpruned(self) -> Prediction:
+        """The same program with nothing cut."""
+        return Prediction(self.graph, [mask | True for mask in self.kept], frozenset())
+
+    @property
     def coupling(self) -> Coupling:
         """The coupling behind the graph."""
         return self.graph.coupling
@@ -111,7 +116,7 @@ class Prediction:
         return tuple(args), kwargs
 
     @cached_property
-    def bypasses(self) -> Mapping[str, Bypass]:
+    def bypasses(self) -> Mapping[str, tuple[Bypass, ...]]:
         """Removed blocks and what takes the place of their results."""
         return {block: self.graph.bypasses[block] for block in self.graph.bypasses if block in self.removed}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,18 @@ from torch import nn
 
 from proxyprune.analyse import analyse
 from proxyprune.apply import attempt_surgery, blamed_groups
+from proxyprune.couple import Amendments
 from proxyprune.errors import InputError
-from proxyprune.graph import ChannelGroup, ModelGraph
+from proxyprune.graph import ChannelGroup, Member, ModelGraph
 from proxyprune.predict import Prediction
 from proxyprune.rules import Options
-from proxyprune.trace import ExampleInputs, capture
+from proxyprune.capture import ExampleInputs, capture
+from proxyprune.verify import Difference
 
 NORM_GROUPS = ("balanced", "whole", "reduced")
 CONV_GROUPS = ("balanced", "whole")
+
+_TIES_TRIED = 12
 
 
 def trace(
@@ -53,40 +59,107 @@ def trace(
     for name, value, known in (("norm_groups", norm_groups, NORM_GROUPS), ("conv_groups", conv_groups, CONV_GROUPS)):
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}; found {value!r}.")
-    graph = analyse(model, capture(model, example_inputs), Options(norm_groups, conv_groups), {})
+    graph = analyse(model, capture(model, example_inputs), Options(norm_groups, conv_groups), Amendments())
     return probe_groups(model, example_inputs, graph) if probe else graph
 
 
 def trace_like(model: nn.Module, example_inputs: ExampleInputs, options: Mapping[str, Any]) -> ModelGraph:
     """Trace a model with the options that a plan was made with."""
-    pins = options.get("pinned", {})
     chosen = Options(options.get("norm_groups", "balanced"), options.get("conv_groups", "balanced"))
-    return analyse(model, capture(model, example_inputs), chosen, pins)
+    return analyse(model, capture(model, example_inputs), chosen, Amendments.from_dict(options.get("amendments", {})))
 
 
 def probe_groups(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> ModelGraph:
-    """Pin the groups that the forward does not follow when every group loses one step."""
-    for _ in range(len(graph.prunable) + 1):
-        prediction = Prediction(graph, [_one_step_less(group) for group in graph.prunable], frozenset())
-        if all(mask.all() for mask in prediction.kept):
-            return graph
-        _, difference = attempt_surgery(model, prediction, example_inputs)
+    """Amend the groups until the forward follows when every group loses a few steps.
+
+    Where it does not follow, two widths that it takes for one are tied if that helps (a head dimension computed as the width of the stream
+    divided by the number of heads); otherwise the groups that are cut there are pinned.
+    """
+    difference = _probe(model, example_inputs, graph)
+    for _ in range(2 * len(graph.prunable) + 2):
         if difference is None:
             return graph
-        reason = f"is not followed by the forward of {difference.module or 'the model'}: {difference.message}"
-        graph = with_pins(model, graph, blamed_groups(prediction, difference), reason)
+        graph, difference = amend(model, example_inputs, graph, difference)
     return graph
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A difference, with the groups that are cut where it shows."""
+
+    difference: Difference
+    groups: tuple[str, ...]
+
+
+def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> Finding | None:
+    prediction = Prediction(graph, _distinct_cuts(graph), frozenset())
+    if all(mask.all() for mask in prediction.kept):
+        return None
+    _, difference = attempt_surgery(model, prediction, example_inputs)
+    return None if difference is None else Finding(difference, blamed_groups(prediction, difference))
+
+
+def amend(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, finding: Finding) -> tuple[ModelGraph, Finding | None]:
+    """One amendment that gets the forward further, and what is found then."""
+    for ties in _possible_ties(graph, finding):
+        tied = analyse(model, graph.program, graph.options, replace(graph.amendments, ties=(*graph.amendments.ties, *ties)))
+        found = _probe(model, example_inputs, tied)
+        if len(tied.prunable) >= 1 and (found is None or found.difference.progress > finding.difference.progress):
+            return tied, found
+    module = finding.difference.module or "the model"
+    pinned = with_pins(model, graph, finding.groups, f"is not followed by the forward of {module}: {finding.difference.message}")
+    return pinned, _probe(model, example_inputs, pinned)
+
+
+def _possible_ties(graph: ModelGraph, finding: Finding) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Pairs of equally long parameter dimensions inside the module, of two groups, one of them cut where the difference shows.
+
+    Modules of the same class get the same tie.
+    """
+    owner = graph.program.owners[finding.difference.node.name] if finding.difference.node is not None else finding.difference.module
+    tried: set[frozenset[str]] = set()
+    for module in dict.fromkeys((finding.difference.module, owner)):
+        members = [(member, group) for group in graph.prunable for member in group.members if _inside(member, module)]
+        whole = [(m, g) for m, g in members if m.positions.size == graph.program.shapes[m.parameter][m.dim]]
+        blamed = [(m, g) for m, g in whole if g.id in finding.groups]
+        for (first, one), (second, other) in itertools.product(blamed, whole):
+            pair = frozenset((one.id, other.id))
+            if len(pair) < 2 or pair in tried or first.positions.size != second.positions.size or len(tried) == _TIES_TRIED:
+                continue
+            tried.add(pair)
+            local = [f"{m.parameter[len(module) + bool(module) :]}:{m.dim}" for m in (first, second)]
+            alike = [name for name, kind in graph.program.classes.items() if kind == graph.program.classes[module]]
+            pairs = [(_joined(name, local[0]), _joined(name, local[1])) for name in alike]
+            yield tuple(keys for keys in pairs if _same_size(graph, *keys))
+
+
+def _inside(member: Member, module: str) -> bool:
+    return not module or member.parameter.startswith(f"{module}.")
+
+
+def _joined(module: str, local: str) -> str:
+    return f"{module}.{local}" if module else local
+
+
+def _same_size(graph: ModelGraph, first: str, second: str) -> bool:
+    sizes = []
+    for key in (first, second):
+        name, _, dim = key.rpartition(":")
+        if name not in graph.program.shapes or len(graph.program.shapes[name]) <= int(dim):
+            return False
+        sizes.append(graph.program.shapes[name][int(dim)])
+    return sizes[0] == sizes[1] > 1
 
 
 def with_pins(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reason: str) -> ModelGraph:
     """The graph with some groups pinned, and with them the groups that stand at the same place in modules of the same class."""
     kinds = {_place(graph, graph.by_id[group]) for group in groups}
     alike = [group for group in graph.prunable if group.id in groups or _place(graph, group) in kinds]
-    pins = dict(graph.pins)
+    pins = dict(graph.amendments.pins)
     for group in alike:
         first = group.members[0]
         pins[f"{first.parameter}:{first.dim}"] = reason
-    return analyse(model, graph.program, graph.options, pins)
+    return analyse(model, graph.program, graph.options, replace(graph.amendments, pins=pins))
 
 
 def _place(graph: ModelGraph, group: ChannelGroup) -> tuple[str, str, int]:
@@ -95,15 +168,26 @@ def _place(graph: ModelGraph, group: ChannelGroup) -> tuple[str, str, int]:
     return graph.program.classes.get(parent, ""), f"{module.rpartition('.')[2]}.{local}", group.members[0].dim
 
 
-def _one_step_less(group: ChannelGroup) -> np.ndarray:
+def _distinct_cuts(graph: ModelGraph) -> list[np.ndarray]:
+    """Cut every group by a few steps, groups of one width by different numbers, so that no two widths agree by chance."""
+    seen: dict[int, int] = {}
+    masks = []
+    for group in graph.prunable:
+        number = seen.get(group.width, 0)
+        seen[group.width] = number + 1
+        most = max(1, (group.atoms - group.floor) // group.step)
+        masks.append(_fewer(group, 1 + number % most))
+    return masks
+
+
+def _fewer(group: ChannelGroup, steps: int) -> np.ndarray:
+    """The group without its last atoms, as many from every bin."""
     mask = np.ones(group.atoms, dtype=bool)
-    if group.atoms - group.step < 1:
+    leaving = steps * group.step
+    if group.atoms - leaving < group.floor:
         return mask
-    if group.bins is None:
-        mask[-group.step :] = False
-        return mask
-    bins = np.array(group.bins)
-    leaving = group.step // (int(bins.max()) + 1)
+    bins = np.zeros(group.atoms, np.int64) if group.bins is None else np.array(group.bins)
     for number in range(int(bins.max()) + 1):
-        mask[np.flatnonzero(bins == number)[len(np.flatnonzero(bins == number)) - leaving :]] = False
+        mine = np.flatnonzero(bins == number)
+        mask[mine[len(mine) - leaving // (int(bins.max()) + 1) :]] = False
     return mask

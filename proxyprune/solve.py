@@ -181,6 +181,8 @@ def _options(graph: ModelGraph, limits: Limits, further: Mapping[str, Any] | Non
         "floors": dict(limits.floors),
         "ceilings": dict(limits.ceilings),
     }
+    if graph.amendments:
+        asked["amendments"] = graph.amendments.to_dict()
     return asked | dict(further or {})
 
 

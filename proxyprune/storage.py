@@ -386,16 +386,16 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]]) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in _named_tensors(model).items()}
     known = {id(tensor) for name, tensor in _named_tensors(model).items() if name in structure}
-    differences = [f"'{name}' is missing" for name in structure if name not in found]
-    differences += [f"'{name}' is new" for name, tensor in _named_tensors(model).items() if id(tensor) not in known]
-    differences += [
+    differences = [
         f"'{name}' has shape {found[name]} instead of {shape}"
         for name, shape in structure.items()
         if name in found and found[name] != shape
     ]
+    differences += [f"'{name}' is new" for name, tensor in _named_tensors(model).items() if id(tensor) not in known]
+    differences += [f"'{name}' is missing" for name in structure if name not in found]
     if differences:
         raise PlanMismatchError(
-            f"The factory builds a {type(model).__name__} of another structure than the one that was pruned: {_few(sorted(differences))}. "
+            f"The factory builds a {type(model).__name__} of another structure than the one that was pruned: {_few(differences)}. "
             "Use the factory that the network was pruned with."
         )
 

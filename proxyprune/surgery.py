@@ -19,8 +19,6 @@ from proxyprune.errors import PlanFormatError, PlanMismatchError
 from proxyprune.plan import from_ranges, to_ranges
 
 SCHEMA = 1
-HOLE = "<input>"
-"""Stands in an output template for the tensor that a bypassed block passes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +50,16 @@ class AttributeChange:
 
 @dataclass(frozen=True, slots=True)
 class Bypassed:
-    """A block that hands on one of its arguments.
+    """A block that hands its arguments on.
 
     Attributes:
         module: Qualified name.
-        argument: Position or name of the argument that is handed on.
-        template: The block's output as nested lists, tuples (as {"tuple": [...]}) and dicts, with HOLE where the tensor stood and None elsewhere.
+        arguments: Positions or names of the arguments that are handed on, one for each hole.
+        template: The block's output: {"hole": k} where the k-th argument stands, nested in lists, {"tuple": [...]} and {"dict": {...}}.
     """
 
     module: str
-    argument: int | str
+    arguments: tuple[int | str, ...]
     template: Any
 
 
@@ -82,7 +80,7 @@ class Surgery:
             "attributes": [
                 {"module": a.module, "path": list(a.path), "before": _plain(a.before), "after": _plain(a.after)} for a in self.attributes
             ],
-            "bypassed": [{"module": b.module, "argument": b.argument, "template": b.template} for b in self.bypassed],
+            "bypassed": [{"module": b.module, "arguments": list(b.arguments), "template": b.template} for b in self.bypassed],
         }
 
     @classmethod
@@ -109,10 +107,16 @@ class Surgery:
                 AttributeChange(str(e["module"]), tuple(str(part) for part in e["path"]), _frozen(e["before"]), _frozen(e["after"]))
                 for e in data["attributes"]
             )
-            bypassed = tuple(Bypassed(str(e["module"]), e["argument"], e["template"]) for e in data["bypassed"])
+            bypassed = tuple(Bypassed(str(e["module"]), tuple(_argument(a) for a in e["arguments"]), e["template"]) for e in data["bypassed"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanFormatError(f"The surgery record is damaged ({type(error).__name__}: {error}). Prune the model again.") from error
         return cls(cuts, attributes, bypassed)
+
+
+def _argument(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"expected a position or a name, found {value!r}")
+    return value
 
 
 def _plain(value: int | tuple[int, ...]) -> int | list[int]:
@@ -126,14 +130,14 @@ def _frozen(value: Any) -> int | tuple[int, ...]:
 
 
 class Bypass(nn.Module):
-    """Takes the place of a removed block: hands one argument on, in the shape of the block's own output.
+    """Takes the place of a removed block: hands its arguments on, in the container that the block returns.
 
     Plain attributes of the block (ints, floats, strings, flags) can still be read, for loops over layers often look at them.
     """
 
-    def __init__(self, replaced: nn.Module, argument: int | str, template: Any) -> None:
+    def __init__(self, replaced: nn.Module, arguments: tuple[int | str, ...], template: Any) -> None:
         super().__init__()
-        self.argument = argument
+        self.arguments = arguments
         self.template = template
         self.replaced_class = type(replaced).__name__
         for name, value in vars(replaced).items():
@@ -141,23 +145,23 @@ class Bypass(nn.Module):
                 setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the passed-on argument inside the block's output container."""
-        tensor = args[self.argument] if isinstance(self.argument, int) else kwargs[self.argument]
-        return _filled(self.template, tensor)
+        """Return the passed-on arguments inside the block's output container."""
+        return _filled(self.template, [args[key] if isinstance(key, int) else kwargs[key] for key in self.arguments])
 
     def extra_repr(self) -> str:
         return f"removed {self.replaced_class}"
 
 
-def _filled(template: Any, tensor: Any) -> Any:
-    if template == HOLE:
-        return tensor
-    if isinstance(template, dict) and set(template) == {"tuple"}:
-        return tuple(_filled(item, tensor) for item in template["tuple"])
+def _filled(template: Any, tensors: list[Any]) -> Any:
     if isinstance(template, dict):
-        return {key: _filled(item, tensor) for key, item in template.items()}
+        ((kind, content),) = template.items()
+        if kind == "hole":
+            return tensors[content]
+        if kind == "tuple":
+            return tuple(_filled(item, tensors) for item in content)
+        return {key: _filled(item, tensors) for key, item in content.items()}
     if isinstance(template, list):
-        return [_filled(item, tensor) for item in template]
+        return [_filled(item, tensors) for item in template]
     return template
 
 
@@ -204,7 +208,7 @@ def _rewire(model: nn.Module, surgery: Surgery) -> None:
     for entry in surgery.bypassed:
         parent, _, child = entry.module.rpartition(".")
         block = model.get_submodule(entry.module)
-        replacement = Bypass(block, entry.argument, entry.template)
+        replacement = Bypass(block, entry.arguments, entry.template)
         replacement.training = block.training
         model.get_submodule(parent)._modules[child] = replacement
 

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, empty_inputs
-from proxyprune.trace import ExampleInputs, call_arguments, evaluation, failing_module
+from proxyprune.capture import ExampleInputs, call_arguments, evaluation, failing_module
 
 _BOOKKEEPING = ("aten::detach", "aten::alias", "aten::lift", "aten::_assert", "prim::", "aten::clone", "aten::_to_copy", "aten::copy_")
+_SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}  # which one runs depends on strides alone
 _SHAPE_ARGUMENTS = ("view", "reshape", "expand", "empty", "zeros", "ones", "full", "_unsafe_view", "repeat", "split", "as_strided", "upsample", "norm")
 
 
@@ -37,28 +38,47 @@ class PrimitiveOp:
 
 @dataclass
 class Recording:
-    """The ops of one run, each with the place it came from (a module name, or a node of the traced graph)."""
+    """The ops of one run, each with the place it came from (a module name, or a node of the traced graph).
+
+    `made` says which op made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice.
+    """
 
     ops: list[PrimitiveOp] = field(default_factory=list)
     places: list[Any] = field(default_factory=list)
     error: BaseException | None = None
     failed_at: str = ""
+    made: dict[int, int] = field(default_factory=dict)
+    alive: list[Tensor] = field(default_factory=list)
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, predicted: Recording | None = None, extra: frozenset[int] = frozenset()) -> None:
         super().__init__()
         self.recording = recording
+        self.predicted = predicted
+        self.extra = extra
+        self.position = 0
         self.place: Any = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func._schema.name
+        name = _SAME.get(func._schema.name, func._schema.name)
         if not name.startswith(_BOOKKEEPING):
             shapes = tuple(tuple(item.shape) for item in _tensors(result))
             self.recording.ops.append(PrimitiveOp(name, shapes, _integers(name, args)))
             self.recording.places.append(self.place)
+            for item in _tensors(result):
+                self.recording.made[id(item)] = len(self.recording.ops) - 1
+                self.recording.alive.append(item)
+            self._compare()
         return result
+
+    def _compare(self) -> None:
+        if self.predicted is None or len(self.recording.ops) - 1 in self.extra:
+            return
+        if self.position >= len(self.predicted.ops) or self.recording.ops[-1] != self.predicted.ops[self.position]:
+            raise _Parted
+        self.position += 1
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -91,7 +111,7 @@ def record_predicted(prediction: Prediction, ghost: Ghost) -> Recording:
     recording = Recording()
     recorder = _Recorder(recording)
     values: dict[Node, Any] = {}
-    replaced = {bypass.result: bypass.source for bypass in prediction.bypasses.values()}
+    replaced = {pair.result: pair.source for pairs in prediction.bypasses.values() for pair in pairs}
     with torch.no_grad(), ghost.running():
         for node in program.graph.nodes:
             if node.op == "placeholder":
@@ -117,28 +137,57 @@ def _call(node: Node, prediction: Prediction, values: dict[Node, Any], recorder:
     kwargs = torch.fx.node.map_arg(kwargs, lambda n: values[n])
     if node.target is operator.getitem:
         return args[0][args[1]]
-    if isinstance(kwargs.get("device"), torch.device):
-        kwargs = {**kwargs, "device": ghost.device(kwargs["device"])}
+    args = tuple(ghost.device(arg) if isinstance(arg, torch.device) else arg for arg in args)
+    kwargs = {key: ghost.device(arg) if isinstance(arg, torch.device) else arg for key, arg in kwargs.items()}
     if "_assert" in str(node.target):
         return None
     with recorder:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def record_actual(model: nn.Module, example_inputs: ExampleInputs, ghost: Ghost) -> Recording:
-    """Run a skeleton's own forward on empty inputs; an exception ends the recording and is kept in it."""
+class _Parted(BaseException):
+    """Ends a run at its first difference; no `except Exception` in a forward swallows it."""
+
+
+def record_actual(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    ghost: Ghost,
+    predicted: Recording | None = None,
+    extra: frozenset[int] = frozenset(),
+) -> Recording:
+    """Run a skeleton's own forward on empty inputs; an exception ends the recording and is kept in it.
+
+    With `predicted`, the run ends at the first op that differs from it.
+    """
     recording = Recording()
-    recorder = _Recorder(recording)
+    recorder = _Recorder(recording, predicted, extra)
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = empty_inputs(args, ghost), empty_inputs(kwargs, ghost)
-    with _places(model, recorder), evaluation(model), ghost.running():
+    with _places(model, recorder), evaluation(model), ghost.running(), as_if_exporting():
         try:
             with recorder:
                 model(*args, **kwargs)
+        except _Parted:
+            pass
         except Exception as error:  # noqa: BLE001  any exception of the user's forward is a finding, reported by the caller
             recording.error = error
             recording.failed_at = failing_module(model, error)
     return recording
+
+
+@contextlib.contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Let code that asks `torch.compiler.is_exporting()` take the branch that it took when the model was traced."""
+    names = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
+    before = {name: getattr(torch.compiler, name) for name in names}
+    for name in names:
+        setattr(torch.compiler, name, True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
 
 
 @contextlib.contextmanager

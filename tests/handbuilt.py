@@ -13,7 +13,7 @@ from proxyprune.cost import CostModel, Polynomial
 from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.rules import Options
-from proxyprune.trace import Program
+from proxyprune.capture import Program
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,16 @@ def graph_of(groups: tuple[ChannelGroup, ...], blocks: tuple[Block, ...], terms:
     full = np.array([group.atoms for group in prunable], dtype=np.int64)
     total = int(polynomial.terms(full).sum())
     ancestors = {block.id: tuple(other.id for other in blocks if (block.id + ".").startswith(other.id + ".")) for block in blocks}
-    cost = CostModel(tuple(group.id for group in prunable), full, polynomial, polynomial, ancestors, total, total)
+    cost = CostModel(
+        groups=tuple(group.id for group in prunable),
+        full=full,
+        mac_terms=polynomial,
+        param_terms=polynomial,
+        weight_terms=polynomial,
+        ancestors=ancestors,
+        base_macs=total,
+        base_params=total,
+    )
     program = _with_blanks(Program, graph=torch.fx.Graph(), shapes=shapes, trainable=frozenset(shapes))
     return _with_blanks(ModelGraph, model_class="Handbuilt", blocks=blocks, groups=groups, cost=cost, program=program, options=Options())
 

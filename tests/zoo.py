@@ -1594,8 +1594,8 @@ class Lstm(nn.Module):
         super().__init__()
         self.embed = nn.Linear(32, 48)
         self.lstm = nn.LSTM(48, 32, num_layers=2, batch_first=True, bidirectional=True)
-        self.hidden = nn.Linear(64, 128)
-        self.head = nn.Linear(128, 8)
+        self.hidden = nn.Linear(64, 512)
+        self.head = nn.Linear(512, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = self.lstm(F.relu(self.embed(x)))

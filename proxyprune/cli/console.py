@@ -30,15 +30,16 @@ class Output:
     as_json: bool
     _stdout: Any = field(default_factory=lambda: sys.stdout, repr=False)
 
-    def show(self, *renderables: RenderableType) -> None:
-        """Print tables or text for a reader; nothing under --json."""
+    def show(self, *renderables: RenderableType | None) -> None:
+        """Print tables or text for a reader, one below the other; None is passed over, and under --json everything is."""
         if self.as_json:
             return
         console = Console(file=self._stdout, highlight=False, markup=False)
         if not console.is_terminal and "COLUMNS" not in console._environ:
             console = Console(file=self._stdout, highlight=False, markup=False, width=_PIPED_WIDTH)
         for renderable in renderables:
-            console.print(renderable)
+            if renderable is not None:
+                console.print(renderable)
 
     def text(self, text: str) -> None:
         """Print plain text exactly as it is, without wrapping; nothing under --json."""

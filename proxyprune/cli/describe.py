@@ -18,14 +18,12 @@ def describe(source: ModelOptions, as_json: bool) -> None:
     The text is the same for the same network, byte for byte; it is also what an LLM scorer reads.
     """
     from proxyprune.cli.console import output
-    from proxyprune.cli.loading import load
+    from proxyprune.cli.loading import build
     from proxyprune.cli.payloads import graph_payload
     from proxyprune.cli.tables import pinned_table
 
     with output(as_json) as out:
-        graph = load(source, out).graph
+        graph = build(source, out).trace(out)
         out.text(graph.to_text())
-        pinned = pinned_table(graph)
-        if pinned is not None:
-            out.show(pinned)
+        out.show(pinned_table(graph))
         out.emit(graph_payload(graph))

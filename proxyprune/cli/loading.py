@@ -1,4 +1,4 @@
-"""From options to a traced model: the part that every command starts with."""
+"""From options to a network, its trace and its ranking: what every command starts with."""
 
 from __future__ import annotations
 
@@ -14,48 +14,54 @@ if TYPE_CHECKING:
     from proxyprune.graph import ModelGraph
     from proxyprune.modelfile import ExampleInputs, ModelFile
     from proxyprune.ranking import Ranking
+    from proxyprune.scorers.base import Scorer
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A user's network, built and traced."""
+class Built:
+    """A user's network, built and not yet traced."""
 
+    source: ModelOptions
     file: ModelFile
     model: nn.Module = field(repr=False)
     inputs: ExampleInputs = field(repr=False)
-    graph: ModelGraph = field(repr=False)
+
+    def trace(self, out: Output) -> ModelGraph:
+        """Read the network's structure."""
+        from proxyprune.read import trace
+
+        with out.stage(f"Tracing {type(self.model).__name__}"):
+            return trace(self.model, self.inputs, norm_groups=self.source.norm_groups, conv_groups=self.source.conv_groups)
+
+    def needed_by(self, scorer: Scorer) -> dict[str, Any]:
+        """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
+        from proxyprune.scorers.base import NEEDS
+
+        wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
+        batches = self.file.calibration_batches() if "batches" in wanted else None
+        return {"batches": batches, "loss_fn": self.file.loss_fn}
+
+    def rank(self, graph: ModelGraph, scorer: Scorer, out: Output) -> Ranking:
+        """Score the blocks."""
+        from proxyprune.scorers.scoring import score
+
+        needed = self.needed_by(scorer)
+        with out.stage(f"Scoring {len(graph.blocks)} blocks with {scorer.name}"):
+            return score(graph, scorer, model=self.model, example_inputs=self.inputs, seed=self.source.seed, **needed)
 
 
-def load(source: ModelOptions, out: Output) -> Loaded:
-    """Read the model file, build the model, load its weights and trace it."""
-    import proxyprune as pp
+def build(source: ModelOptions, out: Output) -> Built:
+    """Read the model file, build the model and load its weights."""
     from proxyprune.modelfile import load_model_file
 
     with out.stage(f"Building {source.model}"):
         file = load_model_file(source.model, seed=source.seed)
         model = file.build_model(source.weights, fake_weights=source.fake_weights)
-        inputs = file.example_inputs()
-    with out.stage(f"Tracing {type(model).__name__}"):
-        graph = pp.trace(model, inputs, norm_groups=source.norm_groups, conv_groups=source.conv_groups)
-    return Loaded(file, model, inputs, graph)
+        return Built(source, file, model, file.example_inputs())
 
 
-def rank(loaded: Loaded, scorer: str, out: Output) -> Ranking:
-    """Score the blocks; the file's batches are made only for a scorer that asks for them."""
-    import proxyprune as pp
-    from proxyprune.scorers.base import NEEDS
+def scorer_named(name: str) -> Scorer:
+    """Look a scorer up before anything slow happens, so that a misspelt name is told at once."""
     from proxyprune.scorers.registry import find
 
-    judge = find(scorer, {})
-    wanted = {argument for need in judge.needs for argument in NEEDS[need]}
-    given: dict[str, Any] = {"batches": loaded.file.calibration_batches()} if "batches" in wanted else {}
-    with out.stage(f"Scoring {len(loaded.graph.blocks)} blocks with {judge.name}"):
-        return pp.score(
-            loaded.graph,
-            judge,
-            model=loaded.model,
-            loss_fn=loaded.file.loss_fn,
-            example_inputs=loaded.inputs,
-            seed=loaded.file.seed,
-            **given,
-        )
+    return find(name, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ Bounds = Mapping[str, "float | int"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
+_FRACTION = re.compile(r"0?\.\d+")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,14 @@ class PlanOptions:
     floors: Bounds
     ceilings: Bounds
 
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `prune` and `make_plan`; a plain fraction becomes the number that a Python caller would write."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fraction = _FRACTION.fullmatch(self.target)
+        return values | {"target": float(self.target) if fraction else self.target}
 
-class BoundType(click.ParamType):
+
+class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on, and not before
     """`PATTERN=VALUE`: a fraction such as 0.25, or a whole number of channels such as 32."""
 
     name = "pattern=value"
@@ -117,18 +125,40 @@ _PLAN = (
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
 
 
-def model_options(command: _Function) -> Callable[..., Any]:
-    """Give a command the options of `ModelOptions`, as its argument `source`."""
-    return _gathered(command, "source", ModelOptions, _MODEL)
+def gathered(
+    argument: str, build: Callable[..., Any], options: tuple[Callable[[Any], Any], ...], names: tuple[str, ...] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command several options as one value.
+
+    Args:
+        argument: Name of the command's argument that takes the value.
+        build: Makes the value from the options, by keyword; a dataclass, as a rule.
+        options: click's option decorators, in the order of `--help`.
+        names: Parameter names of the options; the dataclass's fields when left out.
+    """
+    fields = names or tuple(build.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def packed(*positional: Any, **values: Any) -> Any:
+            return command(*positional, **{argument: build(**{name: values.pop(name) for name in fields})}, **values)
+
+        for option in reversed(options):
+            packed = option(packed)
+        return packed
+
+    return decorate
 
 
-def plan_options(command: _Function) -> Callable[..., Any]:
-    """Give a command the options of `PlanOptions`, as its argument `request`."""
+def _plan_request(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[tuple[str, float | int], ...], **others: Any) -> PlanOptions:
+    return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
 
-    def build(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[tuple[str, float | int], ...], **others: Any) -> PlanOptions:
-        return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
 
-    return _gathered(command, "request", build, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
+model_options = gathered("source", ModelOptions, _MODEL)
+"""Give a command the options of `ModelOptions`, as its argument `source`."""
+
+plan_options = gathered("request", _plan_request, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
+"""Give a command the options of `PlanOptions`, as its argument `request`."""
 
 
 def scorer_option(command: _Function) -> _Function:
@@ -145,21 +175,3 @@ def file_option(name: str, metavar: str, text: str) -> Callable[[_Function], _Fu
 def plot_option(drawn: str) -> Callable[[_Function], _Function]:
     """Give a command `--plot`; `drawn` says what it shows."""
     return file_option("--plot", "PATH", f"Draw {drawn} (.png, .svg or .pdf).")
-
-
-def _gathered(
-    command: Callable[..., Any],
-    argument: str,
-    build: Callable[..., Any],
-    options: tuple[Callable[[Any], Any], ...],
-    names: tuple[str, ...] | None = None,
-) -> Callable[..., Any]:
-    fields = names or tuple(build.__dataclass_fields__)  # type: ignore[attr-defined]
-
-    @functools.wraps(command)
-    def packed(**values: Any) -> Any:
-        return command(**{argument: build(**{name: values.pop(name) for name in fields})}, **values)
-
-    for option in reversed(options):
-        packed = option(packed)
-    return packed

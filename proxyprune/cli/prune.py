@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -21,14 +22,19 @@ from proxyprune.cli.options import (
     plot_option,
     scorer_option,
 )
+from proxyprune.errors import InvalidScoreError, StorageError
 
 if TYPE_CHECKING:
     from proxyprune.cli.console import Output
-    from proxyprune.cli.loading import Loaded
+    from proxyprune.cli.loading import Built
+    from proxyprune.flow import PruneResult
+    from proxyprune.graph import ModelGraph
     from proxyprune.plan import PrunePlan
     from proxyprune.ranking import Ranking
+    from proxyprune.scorers.base import ScoringContext
 
-_DECIDED_BY_A_PLAN = ("target", "mode", "metric", "round_to", "keep", "floors", "ceilings", "scorer", "ranking", "norm_groups", "conv_groups")
+_SCHEMA = 1
+_DECIDED_BY_A_PLAN = frozenset(PlanOptions.__dataclass_fields__) | {"scorer", "ranking", "norm_groups", "conv_groups"}
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,33 @@ class Files:
     out: Path | None
     plot: Path | None
 
-    def __post_init__(self) -> None:
-        if self.plan is not None and self.plan_only:
-            raise click.UsageError("--plan applies a plan and --plan-only makes one; give one of them.")
-
     def destination(self, model_file: Path) -> Path:
         """Where the result goes."""
         return self.out or Path(f"{model_file.stem}-plan.json" if self.plan_only else f"{model_file.stem}-pruned")
+
+
+@dataclass(frozen=True)
+class GivenRanking:
+    """A ranking that was made earlier, as a scorer."""
+
+    ranking: Ranking
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The scorer that made it."""
+        return self.ranking.scorer
+
+    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """The ranking; whether it fits the graph is checked by the caller."""
+        return self.ranking
 
 
 _FILES = (
     file_option("--ranking", "FILE", "Ranking from `score --json`, used instead of a scorer."),
     file_option("--plan", "FILE", "Plan to apply, instead of making one."),
     click.option("--plan-only", is_flag=True, help="Write the plan as JSON and cut nothing."),
-    file_option("--out", "PATH", "Folder for the pruned network; with --plan-only, the JSON file.  [default: named after the model file]"),
+    file_option("--out", "PATH", "Folder for the pruned network (default: FILE-pruned); with --plan-only, the JSON file (FILE-plan.json)."),
     plot_option("widths before and after"),
 )
 
@@ -82,11 +101,171 @@ def prune(ctx: click.Context, source: ModelOptions, scorer: str, request: PlanOp
     """
     _refuse_conflicts(ctx, source, files)
     from proxyprune.cli.console import output
-    from proxyprune.cli.loading import load
-    from proxyprune.plots import check_plot_path, plot_widths
+    from proxyprune.cli.loading import build, scorer_named
+
+    _check_destinations(files)
+    with output(as_json) as out:
+        given = _read_plan(files.plan)
+        judge = GivenRanking(_read_ranking(files.ranking)) if files.ranking is not None else scorer_named(scorer)
+        built = build(source, out)
+        if files.plan_only:
+            _only_plan(built, judge, request, files, out)
+        else:
+            result = _prune(built, judge, request, out) if given is None else _replay(built, given, out)
+            _finish(built, result, files, out)
+
+
+def _prune(built: Built, judge: Any, request: PlanOptions, out: Output) -> PruneResult:
+    from proxyprune.flow import prune as prune_network
+
+    needed = built.needed_by(judge)
+    with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.name}"):
+        return prune_network(
+            built.model,
+            built.inputs,
+            scorer=judge,
+            norm_groups=built.source.norm_groups,
+            conv_groups=built.source.conv_groups,
+            seed=built.source.seed,
+            **request.arguments(),
+            **needed,
+        )
+
+
+def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
+    from proxyprune.apply import apply
+    from proxyprune.flow import PruneResult, make_report
+    from proxyprune.ranking import Ranking
+    from proxyprune.read import trace_like
+
+    with out.stage(f"Applying the plan to {type(built.model).__name__}"):
+        graph = trace_like(built.model, built.inputs, plan.options)
+        applied = apply(built.model, plan, built.inputs, graph=graph)
+    unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
+    return PruneResult(applied.model, plan, unknown, make_report(graph, plan), applied.surgery, graph)
+
+
+def _only_plan(built: Built, judge: Any, request: PlanOptions, files: Files, out: Output) -> None:
+    from proxyprune.cli.tables import pinned_table, remarks, summary_table, widths_table
+    from proxyprune.flow import make_report
+    from proxyprune.solve import make_plan
+
+    graph = built.trace(out)
+    ranking = built.rank(graph, judge, out)
+    with out.stage("Planning"):
+        plan = make_plan(graph, ranking, model=None if built.source.fake_weights else built.model, **request.arguments())
+    destination = files.destination(built.file.path)
+    plan.to_json(destination)
+    plotted = _plot(files.plot, graph, plan)
+    report = make_report(graph, plan)
+    out.show(
+        widths_table(graph, plan),
+        pinned_table(graph),
+        summary_table(plan, conventional=report.conventional_macs),
+        *remarks(graph, plan.notes, ranking.confidence),
+        *plotted,
+        f"The plan is in {destination}. Apply it with: proxyprune prune --model {built.source.model} --plan {destination}",
+    )
+    out.emit({"schema": _SCHEMA, "plan": plan.to_dict(), "report": report.to_dict(), "file": str(destination)})
+
+
+def _finish(built: Built, result: PruneResult, files: Files, out: Output) -> None:
+    from proxyprune.cli.tables import pinned_table, remarks, summary_table, widths_table
+    from proxyprune.cli.yardstick import thop_macs
+    from proxyprune.storage import save
+
+    destination = files.destination(built.file.path)
+    with out.stage(f"Saving to {destination}"):
+        save(result, destination)
+    plotted = _plot(files.plot, result.graph, result.plan)
+    with out.stage("Counting with thop"):
+        before, after = thop_macs(built.model, built.inputs), thop_macs(result.model, built.inputs)
+    by_thop = None if before is None or after is None else (before, after)
+    line = f'small = pp.load("{destination}", load_model_file("{built.source.model}").build_model)'
+    out.show(
+        widths_table(result.graph, result.plan),
+        pinned_table(result.graph),
+        summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
+        *remarks(result.graph, result.plan.notes, result.ranking.confidence),
+        *plotted,
+    )
+    out.text(
+        f"\nVerified, and saved to {destination}. Load it with:\n\n"
+        f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
+        "A short fine-tuning brings back most of what the cut cost."
+    )
+    out.emit(
+        {
+            "schema": _SCHEMA,
+            "plan": result.plan.to_dict(),
+            "report": result.report.to_dict(),
+            "thop_macs": by_thop,
+            "folder": str(destination),
+        }
+    )
+
+
+def _plot(path: Path | None, graph: ModelGraph, plan: PrunePlan) -> tuple[str, ...]:
+    """Draw the widths when asked to; what to tell the reader."""
+    from proxyprune.plots import plot_widths
+
+    if path is None:
+        return ()
+    plot_widths(graph, plan, path)
+    return (f"Plot: {path}",)
+
+
+def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: Files) -> None:
+    if files.plan is not None:
+        if files.plan_only:
+            raise click.UsageError("--plan applies a plan and --plan-only makes one; give one of them.")
+        typed = [p for p in ctx.command.params if p.name in _DECIDED_BY_A_PLAN and _was_typed(ctx, p)]
+        if typed:
+            raise click.UsageError(
+                f"A plan already says what is cut, so {', '.join(p.opts[0] for p in typed)} cannot be given with --plan."
+            )
+    if files.ranking is not None and ctx.get_parameter_source("scorer") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--ranking takes the place of a scorer; give --ranking or --scorer.")
+    if source.fake_weights and not files.plan_only:
+        raise click.UsageError("A network without weights cannot be cut; add --plan-only, or leave --fake-weights out.")
+
+
+def _was_typed(ctx: click.Context, parameter: click.Parameter) -> bool:
+    return parameter.name is not None and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+
+
+def _check_destinations(files: Files) -> None:
+    """Refuse what cannot be written before minutes are spent on it; what goes wrong later is reported when it does."""
+    from proxyprune.plots import check_plot_path
 
     if files.plot is not None:
         check_plot_path(files.plot)
-    with output(as_json) as out:
-        given = _read_plan(files.plan)
-        loaded = load(_as_planned(source, given), out)
+    if files.out is None:
+        return
+    if files.plan_only and files.out.is_dir():
+        raise StorageError(f"With --plan-only, --out is a JSON file, but {files.out} is a folder. Try {files.out / 'plan.json'}.")
+    if files.plan_only and not files.out.parent.is_dir():
+        raise StorageError(f"The plan cannot be written to {files.out}: there is no folder {files.out.parent}. Create it first.")
+    if not files.plan_only and files.out.exists() and not files.out.is_dir():
+        raise StorageError(f"--out is a folder, but {files.out} is a file. Choose another name.")
+
+
+def _read_plan(path: Path | None) -> PrunePlan | None:
+    from proxyprune.plan import PrunePlan
+
+    return None if path is None else PrunePlan.from_json(path)
+
+
+def _read_ranking(path: Path) -> Ranking:
+    from proxyprune.ranking import Ranking
+
+    try:
+        return Ranking.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise StorageError(f"The ranking {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InvalidScoreError):
+            raise
+        raise InvalidScoreError(
+            f"{path} is not a ranking ({type(error).__name__}: {error}). Make one with: proxyprune score --json > {path}"
+        ) from error

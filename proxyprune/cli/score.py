@@ -22,7 +22,7 @@ def score(source: ModelOptions, scorer: str, plot: Path | None, as_json: bool) -
     `--json` prints a ranking that `proxyprune prune --ranking` reads.
     """
     from proxyprune.cli.console import output
-    from proxyprune.cli.loading import load, rank
+    from proxyprune.cli.loading import build, scorer_named
     from proxyprune.cli.payloads import ranking_payload
     from proxyprune.cli.tables import ranking_table, remarks
     from proxyprune.plots import check_plot_path, plot_ranking
@@ -30,10 +30,12 @@ def score(source: ModelOptions, scorer: str, plot: Path | None, as_json: bool) -
     if plot is not None:
         check_plot_path(plot)
     with output(as_json) as out:
-        loaded = load(source, out)
-        ranking = rank(loaded, scorer, out)
-        out.show(ranking_table(loaded.graph, ranking), *remarks(loaded.graph, ranking.notes, ranking.confidence))
-        out.emit(ranking_payload(loaded.graph, ranking))
+        judge = scorer_named(scorer)
+        built = build(source, out)
+        graph = built.trace(out)
+        ranking = built.rank(graph, judge, out)
+        out.show(ranking_table(graph, ranking), *remarks(graph, ranking.notes, ranking.confidence))
+        out.emit(ranking_payload(graph, ranking))
         if plot is not None:
-            plot_ranking(loaded.graph, ranking, plot)
+            plot_ranking(graph, ranking, plot)
             out.show(f"Plot: {plot}")

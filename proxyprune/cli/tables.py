@@ -57,8 +57,14 @@ def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = 
     return [Text(f"• {line}") for line in lines]
 
 
-def summary_table(plan: PrunePlan, literature_macs: tuple[int, int] | None) -> Table:
-    """MACs and parameters before and after, beside the target."""
+def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple[int, int] | None = None) -> Table:
+    """MACs and parameters before and after, beside the target.
+
+    Args:
+        plan: The plan.
+        conventional: MACs before and after without attention products, as papers count.
+        thop: What thop itself counts, when it is installed.
+    """
     table = _table(f"Plan: {plan.scorer} scores, mode {plan.mode}, seed {plan.seed}")
     for heading in ("", "before", "after", "left", "target", "gap to target"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -69,15 +75,16 @@ def summary_table(plan: PrunePlan, literature_macs: tuple[int, int] | None) -> T
     for label, before, after, target, budgeted in rows:
         gap = f"{target - after:,} ({(target - after) / before:.2%})" if budgeted else ""
         table.add_row(label, f"{before:,}", f"{after:,}", _share(after, before), f"{target:,}" if budgeted else "", gap)
-    if literature_macs is not None:
-        before, after = literature_macs
-        table.add_row("MACs as thop counts them (papers)", f"{before:,}", f"{after:,}", _share(after, before), "", "")
+    for label, counts in (("MACs as papers count (no attention products)", conventional), ("MACs by thop", thop)):
+        if counts is not None:
+            table.add_row(label, f"{counts[0]:,}", f"{counts[1]:,}", _share(counts[1], counts[0]), "", "")
     return table
 
 
 def widths_table(graph: ModelGraph, plan: PrunePlan) -> Table:
     """Every channel group that is cut, and every block that is taken out."""
-    table = _table(f"{len(plan.widths)} of {len(graph.prunable)} channel groups are cut, {len(plan.removed_blocks)} blocks are removed")
+    removed = f", {_counted(len(plan.removed_blocks), 'block')} removed" if plan.removed_blocks else ""
+    table = _table(f"{len(plan.widths)} of {len(graph.prunable)} channel groups cut{removed}")
     table.add_column("channel group", overflow="fold")
     table.add_column("channels", justify="right")
     table.add_column("left", justify="right")
@@ -99,9 +106,9 @@ def pinned_table(graph: ModelGraph) -> Table | None:
             places.setdefault(group.pinned, []).append(group.id)
     if not places:
         return None
-    table = _table(f"{sum(map(len, places.values()))} axes are pinned: they keep their width")
+    table = _table(f"{_counted(sum(map(len, places.values())), 'channel group')} pinned, with the reason")
     table.add_column("why", overflow="fold")
-    table.add_column("axes", justify="right")
+    table.add_column("groups", justify="right")
     table.add_column("such as", overflow="fold")
     for reason, names in places.items():
         table.add_row(reason, str(len(names)), ", ".join(names[:_SHOWN_PLACES]))
@@ -131,7 +138,12 @@ def quantity(amount: int) -> str:
 
 
 def _table(title: str | None) -> Table:
+    title = None if title is None else f"\n{title}"  # a line between tables
     return Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _bar(score: float) -> str:

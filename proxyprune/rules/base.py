@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from proxyprune.axes import Axis, LabelArray, Labels
-from proxyprune.trace import Program
+from proxyprune.capture import Program
 
 Axes = tuple[Axis, ...]
 Size = int | LabelArray

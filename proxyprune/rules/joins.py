@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import numpy as np
+import torch
 from torch.fx import Node
 
 from proxyprune.axes import FIXED, Axis
@@ -19,7 +20,6 @@ from proxyprune.rules.base import (
     op_name,
     output_shapes,
     position_of,
-    repeat_whole,
 )
 
 
@@ -209,13 +209,17 @@ def index(walk: Walk, node: Node) -> Outcome:
     assert isinstance(indices, list | tuple)
     axes, shape = walk.axes(source), output_shapes(node)[0]
     used = [dim for dim, item in enumerate(indices) if item is not None]
-    boolean = any(isinstance(item, Node) and item.meta["val"].dtype.is_floating_point is False and "bool" in str(item.meta["val"].dtype) for item in indices)  # fmt: skip
+    keys = [item for item in indices if isinstance(item, Node)]
+    for key in keys:
+        for axis in walk.axes(key):
+            walk.labels.pin(axis, f"holds indices for {walk.where(node)}")
+    boolean = any(key.meta["val"].dtype == torch.bool for key in keys)
     for dim in used:
         walk.labels.pin(axes[dim], f"is looked up by number in {walk.where(node)}")
     if boolean:
         walk.pin_all(node, f"is selected by a mask in {walk.where(node)}")
         return Outcome(outputs=(fixed(shape),))
-    looked_up = max(len(walk.shape(item)) for item in indices if isinstance(item, Node))
+    looked_up = max(len(walk.shape(key)) for key in keys)
     first = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     rest = [axis for dim, axis in enumerate(axes) if dim not in used]
     return Outcome(outputs=((*rest[:first], *(None,) * looked_up, *rest[first:]),), zero=walk.zeros.get(source, False))
@@ -250,12 +254,41 @@ def unfold_image(walk: Walk, node: Node) -> Outcome:
     return Outcome(outputs=((*axes[:-3], merged, None),), zero=walk.zeros.get(source, False))
 
 
+def gate(walk: Walk, node: Node) -> Outcome:
+    """glu(x, dim): the first half times the sigmoid of the second; position k leaves in both."""
+    values = arguments(node)
+    source = values["self"]
+    axes = list(walk.axes(source))
+    dim = int(values.get("dim", -1)) % len(axes)
+    axis = axes[dim]
+    if axis is not None:
+        axes[dim] = np.ascontiguousarray(walk.labels.tie_runs(axis, 2, walk.where(node)))
+    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+
+
+def outer(walk: Walk, node: Node) -> Outcome:
+    """outer(a, b): [a, b]."""
+    first, second = node.args[:2]
+    assert isinstance(first, Node)
+    assert isinstance(second, Node)
+    return Outcome(outputs=((walk.axes(first)[0], walk.axes(second)[0]),))
+
+
+def triangle(walk: Walk, node: Node) -> Outcome:
+    """triu, tril: the last two dimensions are told apart by position."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    axes = walk.axes(source)
+    for axis in axes[-2:]:
+        walk.labels.pin(axis, f"is cut to a triangle in {walk.where(node)}")
+    return Outcome(outputs=((*axes[:-2], None, None),), zero=walk.zeros.get(source, False))
+
+
 def meshgrid(walk: Walk, node: Node) -> Outcome:
     """Coordinates: nothing to cut."""
     return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
 
 
-assert repeat_whole
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten.cat", "aten.concat", "aten.concatenate"), concatenate),
     "aten.stack": stack,
@@ -273,5 +306,8 @@ RULES: dict[str, Rule] = {
     "aten.index": index,
     **dict.fromkeys(("aten.index_select", "aten.gather"), index_select),
     "aten.im2col": unfold_image,
+    "aten.glu": gate,
+    "aten.outer": outer,
+    **dict.fromkeys(("aten.triu", "aten.tril", "aten.triu_", "aten.tril_"), triangle),
     "aten.meshgrid": meshgrid,
 }  # fmt: skip

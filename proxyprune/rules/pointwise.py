@@ -117,7 +117,7 @@ def is_pointwise(node: Node) -> bool:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(sorted(ZERO_KEEPING), pointwise),
-    **dict.fromkeys(("aten.masked_fill", "aten.where", "aten.copy_", "aten.bernoulli", "aten.broadcast_tensors_"), pointwise),
+    **dict.fromkeys(("aten.masked_fill", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.where", "aten.copy_", "aten.bernoulli", "aten.broadcast_tensors_"), pointwise),
     "aten.prelu": prelu,
     "aten._prelu_kernel": prelu,
     **dict.fromkeys(("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty"), filled),

@@ -236,10 +236,10 @@ def _convolution(walk: Walk, node: Node, data: Node, weight: Node, bias: Node | 
         out_axis = labels.unify([out_axis, walk.axes(bias)[0]], where)
     axes = (*data_axes[:channel_dim], out_axis, *(None for _ in weight_shape[2:]))
     spatial = data_shape[channel_dim + 1 :] if transposed else shape[channel_dim + 1 :]
-    batch = math.prod(data_shape[:channel_dim])
     # every kernel entry is used once for each position of the output (of the input, when transposed)
-    uses = batch * math.prod(spatial) * math.prod(weight_shape[2:])
-    macs = Term.of((uses, None), (weight_shape[0], weight_axes[0]), (weight_shape[1], weight_axes[1]))
+    uses = math.prod(spatial) * math.prod(weight_shape[2:])
+    leading = zip(data_shape[:channel_dim], data_axes[:channel_dim], strict=True)
+    macs = Term.of((uses, None), *leading, (weight_shape[0], weight_axes[0]), (weight_shape[1], weight_axes[1]))
     zero = _kernel_is_zero(walk, weight) and (bias is None or walk.zeros.get(bias, False))
     sizes: dict[int | str, Size | tuple[Size, ...]] = {} if isinstance(group_size, int) else {position_of(node, "groups"): group_size}
     return Outcome(outputs=(axes,), sizes=sizes, macs=(macs,), zero=zero)
@@ -288,9 +288,17 @@ def _grouped(
 
 
 def recurrent(walk: Walk, node: Node) -> Outcome:
-    """lstm, gru, rnn: gates are packed in one matrix and the state is carried along, so nothing inside is cut."""
+    """lstm, gru, rnn: gates are packed in one matrix and the state is carried along, so nothing inside is cut.
+
+    Every weight matrix is used once for each step and sequence.
+    """
     walk.pin_all(node, f"belongs to {walk.where(node)}, which is kept whole")
-    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), costed=False)
+    values = arguments(node)
+    data = values["input"] if "input" in values else values["data"]
+    steps = math.prod(walk.shape(data)[:-1]) if len(walk.shape(data)) == 3 else walk.shape(data)[0]
+    weights = [walk.shape(weight) for weight in values["params"] if len(walk.shape(weight)) == 2]
+    macs = tuple(Term(steps * math.prod(shape)) for shape in weights)
+    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), macs=macs)
 
 
 RULES: dict[str, Rule] = {

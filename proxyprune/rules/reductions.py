@@ -106,7 +106,7 @@ def _spatial(node: Node, ndim: int) -> int:
 _REDUCTIONS = (
     "sum", "mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "prod", "logsumexp", "linalg_vector_norm", "norm", "any", "all", "nansum",
 )  # fmt: skip
-_ORDERED = ("cumsum", "cumprod", "sort", "topk", "argmax", "argmin", "max", "min", "argsort", "median", "glu")
+_ORDERED = ("cumsum", "cumprod", "sort", "topk", "argmax", "argmin", "max", "min", "argsort", "median", "diff")
 _RESAMPLING = tuple(
     f"{kind}{digit}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool") for digit in (1, 2, 3)
 ) + tuple(f"max_pool{digit}d_with_indices" for digit in (1, 2, 3)) + (

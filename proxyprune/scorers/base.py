@@ -12,6 +12,7 @@ from proxyprune.errors import MissingNeedError, ScorerLoadError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from proxyprune.capture import ExampleInputs
     from proxyprune.graph import ModelGraph
     from proxyprune.ranking import Ranking
 
@@ -50,7 +51,7 @@ class ScoringContext:
     """
 
     model: nn.Module | None = None
-    example_inputs: tuple[Any, ...] | Mapping[str, Any] | Tensor | None = None
+    example_inputs: ExampleInputs | None = None
     batches: Sequence[Any] | None = None
     loss_fn: LossFunction | None = None
     seed: int = 0
@@ -126,6 +127,18 @@ def check_needs(scorer: Scorer, context: ScoringContext) -> None:
         f"Pass {'; '.join(_HOW_TO_GIVE[argument] for argument in missing)}. "
         "In a model file, define calibration_batches() and loss(model, batch)."
     )
+
+
+def model_given(scorer: Scorer, context: ScoringContext) -> nn.Module:
+    """The model, after `check_needs`, for a scorer that is called directly.
+
+    Raises:
+        MissingNeedError: If the model, or anything else that the scorer declared, is missing.
+    """
+    check_needs(scorer, context)
+    if context.model is None:
+        raise MissingNeedError(f"Scorer '{scorer.name}' reads the model but does not declare it: add 'weights' to its needs.")
+    return context.model
 
 
 def _accepts(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from proxyprune.errors import MissingNeedError, ProxyPruneError, ScoringError
+from proxyprune.scorers.base import LossFunction, Scorer, ScoringContext, model_given
 from proxyprune.scorers.seeds import derived_seed
-
-if TYPE_CHECKING:
-    from proxyprune.scorers.base import ScoringContext
 
 
 @contextlib.contextmanager
@@ -32,7 +31,7 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
             stack.callback(setattr, module, "training", module.training)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    stack.callback(_restore_buffer, module, name, buffer, buffer.detach().clone(), buffer._version)
+                    stack.callback(_restore_buffer, module, name, buffer, buffer.detach().clone())
         for parameter in model.parameters():
             stack.callback(setattr, parameter, "grad", parameter.grad)
             stack.callback(setattr, parameter, "requires_grad", parameter.requires_grad)
@@ -40,52 +39,79 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def batch_loss(context: ScoringContext, index: int, scorer: str) -> Tensor:
-    """Loss of the model on one calibration batch.
+@dataclass(frozen=True)
+class Calibration:
+    """What it takes to compute losses, all of it present.
 
-    Returns:
-        A scalar, still attached to the autograd graph when there is one. May be NaN or infinite.
-
-    Raises:
-        MissingNeedError: If model, batches or loss_fn are missing.
-        ScoringError: If loss_fn raises, or returns something else than one real number in a tensor.
+    Attributes:
+        scorer: Name of the scorer that runs the model, for messages.
+        model: The caller's model, in the caller's mode.
+        batches: Calibration batches, at least one.
+        loss_fn: Scalar loss of the model on one batch.
+        seed: The caller's seed.
     """
-    if context.model is None or context.batches is None or context.loss_fn is None:
-        raise MissingNeedError(f"Scorer '{scorer}' runs the model: pass model, batches and loss_fn.")
-    try:
-        loss: Any = context.loss_fn(context.model, context.batches[index])
-    except ProxyPruneError:
-        raise
-    except Exception as error:
-        raise ScoringError(
-            f"Scorer '{scorer}': loss_fn raised {type(error).__name__} on batch {index}: {error}. "
-            "It is called as loss_fn(model, batch) and must return a scalar tensor."
-        ) from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        found = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ScoringError(
-            f"Scorer '{scorer}': loss_fn returned {found} on batch {index}; expected a scalar floating-point tensor. Reduce it with .mean()."
-        )
-    return loss.reshape(())
 
+    scorer: str
+    model: nn.Module
+    batches: Sequence[Any]
+    loss_fn: LossFunction
+    seed: int
 
-def finite_loss(loss: Tensor, index: int, scorer: str) -> float:
-    """The loss as a number.
+    @classmethod
+    def of(cls, scorer: Scorer, context: ScoringContext) -> Calibration:
+        """What `context` holds for a scorer.
 
-    Raises:
-        ScoringError: If it is NaN or infinite, naming the batch.
-    """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise ScoringError(
-            f"Scorer '{scorer}': the loss of calibration batch {index} is {value}; expected a finite number. Look at that batch and at loss_fn."
-        )
-    return value
+        Raises:
+            MissingNeedError: If something is missing.
+        """
+        model = model_given(scorer, context)
+        if not context.batches or context.loss_fn is None:
+            raise MissingNeedError(f"Scorer '{scorer.name}' computes losses but does not declare it: add 'loss' to its needs.")
+        return cls(scorer.name, model, context.batches, context.loss_fn, context.seed)
 
+    def untouched(self, index: int) -> AbstractContextManager[None]:
+        """`untouched` with a seed for one batch: the same noise whenever that batch is run, so that losses can be compared."""
+        return untouched(self.model, derived_seed(self.seed, "batch", index))
 
-def batch_seed(context: ScoringContext, index: int) -> int:
-    """Seed for one batch: the same noise every time that this batch is run, so that losses can be compared."""
-    return derived_seed(context.seed, "batch", index)
+    def loss(self, index: int) -> Tensor:
+        """Loss of the model on one batch.
+
+        Returns:
+            A scalar, attached to the autograd graph when there is one. May be NaN or infinite.
+
+        Raises:
+            ScoringError: If loss_fn raises, or returns something else than one real number in a tensor.
+        """
+        try:
+            loss: Any = self.loss_fn(self.model, self.batches[index])
+        except ProxyPruneError:
+            raise
+        except Exception as error:
+            raise ScoringError(
+                f"Scorer '{self.scorer}': loss_fn raised {type(error).__name__} on batch {index}: {error}. "
+                "It is called as loss_fn(model, batch) and must return a scalar tensor."
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            found = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ScoringError(
+                f"Scorer '{self.scorer}': loss_fn returned {found} on batch {index}; expected a scalar floating-point tensor. "
+                "Reduce it with .mean()."
+            )
+        return loss.reshape(())
+
+    def finite(self, loss: Tensor, index: int) -> float:
+        """A loss as a number.
+
+        Raises:
+            ScoringError: If it is NaN or infinite, naming the batch.
+        """
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ScoringError(
+                f"Scorer '{self.scorer}': the loss of calibration batch {index} is {value}; expected a finite number. "
+                "Look at that batch and at loss_fn."
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -99,7 +125,9 @@ class _RngStates:
 @contextlib.contextmanager
 def _rng(model: nn.Module, seed: int) -> Iterator[None]:
     on_cuda = any(parameter.is_cuda for parameter in model.parameters())
-    states = _RngStates(random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_cuda else None)
+    states = _RngStates(
+        random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_cuda else None
+    )
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -115,8 +143,9 @@ def _rng(model: nn.Module, seed: int) -> Iterator[None]:
             torch.cuda.set_rng_state_all(states.cuda)
 
 
-def _restore_buffer(module: nn.Module, name: str, buffer: Tensor, values: Tensor, version: int) -> None:
-    if buffer._version != version:
+def _restore_buffer(module: nn.Module, name: str, buffer: Tensor, values: Tensor) -> None:
+    # Compared by value: batch norm writes its running statistics without counting up the tensor's version.
+    if not torch.equal(buffer, values):
         with torch.no_grad():
             buffer.copy_(values)
     module._buffers[name] = buffer

@@ -1,7 +1,7 @@
 """Importance of the atoms of a channel group, taken over every parameter slice that would leave with them.
 
-A channel is more than a row of one kernel: with it go its bias, its norm weights, and the columns of every layer that reads it. Each parameter
-is reduced once for each dimension that some group cuts; groups then gather from these short vectors.
+A channel is more than a row of one kernel: with it go its bias, its norm weights, and the columns of every layer that reads it. Each
+parameter is reduced once for each dimension that some group cuts; groups then gather from these short vectors.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from proxyprune.scorers.weights import is_fake
 
 FloatArray = NDArray[np.float64]
 
-_CHUNK = 1 << 22
-"""Elements that are transformed at a time: as large as one kernel of a usual network, small beside a language model's embedding."""
+_CHUNK = 1 << 20
+"""Elements that are transformed at a time: few enough to stay in a cache, and small beside a language model's embedding."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _check_shape(tensor: Tensor, group: ChannelGroup, member: Member) -> None:
     last = int(member.positions.max(initial=-1))
     if last >= size or (member.dim > 0 and tensor.shape[0] % member.conv_groups):
         raise WeightsError(
-            f"Parameter '{member.parameter}' has shape {tuple(tensor.shape)}, but group '{group.id}' cuts dimension {member.dim} of it up to "
-            f"index {last}. The graph belongs to another model; trace this one."
+            f"Parameter '{member.parameter}' has shape {tuple(tensor.shape)}, but group '{group.id}' cuts dimension {member.dim} of it "
+            f"up to index {last}. The graph belongs to another model; trace this one."
         )
 
 
@@ -137,8 +137,10 @@ def _sums_along(state: Mapping[str, Tensor], cuts: Iterator[_Cut], rule: Statist
         result: dict[tuple[str, int, int], FloatArray] = {}
         for pairs in found.values():
             flat = torch.cat([sums for _, sums in pairs]).cpu().double().numpy()
-            ends = np.cumsum([sums.numel() for _, sums in pairs])[:-1]
-            result.update(zip((key for key, _ in pairs), np.split(flat, ends), strict=True))
+            start = 0
+            for key, sums in pairs:
+                result[key] = flat[start : start + sums.numel()]
+                start += sums.numel()
     return result
 
 
@@ -153,7 +155,7 @@ def _sums(
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     by_row: list[Tensor] = []
     by_rest = torch.zeros(view.shape[0], view.shape[2], dtype=dtype, device=tensor.device)
-    for part in view.split(max(1, _CHUNK // (view.shape[0] * view.shape[2])), dim=1):
+    for part in torch.split(view, max(1, _CHUNK // (view.shape[0] * view.shape[2])), dim=1):
         values = _transformed(part, dtype, rule, workspaces)
         if 0 in cut.dims:
             by_row.append(values.sum(dim=2))
@@ -167,9 +169,7 @@ def _sums(
             yield dim, rest.movedim(dim, 1).flatten(2).sum(dim=2).flatten() if rest.ndim > 2 else rest.flatten()
 
 
-def _transformed(
-    part: Tensor, dtype: torch.dtype, rule: Statistic, workspaces: dict[tuple[torch.device, torch.dtype], Tensor]
-) -> Tensor:
+def _transformed(part: Tensor, dtype: torch.dtype, rule: Statistic, workspaces: dict[tuple[torch.device, torch.dtype], Tensor]) -> Tensor:
     """Apply the elementwise map in a reused buffer, in at least single precision."""
     key = (part.device, dtype)
     if key not in workspaces or workspaces[key].numel() < part.numel():

@@ -21,7 +21,7 @@ class RandomScorer:
     or go. The channels inside a group are ordered at random as well; pruning with it therefore removes random channels of random blocks.
     """
 
-    name: str = "random"
+    name: str = field(default="random", init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:

@@ -196,7 +196,9 @@ def _make(entry: _Entry, loaded: object, options: Mapping[str, Any]) -> Scorer:
         inspect.signature(loaded).bind(**options)
     except TypeError as error:
         accepted = ", ".join(inspect.signature(loaded).parameters) or "none"
-        raise InputError(f"Scorer '{entry.name}' cannot be made with the options {dict(options)!r}: {error}. It takes: {accepted}.") from error
+        raise InputError(
+            f"Scorer '{entry.name}' cannot be made with the options {dict(options)!r}: {error}. It takes: {accepted}."
+        ) from error
     try:
         with contextlib.redirect_stdout(sys.stderr):
             made = loaded(**options)
@@ -213,8 +215,8 @@ def _checked(entry: _Entry, candidate: object) -> Scorer:
     scorer = check_contract(candidate, f"'{entry.point.value}' of {entry.origin}")
     if scorer.name != entry.name:
         raise ScorerLoadError(
-            f"'{entry.point.value}' of {entry.origin} is registered as '{entry.name}' but its name is '{scorer.name}'. A plan records the name, "
-            "so both must be the same."
+            f"'{entry.point.value}' of {entry.origin} is registered as '{entry.name}' but its name is '{scorer.name}'. A plan "
+            "records the name, so both must be the same."
         )
     return scorer
 

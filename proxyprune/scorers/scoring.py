@@ -14,7 +14,9 @@ from proxyprune.scorers.base import NEEDS, LossFunction, Scorer, ScoringContext,
 from proxyprune.scorers.registry import find
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from proxyprune.capture import ExampleInputs
 
 _LISTED = 5
 
@@ -27,7 +29,7 @@ def score(
     batches: Iterable[Any] | None = None,
     loss_fn: LossFunction | None = None,
     seed: int = 0,
-    example_inputs: tuple[Any, ...] | Mapping[str, Any] | Tensor | None = None,
+    example_inputs: ExampleInputs | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Ranking:
     """Ask a scorer how much each block matters.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,36 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from proxyprune.errors import InputError, MissingNeedError, ScoringError
-from proxyprune.graph import Block, ChannelGroup, ModelGraph
+from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scorers.base import ScoringContext
-from proxyprune.scorers.calibration import batch_loss, batch_seed, finite_loss, untouched
+from proxyprune.scorers.calibration import Calibration
 from proxyprune.scorers.channels import FloatArray, group_importance
 from proxyprune.scorers.scale import half_saturation, significant
-from proxyprune.scorers.weights import all_finite
+from proxyprune.scorers.weights import all_finite, parameters_by_block
 
 
 @dataclass(frozen=True)
 class TaylorScorer:
     """First-order change of the loss when channels are set to zero, averaged over calibration batches.
 
-    For an atom: sum over its members of |sum over the slice of w * dL/dw|, absolute before the mean over batches, so that batches do
-    not cancel. For a block: the sum over the atoms of its own groups, that is, an estimate of what the whole block contributes, divided by
-    itself plus the median block (see `half_saturation`).
+    An atom gets, added up over its members, |sum of w * dL/dw over the slice|. A block gets the same added up over the rows of all its
+    parameters: what its channels contribute together, brought to [0, 1) by `half_saturation`. Absolute values are taken for each batch, so
+    batches do not cancel.
 
-    It misleads where the loss is far from linear in a channel: at a minimum of the loss over one batch all gradients vanish, and a channel that
-    is vital but saturated looks expendable. Few or unusual batches give a noisy ranking.
+    It misleads where the loss is not close to linear in a channel: at a minimum of the batch's loss all gradients vanish, and a channel
+    that is vital but saturated looks expendable. Few or unusual batches give a noisy ranking.
 
     Args:
         unused: What to do when the loss does not depend on a channel group at all: "error", or "zero" to score it 0.
 
     Source:
-        Molchanov et al. 2019, arXiv:1906.10771, the group contribution |sum g_m w_m| of a set of parameters. Deviations: absolute value for
-        the square (the same order inside one member); slices of all coupled members, not only the producing layer.
+        Molchanov et al. 2019, arXiv:1906.10771, the joint contribution (sum of g_m w_m)**2 of a set of parameters. Deviations: the absolute
+        value instead of the square; the slices of all coupled members, not only those of the layer that makes the channel.
     """
 
     unused: str = "error"
-    name: str = "taylor"
+    name: str = field(default="taylor", init=False)
     needs: frozenset[str] = field(default=frozenset({"gradients"}), init=False)
 
     def __post_init__(self) -> None:
@@ -48,23 +48,115 @@ class TaylorScorer:
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
         """Differentiate the loss of every batch once."""
-        model, count = context.model, len(context.batches or ())
-        if model is None or count == 0:
-            raise MissingNeedError("Scorer 'taylor' needs gradients: pass model, batches and loss_fn.")
-        totals: dict[str, FloatArray] = {group.id: np.zeros(group.atoms) for group in graph.prunable}
-        reached: set[str] = set()
+        calibration = Calibration.of(self, context)
+        count = len(calibration.batches)
+        contributions = _Contributions(graph, calibration.model)
         for index in range(count):
-            products = _weight_times_gradient(model, context, index, graph.prunable)
-            reached |= products.keys()
-            for group, values in group_importance(products, graph.prunable, "net").items():
-                totals[group] += values / count
+            contributions.add(_weight_times_gradient(calibration, index))
         if self.unused == "error":
-            _refuse_unreached(graph.prunable, reached)
-        block_totals = {block.id: _block_total(block, totals) for block in graph.blocks}
+            contributions.refuse_unreached()
+        mode = "training" if calibration.model.training else "evaluation"
         return Ranking(
-            scores=half_saturation(block_totals),
+            scores=half_saturation({block: total / count for block, total in contributions.blocks.items()}),
             scorer=self.name,
-            channel_scores={group: tuple(significant(value) for value in values.tolist()) for group, values in totals.items()},
+            channel_scores={
+                group: tuple(significant(value) for value in (total / count).tolist()) for group, total in contributions.atoms.items()
+            },
             seed=context.seed,
-            notes=(f"First-order Taylor over {count} calibration batches, model in {'training' if model.training else 'evaluation'} mode.",),
+            notes=(f"First-order Taylor over {count} calibration batches, model in {mode} mode.",),
         )
+
+
+class _Contributions:
+    """Sums over batches of the absolute first-order changes."""
+
+    def __init__(self, graph: ModelGraph, model: nn.Module) -> None:
+        self._groups = graph.prunable
+        self._inside = parameters_by_block((block.id for block in graph.blocks), (name for name, _ in _parameters(model)))
+        self._reached: set[str] = set()
+        self.blocks = dict.fromkeys(self._inside, 0.0)
+        self.atoms: dict[str, FloatArray] = {group.id: np.zeros(group.atoms) for group in self._groups}
+
+    def add(self, products: Mapping[str, Tensor]) -> None:
+        """Add the weight * gradient products of one batch."""
+        self._reached |= products.keys()
+        for group, values in group_importance(products, self._groups, "net").items():
+            self.atoms[group] += values
+        rows = _row_sums(products)
+        for block, names in self._inside.items():
+            self.blocks[block] += sum(rows[name] for name in names if name in rows)
+
+    def refuse_unreached(self) -> None:
+        """Raise when there are groups that the loss depends on in no batch: to prune them away in silence would be a trap."""
+        unreached = [group for group in self._groups if not any(member.parameter in self._reached for member in group.members)]
+        if unreached:
+            listed = ", ".join(f"'{group.members[0].parameter}'" for group in unreached[:5])
+            raise MissingNeedError(
+                f"Scorer 'taylor' got no gradient for {len(unreached)} of {len(self._groups)} channel groups, such as {listed}: the loss "
+                'does not depend on them. Let loss_fn use every output, or pass options={"unused": "zero"} to let them go first.'
+            )
+
+
+def _weight_times_gradient(calibration: Calibration, index: int) -> dict[str, Tensor]:
+    """Elementwise w * dL/dw on one batch, by every name of each parameter that the loss depends on.
+
+    Raises:
+        MissingNeedError: If the loss does not depend on the model through autograd.
+        ScoringError: If the loss or a gradient is not finite.
+    """
+    names = dict(_parameters(calibration.model))
+    unique = list({id(parameter): parameter for parameter in names.values()}.values())
+    with calibration.untouched(index), torch.inference_mode(mode=False), torch.enable_grad():
+        for parameter in unique:
+            parameter.requires_grad_(True)  # a frozen layer can be pruned like any other
+        loss = calibration.loss(index)
+        calibration.finite(loss, index)
+        gradients = _gradients(loss, unique, index)
+    _check_finite(names, gradients, index)
+    products = {id(p): p.detach() * g for p, g in zip(unique, gradients, strict=True) if g is not None}
+    return {name: products[id(parameter)] for name, parameter in names.items() if id(parameter) in products}
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter], index: int) -> list[Tensor | None]:
+    """dL/dparameter, dense; None where the loss does not depend on it. `.grad` is not written."""
+    found: Iterable[Tensor | None] = ()
+    if loss.requires_grad:
+        try:
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        except RuntimeError as error:
+            raise ScoringError(
+                f"Scorer 'taylor': autograd failed on batch {index}: {error}. loss_fn must return a loss that can be differentiated once "
+                "and must not call backward() itself; reentrant activation checkpointing has to be off."
+            ) from error
+    gradients = [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
+    if all(gradient is None for gradient in gradients):
+        raise MissingNeedError(
+            f"Scorer 'taylor' got no gradients: the loss of batch {index} does not depend on the model's parameters through autograd. "
+            "loss_fn must call the model without torch.no_grad() and return the loss without .detach() or .item()."
+        )
+    return gradients
+
+
+def _check_finite(names: Mapping[str, nn.Parameter], gradients: Iterable[Tensor | None], index: int) -> None:
+    first_name: dict[int, str] = {}
+    for name, parameter in names.items():
+        first_name.setdefault(id(parameter), name)
+    for name, gradient in zip(first_name.values(), gradients, strict=True):
+        if gradient is not None and not all_finite(gradient):
+            raise ScoringError(
+                f"Scorer 'taylor': the gradient of '{name}' on batch {index} holds NaN or infinite values. "
+                "Look at that batch; in half precision, score in float32."
+            )
+
+
+def _parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Differentiable parameters, by every name."""
+    return ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point())
+
+
+def _row_sums(products: Mapping[str, Tensor]) -> dict[str, float]:
+    """Sum over the rows (slices along dimension 0) of |sum over the row|, by parameter name; one copy from the device."""
+    if not products:
+        return {}
+    rows = [(p.reshape(p.shape[0], -1).sum(dim=1) if p.ndim else p).abs().sum().double() for p in products.values()]
+    return dict(zip(products, torch.stack([row.cpu() for row in rows]).tolist(), strict=True))

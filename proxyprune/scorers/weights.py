@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -62,3 +64,20 @@ def _not_finite(what: str, name: str, tensor: Tensor) -> str:
         f"{what} '{name}' {tuple(tensor.shape)} holds {nan} NaN and {infinite} infinite values of {tensor.numel()}. "
         "Expected finite numbers; load a checkpoint from before training diverged."
     )
+
+
+def parameters_by_block(blocks: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Names of the parameters inside each block; a parameter of a nested block belongs to the outer one too.
+
+    Args:
+        blocks: Block ids, which are module names.
+        names: Parameter names.
+    """
+    inside: dict[str, list[str]] = {block: [] for block in blocks}
+    for name in names:
+        owner = name
+        while owner:
+            if owner in inside:
+                inside[owner].append(name)
+            owner = owner.rpartition(".")[0]
+    return {block: tuple(found) for block, found in inside.items()}

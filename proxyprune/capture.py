@@ -35,6 +35,7 @@ class Program:
         state: Placeholder name -> name of the parameter or buffer it stands for.
         shapes: Shape of every parameter and buffer that the forward pass reads or that the state dict holds.
         trainable: Names in `shapes` that are parameters.
+        integers: Names in `shapes` that hold integers or flags.
         aliases: Other names of shared parameters -> the name used here.
         owners: Node name -> qualified name of the module whose forward issued the op ("" is the model itself).
         classes: Qualified module name -> class name.
@@ -45,6 +46,7 @@ class Program:
     state: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     trainable: frozenset[str]
+    integers: frozenset[str]
     aliases: Mapping[str, str]
     owners: Mapping[str, str]
     classes: Mapping[str, str]
@@ -158,12 +160,13 @@ def _program(model: nn.Module, graph: Graph, signature: Any) -> Program:
             state[spec.arg.name] = aliases.get(target, target)
     shapes = {name: tuple(value.shape) for name, value in _named_state(model) if name not in aliases}
     trainable = frozenset(name for name, _ in model.named_parameters())
+    integers = frozenset(name for name, value in _named_state(model) if not (value.is_floating_point() or value.is_complex()))
     owners: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "call_function":
             owners[node.name] = _owner(node)
     classes = {name: type(module).__name__ for name, module in model.named_modules()}
-    return Program(graph, state, shapes, trainable, aliases, owners, classes, _repeated(graph))
+    return Program(graph, state, shapes, trainable, integers, aliases, owners, classes, _repeated(graph))
 
 
 def _named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
