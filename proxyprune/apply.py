@@ -17,7 +17,7 @@ from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, skeleton
-from proxyprune.surgery import Surgery, perform, pruned_copy
+from proxyprune.surgery import Surgery, perform, pruned_copy, rewire
 from proxyprune.capture import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
 from proxyprune.verify import Difference
 
@@ -108,21 +108,26 @@ def _is_device_trouble(difference: Difference) -> bool:
 
 
 def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Surgery, Difference | None]:
-    blank = skeleton(model, ghost)
-    bypassed = watch(blank, prediction, example_inputs, ghost) if prediction.removed else ()
+    bypassed = watch(skeleton(model, ghost), prediction, example_inputs, ghost) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
     base = Surgery(prediction.cuts, attributes, bypassed)
-    perform(blank, base)
+    blank = _pruned_skeleton(model, prediction, base, ghost)
     follower = Follower(prediction, blank, example_inputs, ghost)
     difference = follower.run()
     if difference is not None:
         extra = confirm(skeleton(model, ghost), prediction.unpruned, example_inputs, ghost)
         if extra:
-            blank = skeleton(model, ghost)
-            perform(blank, base)
+            blank = _pruned_skeleton(model, prediction, base, ghost)
             follower = Follower(prediction, blank, example_inputs, ghost, extra)
             difference = follower.run()
     return Surgery(base.cuts, (*attributes, *follower.changes), bypassed), difference
+
+
+def _pruned_skeleton(model: nn.Module, prediction: Prediction, surgery: Surgery, ghost: Ghost) -> nn.Module:
+    names = {cut.parameter for cut in surgery.cuts}
+    blank = skeleton(model, ghost, {name: prediction.shape(name) for name in names})
+    rewire(blank, surgery)
+    return blank
 
 
 def blamed_groups(prediction: Prediction, difference: Difference) -> tuple[str, ...]:

@@ -92,6 +92,7 @@ class Follower:
         self.modules = dict(self.skeleton.named_modules())
         self.predicted: Recording = record_predicted(self.prediction, self.ghost)
         self._ops_of: dict[str, list[Node]] = {}
+        self._set_obvious()
 
     @property
     def changes(self) -> tuple[AttributeChange, ...]:
@@ -116,6 +117,27 @@ class Follower:
             difference = better
         return difference
 
+    def _set_obvious(self) -> None:
+        """Attributes that equal an old size argument of one of their module's own ops, where only one new size is to be had.
+
+        This saves a run for each class of modules; should it be wrong, the forward will say so and the attribute is tried again.
+        """
+        outcomes, owners = self.prediction.coupling.outcomes, self.prediction.graph.program.owners
+        own: dict[str, list[Node]] = {}
+        for node in self.prediction.graph.program.calls:
+            if outcomes[node].sizes and not self.prediction.is_removed(node):
+                own.setdefault(owners[node.name], []).append(node)
+        for module, nodes in own.items():
+            scales: Scales = {}
+            for node in nodes:
+                for key, size in outcomes[node].sizes.items():
+                    self._add_argument_scales(node, key, size, scales, changed_only=False)
+            clear = {old: news for old, news in scales.items() if len(news) == 1 and old not in news}
+            for proposal in list(self._suggested(module, clear, None)):
+                value = get_attribute(self.modules[module], proposal.path)
+                if isinstance(value, int) and value in clear:
+                    self._set(proposal)
+
     def _difference(self) -> Difference | None:
         return compare(self.predicted, record_actual(self.skeleton, self.example_inputs, self.ghost, self.predicted, self.extra), self.extra)
 
@@ -126,12 +148,13 @@ class Follower:
         for trial in itertools.chain(singles, pairs):
             if len({(proposal.module, proposal.path) for proposal in trial}) < len(trial):
                 continue
-            before = [self._set(proposal) for proposal in trial]
+            everywhere = [*trial, *(other for proposal in trial for other in self._carried_over(proposal))]
+            before = [self._set(proposal) for proposal in everywhere]
             found = self._difference()
             if found is None or found.progress > difference.progress:
-                carried = [self._carry_over(proposal) for proposal in trial]
-                return self._difference() if any(carried) and found is not None else found
-            for proposal, value in zip(trial, before, strict=True):
+                self.learned.update({(type(self.modules[proposal.module]), proposal.path): None for proposal in trial})
+                return found
+            for proposal, value in reversed(list(zip(everywhere, before, strict=True))):
                 set_attribute(self.modules[proposal.module], proposal.path, value)
         return difference
 
@@ -142,22 +165,18 @@ class Follower:
         set_attribute(self.modules[proposal.module], proposal.path, proposal.after)
         return current
 
-    def _carry_over(self, proposal: Proposal) -> bool:
-        """Give the other modules of the class what the same op suggests there."""
+    def _carried_over(self, proposal: Proposal) -> Iterator[Proposal]:
+        """What the same op suggests for the same attribute in the other modules of the class."""
         kind = type(self.modules[proposal.module])
         if proposal.op is None or (kind, proposal.path) in self.learned:
-            return False
-        self.learned[kind, proposal.path] = None
-        carried = False
+            return
         for name, module in self.modules.items():
-            ops = self._ops(name)
-            if type(module) is not kind or (name, proposal.path) in self.before or proposal.op >= len(ops):
+            ops = self._ops(name) if type(module) is kind and name != proposal.module else []
+            if (name, proposal.path) in self.before or proposal.op >= len(ops):
                 continue
             same = [other for other in self._proposals(name, ops[proposal.op], proposal.op) if other.path == proposal.path]
             if proposal.rank < len(same):
-                self._set(same[proposal.rank])
-                carried = True
-        return carried
+                yield same[proposal.rank]
 
     def _candidates(self, difference: Difference) -> Iterator[Proposal]:
         """Proposals for the module of a difference, its ancestors and its descendants: what the op itself suggests comes first."""
@@ -235,12 +254,12 @@ class Follower:
                     if before != after:
                         found.setdefault(before, {})[after] = None
 
-    def _add_argument_scales(self, node: Node, key: int | str, size: Any, found: Scales) -> None:
+    def _add_argument_scales(self, node: Node, key: int | str, size: Any, found: Scales, *, changed_only: bool = True) -> None:
         before = node.args[key] if isinstance(key, int) else arguments(node).get(key)
         befores = before if isinstance(before, list | tuple) else [before]
         afters = [self.prediction.size(item) for item in (size if isinstance(size, tuple) else (size,))]
         for old, new in zip(befores, afters, strict=False):
-            if isinstance(old, int) and old > 0 and old != new:
+            if isinstance(old, int) and old > 0 and (old != new or not changed_only):
                 found.setdefault(old, {})[new] = None
 
 

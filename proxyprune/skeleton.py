@@ -50,11 +50,14 @@ class Ghost:
             yield
 
 
-def skeleton(model: nn.Module, ghost: Ghost) -> nn.Module:
-    """Copy a model with every tensor in it (parameters, buffers, plain attributes) replaced by an empty one."""
+def skeleton(model: nn.Module, ghost: Ghost, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
+    """Copy a model with every tensor in it (parameters, buffers, plain attributes) replaced by an empty one.
+
+    `shapes` gives parameters and buffers (by their first name) another shape on the way.
+    """
     memo: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        memo[id(tensor)] = _like(tensor, ghost)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        memo[id(tensor)] = _like(tensor, ghost, (shapes or {}).get(name))
     for module in model.modules():
         for value in vars(module).values():
             for tensor in _plain_tensors(value):
@@ -62,8 +65,8 @@ def skeleton(model: nn.Module, ghost: Ghost) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _like(tensor: Tensor, ghost: Ghost) -> Tensor:
-    empty = ghost.empty(tensor)
+def _like(tensor: Tensor, ghost: Ghost, shape: tuple[int, ...] | None = None) -> Tensor:
+    empty = ghost.empty(tensor, shape)
     # without requires_grad, as in the predicted program: matmul decomposes differently for tensors that need a gradient
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 

@@ -208,8 +208,11 @@ def _unreachable(problem: _Problem) -> TargetError:
     rest = without(keep=(), floors={})
     why = {"width": "pinned axes and the last step of each group", "depth": "what is outside the removable blocks"}
     reasons.append(f"{rest:,} ({budget.share(rest):.1%}) cannot go in mode '{mode}': {why.get(mode, ' and '.join(why.values()))}")
+    pinned = [group for group in problem.graph.groups if group.pinned is not None]
+    if pinned and mode != "depth":
+        reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
     # Rounded up, so that the figure works as a target.
-    fraction = math.ceil(budget.share(best) * 10_000 + 1e-6) / 10_000
+    fraction = min(1.0, math.ceil(budget.share(best) * 10_000 + 1e-6) / 10_000)
     return TargetError(
         f"Target {budget.asked!r} ({budget.limit:,} {budget.unit}) cannot be reached. The best reachable is {best:,} {budget.unit}, "
         f"{fraction:.4f} of the base of {budget.base:,}. What limits it: {'; '.join(reasons)}. "

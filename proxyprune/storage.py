@@ -205,7 +205,9 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         state = "it has no manifest.json" if folder.is_dir() else "it is not a folder" if folder.exists() else "it does not exist"
-        raise StorageError(f"Expected a folder written by proxyprune at '{folder}', but {state}. Check the path.")
+        interrupted = [str(other) for other in folder.parent.glob(f".{folder.name}.*.previous")]
+        hint = f"A save was interrupted; rename '{interrupted[0]}' to get the earlier network back." if interrupted else "Check the path."
+        raise StorageError(f"Expected a folder written by proxyprune at '{folder}', but {state}. {hint}")
     try:
         return Manifest.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
@@ -327,7 +329,7 @@ def _storage_errors(action: str) -> Iterator[None]:
     except ProxyPruneError:
         raise
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"Cannot {action}: {error}. Check the path, its permissions and the free space; nothing was changed.") from error
+        raise StorageError(f"Cannot {action}: {error}. Check the path, its permissions and the free space.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -177,7 +177,7 @@ def perform(model: nn.Module, surgery: Surgery) -> None:
             for name, tensor in list(tensors.items()):
                 if tensor is not None and id(tensor) in replacements:
                     tensors[name] = replacements[id(tensor)]
-    _rewire(model, surgery)
+    rewire(model, surgery)
 
 
 def pruned_copy(model: nn.Module, surgery: Surgery) -> nn.Module:
@@ -188,7 +188,7 @@ def pruned_copy(model: nn.Module, surgery: Surgery) -> nn.Module:
     """
     memo: dict[int, Any] = dict(_replacements(model, surgery))
     copied = copy.deepcopy(model, memo)
-    _rewire(copied, surgery)
+    rewire(copied, surgery)
     return copied
 
 
@@ -202,7 +202,8 @@ def _replacements(model: nn.Module, surgery: Surgery) -> dict[int, Tensor]:
     return {id(tensors[name]): _sliced(tensors[name], own) for name, own in cuts.items()}
 
 
-def _rewire(model: nn.Module, surgery: Surgery) -> None:
+def rewire(model: nn.Module, surgery: Surgery) -> None:
+    """Set the attributes and put in the bypasses of a surgery; tensors are left alone."""
     for change in surgery.attributes:
         set_attribute(model.get_submodule(change.module), change.path, change.after)
     for entry in surgery.bypassed:

@@ -9,14 +9,14 @@ then filled up with single steps. Cutting by count, never by a threshold on scor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from proxyprune.graph import ModelGraph
-from proxyprune.limits import Ladder
+from proxyprune.limits import UNROUNDED, Ladder
 
 IndexArray = NDArray[np.int64]
 
@@ -187,10 +187,21 @@ class _WidthSolver:
         return levels
 
     def _repair(self, levels: IndexArray) -> IndexArray:
-        """Look for a closer plan where steps are coarse: first with one group held a step off, then in the grid around the best so far."""
+        """Look for a closer plan where steps are coarse; below default floors only as a last resort, never off rounded widths."""
         if not levels.any():
             return levels
-        for least, most in self._neighbours(levels):
+        worst = max(int(ladder.phases[level]) for ladder, level in zip(self._steps.ladders, levels.tolist(), strict=True))
+        for lenient in (False, True):
+            reached = [(ladder.phases <= worst) | (lenient & (ladder.phases & UNROUNDED == 0)) for ladder in self._steps.ladders]
+            bottom = np.array([int(np.flatnonzero(mask)[-1]) for mask in reached], dtype=np.int64)
+            levels = self._repair_above(levels, bottom)
+            if self._gap(levels) <= self._slack:
+                break
+        return levels
+
+    def _repair_above(self, levels: IndexArray, bottom: IndexArray) -> IndexArray:
+        """First with one group held a step off and the others solved again, then in the grid around the best so far."""
+        for least, most in self._neighbours(levels, bottom):
             found = self._search(least, most)
             found = None if found is None else self._fill(found, least)
             if found is not None and self._gap(found) < self._gap(levels):
@@ -199,51 +210,48 @@ class _WidthSolver:
                 return levels
         left = _GRID_PLANS if self._price.batched else _GRID_PLANS // 3
         for reach in (1, 2, 4, 8, 16, 32):
-            for members in self._grids(levels, reach):
-                levels, priced = self._best_around(levels, members, reach)
+            for spans in self._grids(levels, bottom, reach):
+                levels, priced = self._best_around(levels, spans)
                 left -= priced
                 if left < 0 or self._gap(levels) <= self._slack:
                     return levels
         return levels
 
-    def _span(self, levels: IndexArray, group: int, reach: int) -> NDArray[np.int64]:
-        """Levels of a group that are at most `reach` away."""
-        return np.arange(max(levels[group] - reach, 0), min(levels[group] + reach, self._steps.deepest[group]) + 1, dtype=np.int64)
-
-    def _grids(self, levels: IndexArray, reach: int) -> list[list[int]]:
-        """Sets of groups, in order of preference, whose levels can be tried in all combinations."""
-        grids: list[list[int]] = []
+    def _grids(self, levels: IndexArray, bottom: IndexArray, reach: int) -> list[dict[int, IndexArray]]:
+        """Sets of groups, in order of preference, with levels at most `reach` away: few enough to try in all combinations."""
+        grids: list[dict[int, IndexArray]] = []
         size = _GRID_SIZE + 1
         for group in self._steps.preference:
-            span = len(self._span(levels, group, reach))
-            if span > 1:
-                if size * span > _GRID_SIZE:
-                    grids.append([])
+            span = np.arange(max(levels[group] - reach, 0), min(levels[group] + reach, bottom[group]) + 1, dtype=np.int64)
+            if len(span) > 1:
+                if size * len(span) > _GRID_SIZE:
+                    grids.append({})
                     size = 1
-                grids[-1].append(group)
-                size *= span
+                grids[-1][group] = span
+                size *= len(span)
         return grids
 
-    def _best_around(self, levels: IndexArray, members: list[int], reach: int) -> tuple[IndexArray, int]:
+    def _best_around(self, levels: IndexArray, spans: Mapping[int, IndexArray]) -> tuple[IndexArray, int]:
         """The plan within the tolerance that moves fewest steps, or else the closest to the budget; and how many were priced."""
-        axes = np.meshgrid(*(self._span(levels, group, reach) for group in members), indexing="ij")
+        axes = np.meshgrid(*spans.values(), indexing="ij")
         plans = np.repeat(levels[None], axes[0].size, axis=0)
-        plans[:, members] = np.stack([axis.ravel() for axis in axes], axis=1)
+        plans[:, list(spans)] = np.stack([axis.ravel() for axis in axes], axis=1)
         gaps = self._limit - self._price.many(self._steps.atoms(plans))
         moved = np.abs(plans - levels).sum(axis=1)
         distance = np.where(gaps < 0, np.iinfo(np.int64).max, np.maximum(gaps - self._slack, 0))
         return plans[np.lexsort((gaps, moved, distance))[0]], len(plans)
 
-    def _neighbours(self, levels: IndexArray) -> list[tuple[IndexArray, IndexArray]]:
-        zero, deepest = np.zeros_like(levels), self._steps.deepest
+    def _neighbours(self, levels: IndexArray, bottom: IndexArray) -> list[tuple[IndexArray, IndexArray]]:
+        """Bounds (least and most level of each group) that force one group up or down by a step."""
+        zero = np.zeros_like(levels)
         pairs = []
         for index in self._steps.preference:
             if levels[index] > 0:
-                most = deepest.copy()
+                most = bottom.copy()
                 most[index] = levels[index] - 1
                 pairs.append((zero, most))
-            if levels[index] < deepest[index]:
+            if levels[index] < bottom[index]:
                 least = zero.copy()
                 least[index] = levels[index] + 1
-                pairs.append((least, deepest))
+                pairs.append((least, bottom))
         return pairs[: 2 * _WIDEST_SEARCH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,14 +14,22 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that `import zoo` works fro
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 torch.set_num_threads(1)  # the networks are small, and pytest-xdist fills the machine
 
-settings.register_profile(
-    "fixed", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.load_profile("fixed")
+# torch describes every tensor of every trace to this logger when it has a handler, which takes longer than the trace. pytest gives one to
+# each logger that does not propagate.
+logging.getLogger("torch.__trace").handlers.clear()
+logging.getLogger("torch.__trace").propagate = True
+
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+_PHASES = (Phase.explicit, Phase.generate)
+
+# An example traces two networks: shrinking one would take minutes. HYPOTHESIS_PROFILE=shrink does it on request.
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None, suppress_health_check=_SLOW, phases=_PHASES)
+settings.register_profile("shrink", settings.get_profile("fixed"), phases=(*_PHASES, Phase.shrink))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def _network_of(nodeid: str) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch.fx
 
+from proxyprune.capture import Program
 from proxyprune.cost import CostModel, Polynomial
 from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.rules import Options
-from proxyprune.capture import Program
 
 
 @dataclass(frozen=True)

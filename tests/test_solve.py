@@ -215,6 +215,14 @@ def test_nothing_collapses_by_default() -> None:
     assert "below the default floor" in harsh.notes[0]
 
 
+def test_a_gap_is_not_closed_off_the_rounded_widths() -> None:
+    """With coarse rounded widths the plan stays below the target and says so, rather than leave the multiples of round_to."""
+    graph = chain([Layer(64), Layer(64)])
+    plan = make_plan(graph, ranking_of(graph), 0.8, round_to=32)
+    assert all(after % 32 == 0 for _, after in plan.widths.values())
+    assert "below the target" in plan.notes[0]
+
+
 @given(problems())
 def test_the_best_reachable_target_is_reachable(problem: tuple[ModelGraph, Ranking]) -> None:
     """A target below everything raises, and the number and the fraction in the message both work as targets."""

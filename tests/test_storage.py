@@ -296,6 +296,13 @@ def test_folders_that_are_no_network_are_refused(tmp_path: Path) -> None:
             pp.load(tmp_path / place, Tied)
 
 
+def test_an_interrupted_swap_can_be_undone(saved: Path) -> None:
+    """When power goes between the two renames, loading says where the earlier network is."""
+    saved.rename(saved.with_name(".net.k3x.previous"))
+    with pytest.raises(StorageError, match=r"rename '.*\.net\.k3x\.previous'"):
+        pp.load(saved, Tied)
+
+
 def test_weights_of_another_network_are_refused(result: pp.PruneResult, saved: Path, tmp_path: Path) -> None:
     """Weights swapped in with a manifest that was made to fit are still checked by name and shape."""
     other = pp.save(pp.prune(Tied().eval(), INPUTS, 0.8), tmp_path / "other")

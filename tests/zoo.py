@@ -20,6 +20,7 @@ A network has neither of the two counting tags when it multiplies weights outsid
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -82,8 +83,10 @@ def measured_macs(model: nn.Module, inputs: Inputs) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run(model, inputs)
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            warnings.simplefilter("ignore")  # switching oneDNN off and on warns about Intel GPUs
+            with torch.backends.mkldnn.flags(enabled=False):
+                run(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     flops = counter.get_total_flops()

@@ -212,7 +212,7 @@ def _make(entry: _Entry, loaded: object, options: Mapping[str, Any]) -> Scorer:
 
 
 def _checked(entry: _Entry, candidate: object) -> Scorer:
-    scorer = check_contract(candidate, f"'{entry.point.value}' of {entry.origin}")
+    scorer = check_contract(candidate, f"Scorer '{entry.name}' ({entry.point.value} of {entry.origin})")
     if scorer.name != entry.name:
         raise ScorerLoadError(
             f"'{entry.point.value}' of {entry.origin} is registered as '{entry.name}' but its name is '{scorer.name}'. A plan "

@@ -51,6 +51,6 @@ def _scaled(value: float | None, half: float, floor: float) -> float:
         return 1.0
     if value is None or half == 0.0:
         return UNKNOWN
-    if value < 0.0:
-        return floor * half / (half - value)
-    return floor + (1.0 - floor) * value / (value + half)
+    if value <= 0.0:
+        return floor / (1.0 - value / half)
+    return floor + (1.0 - floor) / (1.0 + half / value)
