@@ -53,6 +53,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("demo-output"))
     out: Path = arguments.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # the network is small, and the figures are then the same on any number of cores
     started = time.perf_counter()
 
     train_images, held_out_images = unet.digits()

@@ -1,9 +1,9 @@
 """Structured pruning of PyTorch networks to a compute budget, with pluggable importance scorers.
 
-    import proxyprune as pp
+import proxyprune as pp
 
-    result = pp.prune(model, example_inputs, target=0.6)
-    pp.save(result, "pruned")
+result = pp.prune(model, example_inputs, target=0.6)
+pp.save(result, "pruned")
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from proxyprune.apply import apply_plan
     from proxyprune.carry import carry_optimizer, carry_state
     from proxyprune.errors import ProxyPruneError
+    from proxyprune.flow import PruneResult, Report, prune
     from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
     from proxyprune.plan import PrunePlan
-    from proxyprune.flow import PruneResult, Report, prune
     from proxyprune.ranking import Ranking
     from proxyprune.read import trace
     from proxyprune.scorers import Scorer, ScoringContext, score, scorers
@@ -53,7 +53,30 @@ _HOMES = {
 }
 """Public name -> module; imported on first use, so that `import proxyprune` does not load torch."""
 
-__all__ = ['Block', 'ChannelGroup', 'Member', 'ModelGraph', 'ProxyPruneError', 'PrunePlan', 'PruneResult', 'Ranking', 'Report', 'Scorer', 'ScoringContext', 'Surgery', 'apply_plan', 'carry_optimizer', 'carry_state', 'load', 'make_plan', 'prune', 'save', 'score', 'scorers', 'trace']
+__all__ = [
+    "Block",
+    "ChannelGroup",
+    "Member",
+    "ModelGraph",
+    "ProxyPruneError",
+    "PrunePlan",
+    "PruneResult",
+    "Ranking",
+    "Report",
+    "Scorer",
+    "ScoringContext",
+    "Surgery",
+    "apply_plan",
+    "carry_optimizer",
+    "carry_state",
+    "load",
+    "make_plan",
+    "prune",
+    "save",
+    "score",
+    "scorers",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,16 @@ from torch.fx import Node
 
 from proxyprune.axes import Axis
 from proxyprune.blocks import BlockFinder, Span, kind_of
-from proxyprune.cost import CostModel, Polynomial
-from proxyprune.couple import Amendments, Coupling, couple
-from proxyprune.graph import Block, ChannelGroup, ModelGraph
-from proxyprune.rules import Options, op_name
 from proxyprune.capture import Program
-_LAYERS = frozenset({"aten.linear", "aten.addmm", "aten.convolution"} | {f"aten.conv{kind}{n}d" for kind in ("", "_transpose") for n in "123"})
+from proxyprune.cost import CostModel, Polynomial
+from proxyprune.couple import Amendments, couple
+from proxyprune.graph import Block, ChannelGroup, ModelGraph
+from proxyprune.groups import Coupling
+from proxyprune.rules import Options, op_name
+
+_LAYERS = frozenset(
+    {"aten.linear", "aten.addmm", "aten.convolution"} | {f"aten.conv{kind}{n}d" for kind in ("", "_transpose") for n in "123"}
+)
 
 
 def analyse(model: nn.Module, program: Program, options: Options, amendments: Amendments) -> ModelGraph:

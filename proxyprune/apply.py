@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.bypass import watch
+from proxyprune.capture import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
 from proxyprune.errors import VerificationError
 from proxyprune.follow import Follower, confirm, layer_attributes
 from proxyprune.graph import ModelGraph
@@ -18,7 +19,6 @@ from proxyprune.plan import PrunePlan
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, skeleton
 from proxyprune.surgery import Surgery, perform, pruned_copy, rewire
-from proxyprune.capture import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
 from proxyprune.verify import Difference
 
 

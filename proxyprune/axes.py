@@ -11,6 +11,7 @@ split across segments plain array operations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,18 +51,14 @@ class Classes:
 
     def resolve(self, axis: LabelArray) -> LabelArray:
         """Class of every position; -1 where it is fixed or pinned."""
-        return self._free[axis]
+        return np.asarray(self._free[axis])
 
-    @property
+    @cached_property
     def _free(self) -> LabelArray:
-        free: LabelArray = self.__dict__.get("_free_cache")  # type: ignore[assignment]
-        if free is None:
-            pinned = np.zeros(int(self.of.max()) + 1, dtype=bool)
-            pinned[list(self.reasons)] = True
-            pinned[self.of[FIXED]] = True
-            free = np.where(pinned[self.of], -1, self.of)
-            self.__dict__["_free_cache"] = free
-        return free
+        pinned = np.zeros(int(self.of.max()) + 1, dtype=bool)
+        pinned[list(self.reasons)] = True
+        pinned[self.of[FIXED]] = True
+        return np.where(pinned[self.of], -1, self.of)
 
 
 @dataclass
@@ -116,7 +113,7 @@ class Labels:
         grid = axis.reshape(runs, -1)
         for row in grid[1:]:
             self.equate(grid[0], row, where)
-        return grid[0]
+        return np.asarray(grid[0])
 
     def tie_within_runs(self, axis: LabelArray, runs: int, where: str) -> LabelArray:
         """Tie all positions inside each of `runs` equal runs; returns one label a run."""
@@ -130,8 +127,8 @@ class Labels:
         left = np.concatenate([*self._left, np.zeros(0, np.int64)])
         right = np.concatenate([*self._right, np.zeros(0, np.int64)])
         edges = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(self.count, self.count))
-        _, of = connected_components(edges, directed=False)
-        of = of.astype(np.int64)
+        _, components = connected_components(edges, directed=False)
+        of = components.astype(np.int64)
         reasons: dict[int, str] = {}
         for axis, reason in self._pins:
             for label_class in np.unique(of[axis[axis != FIXED]]).tolist():

@@ -14,8 +14,8 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.rules import op_name
 from proxyprune.capture import Program
+from proxyprune.rules import op_name
 
 _PASSING_ON = frozenset(
     f"aten.{name}"

@@ -18,7 +18,9 @@ from proxyprune.skeleton import Ghost
 from proxyprune.surgery import Bypassed
 from proxyprune.verify import Recording, extra_ops, record_actual, record_predicted
 
-_NO_CHANGE = frozenset({"aten.to", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.dropout", "aten._to_copy", "getitem"})
+_NO_CHANGE = frozenset(
+    {"aten.to", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.dropout", "aten._to_copy", "getitem"}
+)
 
 
 @dataclass
@@ -35,7 +37,7 @@ class _Watcher:
 
     def hook(self, name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-            self.calls[name] = _Call({**dict(enumerate(args)), **kwargs}, result)
+            self.calls[name] = _Call(dict([*enumerate(args), *kwargs.items()]), result)
 
         return note
 
@@ -114,5 +116,3 @@ def _template(result: Any) -> tuple[Any, list[Tensor]]:
         return value if isinstance(value, bool | int | float | str | None) else None
 
     return visit(result), holes
-
-

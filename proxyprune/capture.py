@@ -143,7 +143,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     with evaluation(wrapper):
         try:
             exported = torch.export.export(wrapper, args, kwargs, strict=False)
-        except Exception as error:  # noqa: BLE001  torch.export raises whatever the user's forward raises; every kind is mapped
+        except Exception as error:
             raise _explain(model, args, kwargs, error) from error
     graph_module = exported.graph_module
     _inline_wrapped_regions(graph_module)

@@ -64,8 +64,8 @@ class Polynomial:
                 matrix[row, group] = coefficient
         degree = max((len(indices) for indices, _ in merged), default=0) or 1
         table = np.full((len(merged), degree), len(forms), np.int64)
-        for row, (indices, _) in enumerate(merged):
-            table[row, : len(indices)] = indices
+        for row, (chosen, _) in enumerate(merged):
+            table[row, : len(chosen)] = chosen
         constants = np.array(list(merged.values()), np.int64).reshape(-1)
         return Polynomial(matrix, offsets, constants, table, tuple(block for _, block in merged))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from proxyprune.apply import Applied, apply
 from proxyprune.budget import Target
+from proxyprune.capture import ExampleInputs
 from proxyprune.errors import VerificationError
 from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan
@@ -18,7 +19,6 @@ from proxyprune.read import probe_groups, trace, with_pins
 from proxyprune.scorers import Scorer, score
 from proxyprune.solve import make_plan
 from proxyprune.surgery import Surgery
-from proxyprune.capture import ExampleInputs
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
+from proxyprune.capture import ExampleInputs
 from proxyprune.layers import PrunedLayer, changed_attributes
 from proxyprune.predict import Prediction
 from proxyprune.rules import output_shapes
 from proxyprune.rules.base import arguments
 from proxyprune.skeleton import Ghost
 from proxyprune.surgery import AttributeChange, get_attribute, set_attribute
-from proxyprune.capture import ExampleInputs
 from proxyprune.verify import Difference, Recording, compare, extra_ops, record_actual, record_predicted
 
 _SINGLES_TRIED = 48
@@ -139,7 +139,9 @@ class Follower:
                     self._set(proposal)
 
     def _difference(self) -> Difference | None:
-        return compare(self.predicted, record_actual(self.skeleton, self.example_inputs, self.ghost, self.predicted, self.extra), self.extra)
+        return compare(
+            self.predicted, record_actual(self.skeleton, self.example_inputs, self.ghost, self.predicted, self.extra), self.extra
+        )
 
     def _improve(self, difference: Difference) -> Difference | None:
         candidates = list(itertools.islice(dict.fromkeys(self._candidates(difference)), _SINGLES_TRIED))
@@ -210,7 +212,9 @@ class Follower:
             program = self.prediction.graph.program
             inside = f"{module}."
             self._ops_of[module] = [
-                node for node in program.calls if not module or program.owners[node.name] == module or program.owners[node.name].startswith(inside)
+                node
+                for node in program.calls
+                if not module or program.owners[node.name] == module or program.owners[node.name].startswith(inside)
             ]
         return self._ops_of[module]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from proxyprune.blocks import Bypass
-    from proxyprune.cost import CostModel
-    from proxyprune.couple import Amendments, Coupling
-    from proxyprune.rules import Options
     from proxyprune.capture import Program
+    from proxyprune.cost import CostModel
+    from proxyprune.couple import Amendments
+    from proxyprune.groups import Coupling
+    from proxyprune.rules import Options
 
 IndexArray = NDArray[np.int64]
 
@@ -41,7 +42,7 @@ class Member:
     positions: IndexArray = field(repr=False, compare=False)
     conv_groups: int = 1
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str | int]:
         """Unpack as (parameter, dim)."""
         yield self.parameter
         yield self.dim
@@ -182,9 +183,7 @@ class ModelGraph:
         """SHA-256 over names, shapes and wiring, never over weight values."""
         content = {
             "blocks": [[b.id, b.kind, b.macs, b.params, list(b.resolution), list(b.inputs)] for b in self.blocks],
-            "groups": [
-                [g.id, g.width, g.atoms, g.step, g.pinned is None, [[m.parameter, m.dim] for m in g.members]] for g in self.groups
-            ],
+            "groups": [[g.id, g.width, g.atoms, g.step, g.pinned is None, [[m.parameter, m.dim] for m in g.members]] for g in self.groups],
             "parameters": sorted((name, list(shape)) for name, shape in self.program.shapes.items()),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

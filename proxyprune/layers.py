@@ -53,14 +53,20 @@ def batch_norm(layer: PrunedLayer) -> Attributes:
     """num_features."""
     known = layer.shapes.get("weight") or layer.shapes.get("running_mean")
     size = known[0] if known else layer.channels
-    return {} if size is None else {"num_features": size}
+    attributes: Attributes = {}
+    if size is not None:
+        attributes["num_features"] = size
+    return attributes
 
 
 def group_norm(layer: PrunedLayer) -> Attributes:
     """num_channels, num_groups."""
     groups = layer.arguments.get("num_groups", layer.module.num_groups)
     size = layer.shapes["weight"][0] if "weight" in layer.shapes else layer.channels
-    return {"num_groups": int(groups)} | ({} if size is None else {"num_channels": size})
+    attributes: Attributes = {"num_groups": int(groups)}
+    if size is not None:
+        attributes["num_channels"] = size
+    return attributes
 
 
 def layer_norm(layer: PrunedLayer) -> Attributes:

@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.fx import Node
 
 from proxyprune.axes import LabelArray
 from proxyprune.blocks import Bypass
-from proxyprune.couple import Coupling
 from proxyprune.graph import ModelGraph
+from proxyprune.groups import Coupling
 from proxyprune.plan import PrunePlan
 from proxyprune.rules import Size
 from proxyprune.surgery import Cut
@@ -30,7 +31,7 @@ class Prediction:
     """
 
     graph: ModelGraph
-    kept: list[np.ndarray] = field(repr=False)
+    kept: list[NDArray[np.bool_]] = field(repr=False)
     removed: frozenset[str]
 
     @staticmethod
@@ -72,7 +73,7 @@ class Prediction:
             self._sizes[id(size)] = constant + sum(coefficient * self._counts[group] for group, coefficient in coefficients.items())
         return self._sizes[id(size)]
 
-    def positions(self, axis: LabelArray) -> np.ndarray:
+    def positions(self, axis: LabelArray) -> LabelArray:
         """Positions of an axis that stay."""
         return self.coupling.kept_positions(axis, self.kept)
 
@@ -133,12 +134,13 @@ class Prediction:
         outcome = self.coupling.outcomes[node]
         axes = [axis for axes in outcome.outputs for axis in axes if axis is not None]
         axes += [
-            size for sizes in outcome.sizes.values() for size in (sizes if isinstance(sizes, tuple) else (sizes,)) if not isinstance(size, int)
+            size
+            for sizes in outcome.sizes.values()
+            for size in (sizes if isinstance(sizes, tuple) else (sizes,))
+            if not isinstance(size, int)
         ]
         for source in node.all_input_nodes:
             if source in self.coupling.outcomes:
                 axes += [axis for axes_of in self.coupling.outcomes[source].outputs for axis in axes_of if axis is not None]
         indices = {group for axis in axes for group in self.coupling.count(axis)[1]}
-        return tuple(
-            group.id for index, group in enumerate(self.graph.prunable) if index in indices and self._counts[index] != group.atoms
-        )
+        return tuple(group.id for index, group in enumerate(self.graph.prunable) if index in indices and self._counts[index] != group.atoms)

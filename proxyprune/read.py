@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from proxyprune.analyse import analyse
 from proxyprune.apply import attempt_surgery, blamed_groups
+from proxyprune.capture import ExampleInputs, capture
 from proxyprune.couple import Amendments
 from proxyprune.errors import InputError
 from proxyprune.graph import ChannelGroup, Member, ModelGraph
 from proxyprune.predict import Prediction
 from proxyprune.rules import Options
-from proxyprune.capture import ExampleInputs, capture
 from proxyprune.verify import Difference
 
 NORM_GROUPS = ("balanced", "whole", "reduced")
@@ -168,7 +169,7 @@ def _place(graph: ModelGraph, group: ChannelGroup) -> tuple[str, str, int]:
     return graph.program.classes.get(parent, ""), f"{module.rpartition('.')[2]}.{local}", group.members[0].dim
 
 
-def _distinct_cuts(graph: ModelGraph) -> list[np.ndarray]:
+def _distinct_cuts(graph: ModelGraph) -> list[NDArray[np.bool_]]:
     """Cut every group by a few steps, groups of one width by different numbers, so that no two widths agree by chance."""
     seen: dict[int, int] = {}
     masks = []
@@ -180,7 +181,7 @@ def _distinct_cuts(graph: ModelGraph) -> list[np.ndarray]:
     return masks
 
 
-def _fewer(group: ChannelGroup, steps: int) -> np.ndarray:
+def _fewer(group: ChannelGroup, steps: int) -> NDArray[np.bool_]:
     """The group without its last atoms, as many from every bin."""
     mask = np.ones(group.atoms, dtype=bool)
     leaving = steps * group.step

@@ -107,7 +107,9 @@ class Surgery:
                 AttributeChange(str(e["module"]), tuple(str(part) for part in e["path"]), _frozen(e["before"]), _frozen(e["after"]))
                 for e in data["attributes"]
             )
-            bypassed = tuple(Bypassed(str(e["module"]), tuple(_argument(a) for a in e["arguments"]), e["template"]) for e in data["bypassed"])
+            bypassed = tuple(
+                Bypassed(str(e["module"]), tuple(_argument(a) for a in e["arguments"]), e["template"]) for e in data["bypassed"]
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanFormatError(f"The surgery record is damaged ({type(error).__name__}: {error}). Prune the model again.") from error
         return cls(cuts, attributes, bypassed)
@@ -173,7 +175,8 @@ def perform(model: nn.Module, surgery: Surgery) -> None:
     """
     replacements = _replacements(model, surgery)
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in tables:
             for name, tensor in list(tensors.items()):
                 if tensor is not None and id(tensor) in replacements:
                     tensors[name] = replacements[id(tensor)]
@@ -227,7 +230,9 @@ def _check(model: nn.Module, tensors: Mapping[str, Tensor], surgery: Surgery) ->
     names = {name for name, _ in model.named_modules()}
     for module in [change.module for change in surgery.attributes] + [entry.module for entry in surgery.bypassed]:
         if module not in names:
-            raise PlanMismatchError(f"The plan changes module '{module}', which this model does not have. Use the model that it was made for.")
+            raise PlanMismatchError(
+                f"The plan changes module '{module}', which this model does not have. Use the model that it was made for."
+            )
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

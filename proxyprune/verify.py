@@ -18,13 +18,27 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from proxyprune.capture import ExampleInputs, call_arguments, evaluation, failing_module
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, empty_inputs
-from proxyprune.capture import ExampleInputs, call_arguments, evaluation, failing_module
 
 _BOOKKEEPING = ("aten::detach", "aten::alias", "aten::lift", "aten::_assert", "prim::", "aten::clone", "aten::_to_copy", "aten::copy_")
 _SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}  # which one runs depends on strides alone
-_SHAPE_ARGUMENTS = ("view", "reshape", "expand", "empty", "zeros", "ones", "full", "_unsafe_view", "repeat", "split", "as_strided", "upsample", "norm")
+_SHAPE_ARGUMENTS = (
+    "view",
+    "reshape",
+    "expand",
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "_unsafe_view",
+    "repeat",
+    "split",
+    "as_strided",
+    "upsample",
+    "norm",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,9 @@ def _integers(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
     base = name.removeprefix("aten::")
     if base == "slice" and args:
         size = args[0].shape[args[1] if len(args) > 1 else 0]
-        start, end, step = slice(*(args[2:4] if len(args) > 2 else ()), *(args[4:5] or (1,))).indices(size) if len(args) > 3 else (0, size, 1)
+        start, end, step = (
+            slice(*(args[2:4] if len(args) > 2 else ()), *(args[4:5] or (1,))).indices(size) if len(args) > 3 else (0, size, 1)
+        )
         return (start, end, step)
     if base == "native_group_norm":
         return (int(args[-2]),)
@@ -261,7 +277,9 @@ def compare(predicted: Recording, actual: Recording, extra: frozenset[int] = fro
 def _ended(predicted: Recording, actual: Recording, progress: int) -> Difference:
     node = predicted.places[progress] if progress < len(predicted.places) else None
     if actual.error is None:
-        return Difference(progress, str(actual.places[-1]) if actual.places else "", node, "the module ends before the predicted program does")
+        return Difference(
+            progress, str(actual.places[-1]) if actual.places else "", node, "the module ends before the predicted program does"
+        )
     lines = str(actual.error).strip().splitlines()
     detail = f"{type(actual.error).__name__}: {lines[0] if lines else 'no message'}"
     return Difference(progress, actual.failed_at, node, f"the module raises {detail}")

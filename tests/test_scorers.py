@@ -478,6 +478,19 @@ def test_an_error_of_a_scorer_becomes_a_scoring_error() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+@pytest.mark.parametrize("seed", [None, 0.5, True, "1"])
+def test_a_seed_is_an_integer(seed: Any) -> None:
+    """Anything else would make a ranking that cannot be made again."""
+    with pytest.raises(InputError, match="seed"):
+        score(graph_of("adders"), "random", seed=seed)
+
+
+def test_a_model_in_the_place_of_its_graph_is_refused() -> None:
+    """The message says to trace it."""
+    with pytest.raises(InputError, match=r"trace\(model"):
+        score(Adders(), "random")  # type: ignore[arg-type]
+
+
 def test_what_is_no_scorer_is_refused() -> None:
     """A class, an object without the contract, and options for an object each get their own error."""
     graph = graph_of("adders")

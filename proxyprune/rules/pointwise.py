@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from proxyprune.rules.base import Outcome, Rule, Walk, broadcast, fixed, op_name, output_shapes
+from proxyprune.rules.base import Outcome, Rule, Size, Walk, broadcast, fixed, op_name, output_shapes
 
 ZERO_KEEPING = frozenset(
     f"aten.{name}"
@@ -21,8 +21,12 @@ ZERO_KEEPING = frozenset(
 """f(0) = 0 for each of these."""
 
 ANY_ZERO = frozenset({"aten.mul", "aten.mul_", "aten.multiply", "aten.multiply_"})
-ALL_ZERO = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.maximum", "aten.minimum", "aten.lerp", "aten.where", "aten.hypot"})
-FIRST_ZERO = frozenset({"aten.div", "aten.div_", "aten.divide", "aten.true_divide", "aten.pow", "aten.prelu", "aten._prelu_kernel", "aten.masked_fill"})
+ALL_ZERO = frozenset(
+    {"aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.maximum", "aten.minimum", "aten.lerp", "aten.where", "aten.hypot"}
+)
+FIRST_ZERO = frozenset(
+    {"aten.div", "aten.div_", "aten.divide", "aten.true_divide", "aten.pow", "aten.prelu", "aten._prelu_kernel", "aten.masked_fill"}
+)
 
 
 def pointwise(walk: Walk, node: Node) -> Outcome:
@@ -85,7 +89,7 @@ def filled(walk: Walk, node: Node) -> Outcome:
     """A tensor of one repeated value: it can have any size, so its dimensions take whatever labels they meet."""
     shape = output_shapes(node)[0]
     axes = tuple(walk.labels.fresh(size) for size in shape)
-    sizes = {}
+    sizes: dict[int | str, Size | tuple[Size, ...]] = {}
     if node.args and isinstance(node.args[0], list | tuple):
         sizes = {0: tuple(size if axis is None else axis for size, axis in zip(shape, axes, strict=True))}
     elif len(node.args) > 1 and isinstance(node.args[1], list | tuple):

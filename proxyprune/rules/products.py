@@ -135,9 +135,7 @@ def einsum(walk: Walk, node: Node) -> Outcome:
         if letter in kept and len(holders) > 1 and axes[letter] is not None:
             walk.labels.heads.append(axes[letter])  # type: ignore[arg-type]
     macs = (Term.of(*((sizes[letter], axes[letter]) for letter in letters)),) if len(operands) == 2 else ()
-    zero = all(
-        any(walk.zeros.get(operand, False) for operand, _ in letters[letter]) for letter in kept if axes.get(letter) is not None
-    )
+    zero = all(any(walk.zeros.get(operand, False) for operand, _ in letters[letter]) for letter in kept if axes.get(letter) is not None)
     result = tuple(axes.get(letter) for letter in kept)
     return Outcome(outputs=(result,), macs=macs, zero=zero, costed=len(operands) <= 2)
 
@@ -225,7 +223,8 @@ def _convolution(walk: Walk, node: Node, data: Node, weight: Node, bias: Node | 
         for axis in axes:
             labels.pin(axis, "is a kernel or spatial dimension")
     in_axis, kernel_in, kernel_out = data_axes[channel_dim], weight_axes[int(not transposed)], weight_axes[int(transposed)]
-    out_axis, group_size = kernel_out, groups
+    out_axis: Axis = kernel_out
+    group_size: Size = groups
     if groups > 1:
         out_axis, group_size = _grouped(walk, node, in_axis, weight_axes, weight_shape, groups, transposed)
     else:

@@ -101,7 +101,7 @@ def _runs(factors: list[int], sizes: list[int]) -> list[list[int]]:
     """Which consecutive factors make up each size."""
     rest, runs = list(factors), []
     for size in sizes:
-        run = []
+        run: list[int] = []
         while math.prod(run) != size:
             run.append(rest.pop(0))
         runs.append(run)

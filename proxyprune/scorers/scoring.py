@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from proxyprune.errors import InputError, InvalidScoreError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.graph import ModelGraph
@@ -48,6 +49,7 @@ def score(
         A ranking that covers every block of the graph, in graph order.
 
     Raises:
+        InputError: If graph, seed or options cannot be used.
         UnknownNameError: If no scorer has this name.
         ScorerLoadError: If the scorer cannot be imported or does not follow the contract.
         MissingNeedError: If it needs something that was not given.
@@ -55,8 +57,12 @@ def score(
         InvalidScoreError: If it returns too few, unknown, out-of-range or non-finite scores.
         ScoringError: If it fails in any other way.
     """
+    if not isinstance(graph, ModelGraph):
+        raise InputError(
+            f"Expected graph to be a traced model, found {type(graph).__name__}. Pass proxyprune.trace(model, example_inputs)."
+        )
     judge = _resolve(scorer, options)
-    context = ScoringContext(model=model, example_inputs=example_inputs, batches=_as_tuple(batches), loss_fn=loss_fn, seed=seed)
+    context = ScoringContext(model=model, example_inputs=example_inputs, batches=_as_tuple(batches), loss_fn=loss_fn, seed=_as_seed(seed))
     check_needs(judge, context)
     if model is not None:
         from proxyprune.scorers.weights import check_weights  # imports torch, which a text-only scorer can do without
@@ -124,6 +130,12 @@ def _as_tuple(batches: Iterable[Any] | None) -> tuple[Any, ...] | None:
             f"Expected batches to be a list of batches, found one {type(batches).__name__}. Put it in a list: batches=[batch]."
         )
     return tuple(batches)
+
+
+def _as_seed(seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+        raise InputError(f"Expected seed to be an integer, found {seed!r}.")
+    return operator.index(seed)
 
 
 def _block_score(scorer: str, block: str, value: object) -> float:

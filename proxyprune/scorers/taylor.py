@@ -72,7 +72,8 @@ class _Contributions:
 
     def __init__(self, graph: ModelGraph, model: nn.Module) -> None:
         self._groups = graph.prunable
-        self._inside = parameters_by_block((block.id for block in graph.blocks), (name for name, _ in _parameters(model)))
+        self._names = dict(_parameters(model))
+        self._inside = parameters_by_block((block.id for block in graph.blocks), self._names)
         self._reached: set[str] = set()
         self.blocks = dict.fromkeys(self._inside, 0.0)
         self.atoms: dict[str, FloatArray] = {group.id: np.zeros(group.atoms) for group in self._groups}
@@ -88,9 +89,10 @@ class _Contributions:
 
     def refuse_unreached(self) -> None:
         """Raise when there are groups that the loss depends on in no batch: to prune them away in silence would be a trap."""
-        unreached = [group for group in self._groups if not any(member.parameter in self._reached for member in group.members)]
+        names = [[member.parameter for member in group.members if member.parameter in self._names] for group in self._groups]
+        unreached = [found[0] for found in names if found and self._reached.isdisjoint(found)]
         if unreached:
-            listed = ", ".join(f"'{group.members[0].parameter}'" for group in unreached[:5])
+            listed = ", ".join(f"'{name}'" for name in unreached[:5])
             raise MissingNeedError(
                 f"Scorer 'taylor' got no gradient for {len(unreached)} of {len(self._groups)} channel groups, such as {listed}: the loss "
                 'does not depend on them. Let loss_fn use every output, or pass options={"unused": "zero"} to let them go first.'
