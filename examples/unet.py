@@ -39,7 +39,7 @@ def build_model() -> UNet2DModel:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=16,
-        norm_num_groups=8,
+        norm_num_groups=4,
     )
 
 

@@ -181,7 +181,7 @@ def _output_shapes(prediction: Prediction) -> list[tuple[int, ...]]:
     (output,) = (node for node in prediction.graph.program.graph.nodes if node.op == "output")
     results = output.args[0]
     assert isinstance(results, list | tuple)
-    return [tuple(int(size) for size in item.meta["val"].shape) for item in results if isinstance(item.meta.get("val"), Tensor)]  # type: ignore[union-attr]
+    return [tuple(int(size) for size in item.meta["val"].shape) for item in results if isinstance(item.meta.get("val"), Tensor)]
 
 
 @contextlib.contextmanager

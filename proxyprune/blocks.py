@@ -20,10 +20,10 @@ from proxyprune.rules import op_name
 _PASSING_ON = frozenset(
     f"aten.{name}"
     for name in (
-        "dropout", "dropout_", "clone", "contiguous", "to", "alias", "detach", "layer_norm", "rms_norm", "batch_norm", "group_norm", "view", "reshape", "flatten",
-        "permute", "transpose", "unsqueeze", "squeeze", "relu", "relu_",
-    )
-)  # fmt: skip
+        "dropout dropout_ clone contiguous to alias detach layer_norm rms_norm batch_norm group_norm view reshape flatten "
+        "permute transpose unsqueeze squeeze relu relu_"
+    ).split()
+)
 _JOINS = frozenset({"aten.add", "aten.add_"})
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
@@ -192,16 +192,19 @@ class BlockFinder:
 _PRODUCTS = frozenset(
     f"aten.{name}"
     for name in (
-        "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "convolution",
-        "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh",
-    )
-)  # fmt: skip
+        "linear addmm matmul mm bmm baddbmm einsum scaled_dot_product_attention convolution conv1d conv2d conv3d "
+        "conv_transpose1d conv_transpose2d conv_transpose3d lstm gru rnn_tanh rnn_relu"
+    ).split()
+)
 
 _ATTENTION = frozenset({"aten.scaled_dot_product_attention", "aten.softmax"})
 
 
 def kind_of(finder: BlockFinder, name: str, *, first: bool, last: bool) -> str:
-    """What a block is, from its ops: transformer, attention, residual, resample, embedding, feedforward, conv, linear, norm, stem or head."""
+    """What a block is, from its ops.
+
+    One of transformer, attention, residual, resample, embedding, feedforward, conv, linear, norm, stem, head, other.
+    """
     span = finder.span(name)
     names = [op_name(node) for node in span.nodes]
     attends = any(op in _ATTENTION for op in names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from proxyprune.errors import ExampleInputsError, InputError, TraceError
 
@@ -253,33 +253,33 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _inline_wrapped_regions(graph_module: torch.fx.GraphModule) -> None:
+def _inline_wrapped_regions(graph_module: GraphModule) -> None:
     """Put regions that export wraps (a `torch.no_grad` or autocast inside forward) back into the graph they came from."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
-            continue
-        regions = [arg for arg in node.args if isinstance(arg, Node) and arg.op == "get_attr"]
-        region = getattr(graph_module, str(regions[0].target), None) if len(regions) == 1 else None
-        if not isinstance(region, torch.fx.GraphModule) or not str(node.target).startswith("wrap_"):
-            continue
-        _inline_wrapped_regions(region)
-        operands = list(node.args[node.args.index(regions[0]) + 1 :])
-        placeholders = [inner for inner in region.graph.nodes if inner.op == "placeholder"]
-        copies: dict[Node, Any] = dict(zip(placeholders, operands, strict=True))
-        with graph.inserting_before(node):
-            returned: Any = None
-            for inner in region.graph.nodes:
-                if inner.op == "output":
-                    returned = torch.fx.node.map_arg(inner.args[0], lambda n: copies[n])
-                elif inner.op != "placeholder":
-                    copies[inner] = graph.node_copy(inner, lambda n: copies[n])
-        for user in list(node.users):
-            if isinstance(returned, list | tuple):  # users of a region are getitem nodes
-                user.replace_all_uses_with(returned[int(user.args[1])])
-                graph.erase_node(user)
-            else:
-                user.replace_all_uses_with(returned)
-        if not isinstance(returned, list | tuple):
-            node.replace_all_uses_with(returned)
-        graph.erase_node(node)
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_function" and str(node.target).startswith("wrap_"):
+            holders = [arg for arg in node.args if isinstance(arg, Node) and arg.op == "get_attr"]
+            region = getattr(graph_module, str(holders[0].target), None) if len(holders) == 1 else None
+            if isinstance(region, GraphModule):
+                _inline_wrapped_regions(region)
+                operands = node.args[node.args.index(holders[0]) + 1 :]
+                _replace_by_region(graph_module.graph, node, region.graph, operands)
+
+
+def _replace_by_region(graph: Graph, node: Node, region: Graph, operands: Sequence[Any]) -> None:
+    """Copy the nodes of `region` in front of `node`, give `node`'s users its results, and take `node` out."""
+    placeholders = [inner for inner in region.nodes if inner.op == "placeholder"]
+    copies: dict[Node, Any] = dict(zip(placeholders, operands, strict=True))
+    returned: Any = None
+    with graph.inserting_before(node):
+        for inner in region.nodes:
+            if inner.op == "output":
+                returned = torch.fx.node.map_arg(inner.args[0], copies.__getitem__)
+            elif inner.op != "placeholder":
+                copies[inner] = graph.node_copy(inner, copies.__getitem__)
+    if isinstance(returned, list | tuple):
+        for user in list(node.users):  # each takes one of the results
+            user.replace_all_uses_with(returned[int(user.args[1])])  # type: ignore[call-overload, arg-type]
+            graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(returned)
+    graph.erase_node(node)

@@ -41,7 +41,8 @@ def to_text(graph: ModelGraph) -> str:
     numbers = {block.id: index for index, block in enumerate(graph.blocks, start=1)}
     shared = _shared_groups(graph)
     lines = [
-        f"model {graph.model_class}: {len(graph.blocks)} blocks, {graph.macs:,} MACs ({2 * graph.macs:,} FLOPs), {graph.params:,} parameters",
+        f"model {graph.model_class}: {len(graph.blocks)} blocks, "
+        f"{graph.macs:,} MACs ({2 * graph.macs:,} FLOPs), {graph.params:,} parameters",
         f"channel groups: {len(graph.prunable)} prunable, {len(graph.groups) - len(graph.prunable)} pinned",
         _LEGEND,
     ]

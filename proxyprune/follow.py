@@ -48,15 +48,14 @@ def layer_attributes(model: nn.Module, prediction: Prediction) -> Iterator[Attri
             full = program.aliases.get(full, full)
             if isinstance(tensor, Tensor) and full in program.shapes:
                 shapes[local] = prediction.shape(full)
-        node = calls.get(name)
-        predicted, channels = _predicted_arguments(node, prediction) if node is not None else ({}, None)
+        predicted, channels = _predicted_arguments(calls[name], prediction) if name in calls else ({}, None)
         yield from changed_attributes(name, PrunedLayer(module, shapes, predicted, channels))
 
 
 def _predicted_arguments(node: Node, prediction: Prediction) -> tuple[dict[str, Any], int | None]:
     if not hasattr(node.target, "_schema"):
         return {}, None
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in node.target._schema.arguments]
     values = {}
     for key, size in prediction.coupling.outcomes[node].sizes.items():
         name = names[key] if isinstance(key, int) else key
@@ -247,9 +246,9 @@ class Follower:
         for node in nodes:
             for key, size in outcomes[node].sizes.items():
                 self._add_argument_scales(node, key, size, found)
-        for node in dict.fromkeys([*nodes, *(source for node in nodes for source in node.all_input_nodes)]):
-            if node in outcomes and not self.prediction.is_removed(node):
-                self._add_shape_scales(node, found)
+        for near in dict.fromkeys([*nodes, *(source for node in nodes for source in node.all_input_nodes)]):
+            if near in outcomes and not self.prediction.is_removed(near):
+                self._add_shape_scales(near, found)
 
     def _add_shape_scales(self, node: Node, found: Scales) -> None:
         for index, shape in enumerate(output_shapes(node)):

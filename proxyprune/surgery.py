@@ -151,6 +151,7 @@ class Bypass(nn.Module):
         return _filled(self.template, [args[key] if isinstance(key, int) else kwargs[key] for key in self.arguments])
 
     def extra_repr(self) -> str:
+        """What stood here, for `print(model)`."""
         return f"removed {self.replaced_class}"
 
 

@@ -24,21 +24,7 @@ from proxyprune.skeleton import Ghost, empty_inputs
 
 _BOOKKEEPING = ("aten::detach", "aten::alias", "aten::lift", "aten::_assert", "prim::", "aten::clone", "aten::_to_copy", "aten::copy_")
 _SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}  # which one runs depends on strides alone
-_SHAPE_ARGUMENTS = (
-    "view",
-    "reshape",
-    "expand",
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "_unsafe_view",
-    "repeat",
-    "split",
-    "as_strided",
-    "upsample",
-    "norm",
-)
+_SHAPE_ARGUMENTS = tuple("view reshape expand empty zeros ones full repeat split as_strided upsample norm".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +51,9 @@ class Recording:
     alive: list[Tensor] = field(default_factory=list)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     def __init__(self, recording: Recording, predicted: Recording | None = None, extra: frozenset[int] = frozenset()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.recording = recording
         self.predicted = predicted
         self.extra = extra
@@ -107,11 +93,7 @@ def _integers(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
     """Integer arguments that decide which elements are read; sizes that the output shape shows anyway are left out."""
     base = name.removeprefix("aten::")
     if base == "slice" and args:
-        size = args[0].shape[args[1] if len(args) > 1 else 0]
-        start, end, step = (
-            slice(*(args[2:4] if len(args) > 2 else ()), *(args[4:5] or (1,))).indices(size) if len(args) > 3 else (0, size, 1)
-        )
-        return (start, end, step)
+        return _slice_bounds(*args)
     if base == "native_group_norm":
         return (int(args[-2]),)
     if base == "convolution":
@@ -119,6 +101,10 @@ def _integers(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
     if any(part in base for part in _SHAPE_ARGUMENTS):
         return ()
     return tuple(int(arg) for arg in args if isinstance(arg, int) and not isinstance(arg, bool))
+
+
+def _slice_bounds(tensor: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> tuple[int, ...]:
+    return slice(start, end, step).indices(tensor.shape[dim])
 
 
 def record_predicted(prediction: Prediction, ghost: Ghost) -> Recording:

@@ -75,9 +75,8 @@ def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple
     for label, before, after, target, budgeted in rows:
         gap = f"{target - after:,} ({(target - after) / before:.2%})" if budgeted else ""
         table.add_row(label, f"{before:,}", f"{after:,}", _share(after, before), f"{target:,}" if budgeted else "", gap)
-    for label, counts in (("MACs as papers count (no attention products)", conventional), ("MACs by thop", thop)):
-        if counts is not None:
-            table.add_row(label, f"{counts[0]:,}", f"{counts[1]:,}", _share(counts[1], counts[0]), "", "")
+    for label, counts in _conventions(conventional, thop):
+        table.add_row(label, f"{counts[0]:,}", f"{counts[1]:,}", _share(counts[1], counts[0]), "", "")
     return table
 
 
@@ -89,7 +88,7 @@ def widths_table(graph: ModelGraph, plan: PrunePlan) -> Table:
     table.add_column("channels", justify="right")
     table.add_column("left", justify="right")
     table.add_column("unit", justify="right")
-    table.add_column("also cut", overflow="fold")
+    table.add_column("also cut", no_wrap=True, overflow="ellipsis")
     for group_id, (before, after) in plan.widths.items():
         group = graph.by_id[group_id]
         table.add_row(group_id, f"{before} → {after}", _share(after, before), str(group.unit), _others(group))
@@ -135,6 +134,13 @@ def quantity(amount: int) -> str:
         if amount >= size:
             return f"{amount / size:.3g} {unit}"
     return str(amount)
+
+
+def _conventions(conventional: tuple[int, int], thop: tuple[int, int] | None) -> list[tuple[str, tuple[int, int]]]:
+    if thop == conventional:
+        return [("MACs as papers count (thop; no attention products)", conventional)]
+    by_thop = [] if thop is None else [("MACs by thop itself (norms and pooling counted too)", thop)]
+    return [("MACs as papers count (no attention products)", conventional), *by_thop]
 
 
 def _table(title: str | None) -> Table:
