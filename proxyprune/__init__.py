@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxyprune.plan import PrunePlan
     from proxyprune.ranking import Ranking
     from proxyprune.read import trace
-    from proxyprune.scorers import Scorer, ScoringContext, score, scorers
+    from proxyprune.scoring import Scorer, ScoringContext, score, scorers
     from proxyprune.solve import make_plan
     from proxyprune.storage import load, save
     from proxyprune.surgery import Surgery
@@ -29,20 +29,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "trace": "read",
-    "score": "scorers",
+    "score": "scoring",
     "make_plan": "solve",
     "apply_plan": "apply",
     "prune": "flow",
     "save": "storage",
     "load": "storage",
-    "scorers": "scorers",
+    "scorers": "scoring",
     "PrunePlan": "plan",
     "PruneResult": "flow",
     "Report": "flow",
     "Surgery": "surgery",
     "Ranking": "ranking",
-    "Scorer": "scorers",
-    "ScoringContext": "scorers",
+    "Scorer": "scoring",
+    "ScoringContext": "scoring",
     "ModelGraph": "graph",
     "Block": "graph",
     "ChannelGroup": "graph",
@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'proxyprune' has no attribute {name!r}")
     value = getattr(import_module(f"proxyprune.{_HOMES[name]}"), name)
-    globals()[name] = value  # a submodule of the same name (prune, scorers) must not shadow it
+    globals()[name] = value
     return value
 
 

@@ -278,7 +278,7 @@ def _replace_by_region(graph: Graph, node: Node, region: Graph, operands: Sequen
                 copies[inner] = graph.node_copy(inner, copies.__getitem__)
     if isinstance(returned, list | tuple):
         for user in list(node.users):  # each takes one of the results
-            user.replace_all_uses_with(returned[int(user.args[1])])  # type: ignore[call-overload, arg-type]
+            user.replace_all_uses_with(returned[int(user.args[1])])  # type: ignore[arg-type]
             graph.erase_node(user)
     else:
         node.replace_all_uses_with(returned)

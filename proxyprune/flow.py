@@ -16,7 +16,7 @@ from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan
 from proxyprune.ranking import Ranking
 from proxyprune.read import probe_groups, trace, with_pins
-from proxyprune.scorers import Scorer, score
+from proxyprune.scoring import Scorer, score
 from proxyprune.solve import make_plan
 from proxyprune.surgery import Surgery
 

@@ -112,9 +112,10 @@ def _channel_scores(group: ChannelGroup, ranking: Ranking) -> NDArray[np.float64
 
 
 def _magnitudes(groups: Iterable[ChannelGroup], model: nn.Module) -> dict[str, NDArray[np.float64]]:
-    from proxyprune.scorers.channels import group_importance as channel_importance
+    from proxyprune.scoring.channels import group_importance as channel_importance
+    from proxyprune.scoring.weights import parameters_of
 
-    scores = {group: np.asarray(values, dtype=np.float64) for group, values in channel_importance(model.state_dict(), groups).items()}
+    scores = {group: np.asarray(values, dtype=np.float64) for group, values in channel_importance(parameters_of(model), groups).items()}
     for group, values in scores.items():
         if not np.isfinite(values).all():
             raise WeightsError(f"The weights of group '{group}' are not finite. Repair or reload the weights before pruning.")

@@ -37,7 +37,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         for block, score in self.scores.items():
-            if not isinstance(score, int | float) or not math.isfinite(score) or not 0.0 <= score <= 1.0:
+            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0.0 <= score <= 1.0:
                 raise InvalidScoreError(
                     f"Scorer '{self.scorer}' gave block '{block}' the score {score!r}; expected a finite number in [0, 1]. "
                     "Scale the scores, or drop the blocks that cannot be scored."
@@ -69,6 +69,15 @@ class Ranking:
         """
         if data.get("schema") != SCHEMA:
             raise InvalidScoreError(f"Expected a ranking with schema {SCHEMA}, found {data.get('schema')!r}. Score the model again.")
+        try:
+            return cls._from_fields(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InvalidScoreError):
+                raise
+            raise InvalidScoreError(f"The ranking is damaged ({type(error).__name__}: {error}). Score the model again.") from error
+
+    @classmethod
+    def _from_fields(cls, data: Mapping[str, Any]) -> Ranking:
         return cls(
             scores=dict(data["scores"]),
             scorer=data["scorer"],

@@ -29,7 +29,7 @@ from proxyprune.errors import ModelFileError, PlanFormatError, PlanMismatchError
 from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan
 from proxyprune.ranking import Ranking
-from proxyprune.scorers.weights import is_fake
+from proxyprune.scoring.weights import is_fake
 from proxyprune.surgery import Surgery, perform
 
 SCHEMA = 1

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from proxyprune.errors import ProxyPruneError, ScorerLoadError
 from proxyprune.ranking import Ranking
 from proxyprune.read import trace
-from proxyprune.scorers.base import NEEDS, LossFunction, Scorer, ScoringContext, check_contract
-from proxyprune.scorers.registry import find
-from proxyprune.scorers.scoring import check_ranking, score
+from proxyprune.scoring.base import NEEDS, LossFunction, Scorer, ScoringContext, check_contract
+from proxyprune.scoring.registry import find
+from proxyprune.scoring.request import check_ranking, score
 
 if TYPE_CHECKING:
     from proxyprune.capture import ExampleInputs

@@ -19,14 +19,14 @@ PACKAGE = ROOT / "proxyprune"
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("words", ("errors", "graph", "ranking")),
     ("trace", ("capture",)),
-    ("couple", ("axes", "rules.*", "adapters", "couple")),
+    ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
-    ("score", ("scorers.*", "testing")),
+    ("score", ("scoring.*",)),
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
     ("apply", ("surgery", "predict", "skeleton", "bypass", "layers", "verify", "follow", "apply")),
     ("read", ("read",)),
     ("store", ("storage", "carry")),
-    ("prune", ("flow",)),
+    ("prune", ("flow", "testing")),
     ("show", ("modelfile", "plots")),
     ("command line", ("cli.*", "__main__")),
 )
@@ -152,7 +152,7 @@ def test_no_llm_library_without_an_llm_scorer(name):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("before", ["proxyprune", "proxyprune.scorers", "proxyprune.scorers.base", "proxyprune.flow", "proxyprune.cli"])
+@pytest.mark.parametrize("before", ["proxyprune", "proxyprune.scoring", "proxyprune.scoring.base", "proxyprune.flow", "proxyprune.cli"])
 def test_public_names_whatever_was_imported_before(before):
     """`pp.scorers()` and the other verbs stay callable when a module of the same name was imported first."""
     code = (

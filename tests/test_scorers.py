@@ -40,10 +40,10 @@ from proxyprune.errors import (
 from proxyprune.graph import ChannelGroup, Member, ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.read import trace
-from proxyprune.scorers import NEEDS, ScoringContext, find, group_importance, half_saturation, score, scorers
-from proxyprune.scorers.registry import BUILT_IN, GROUP
-from proxyprune.scorers.seeds import derived_seed
-from proxyprune.scorers.weights import check_weights, parameters_by_block, parameters_of
+from proxyprune.scoring import NEEDS, ScoringContext, find, group_importance, half_saturation, score, scorers
+from proxyprune.scoring.registry import BUILT_IN, GROUP
+from proxyprune.scoring.seeds import derived_seed
+from proxyprune.scoring.weights import check_weights, parameters_by_block, parameters_of
 from proxyprune.testing import Network, ScorerContractError, attention_network, check_scorer, residual_network
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def test_built_in_scorers_repeat_in_a_fresh_process() -> None:
     """A second process, with another hash seed, gives the same rankings byte for byte."""
     program = (
         "import json, torch; torch.set_num_threads(1)\n"
-        "from proxyprune.testing import attention_network as n; from proxyprune.read import trace; from proxyprune.scorers import score\n"
+        "from proxyprune.testing import attention_network as n; from proxyprune.read import trace; from proxyprune.scoring import score\n"
         "n = n(); g = trace(n.model, n.example_inputs, probe=False)\n"
         "given = dict(model=n.model, batches=n.batches, loss_fn=n.loss_fn, seed=3)\n"
         "print(json.dumps([score(g, s, **given).to_dict() for s in ('random', 'magnitude', 'taylor', 'ablation')]))"
@@ -224,8 +224,8 @@ def test_the_fallback_table_is_what_pyproject_registers() -> None:
 
 
 def test_listing_works_after_the_package_took_the_name_of_the_function() -> None:
-    """Importing `proxyprune.scorers` puts the package where `pp.scorers` was; calling it still lists."""
-    program = "import proxyprune.scorers, proxyprune as pp; print(len(pp.scorers()))"
+    """`pp.scorers` lists whatever part of the package was imported before."""
+    program = "import proxyprune.scoring, proxyprune as pp; print(len(pp.scorers()))"
     out = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=_environment("0"), capture_output=True, check=True, text=True
     ).stdout
@@ -300,7 +300,7 @@ def test_a_plug_in_cannot_take_the_name_of_a_built_in_scorer(install: Callable[.
     assert own.origin.startswith("proxyprune")
     assert "Shadowed" in other.error
     assert "acme-random:random" in other.error
-    assert type(find("random", {})).__module__ == "proxyprune.scorers.random"
+    assert type(find("random", {})).__module__ == "proxyprune.scoring.random"
     assert type(find("acme-random:random", {})).__module__ == "acme_random"
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from proxyprune.graph import ModelGraph
     from proxyprune.modelfile import ExampleInputs, ModelFile
     from proxyprune.ranking import Ranking
-    from proxyprune.scorers.base import Scorer
+    from proxyprune.scoring.base import Scorer
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Built:
 
     def needed_by(self, scorer: Scorer) -> dict[str, Any]:
         """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
-        from proxyprune.scorers.base import NEEDS
+        from proxyprune.scoring.base import NEEDS
 
         wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
         batches = self.file.calibration_batches() if "batches" in wanted else None
@@ -43,7 +43,7 @@ class Built:
 
     def rank(self, graph: ModelGraph, scorer: Scorer, out: Output) -> Ranking:
         """Score the blocks."""
-        from proxyprune.scorers.scoring import score
+        from proxyprune.scoring.request import score
 
         needed = self.needed_by(scorer)
         with out.stage(f"Scoring {len(graph.blocks)} blocks with {scorer.name}"):
@@ -62,6 +62,6 @@ def build(source: ModelOptions, out: Output) -> Built:
 
 def scorer_named(name: str) -> Scorer:
     """Look a scorer up before anything slow happens, so that a misspelt name is told at once."""
-    from proxyprune.scorers.registry import find
+    from proxyprune.scoring.registry import find
 
     return find(name, {})

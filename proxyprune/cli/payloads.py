@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proxyprune.graph import Block, ChannelGroup, ModelGraph
     from proxyprune.ranking import Ranking
-    from proxyprune.scorers.registry import ScorerInfo
+    from proxyprune.scoring.registry import ScorerInfo
 
 SCHEMA = 1
 

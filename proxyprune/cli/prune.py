@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from proxyprune.graph import ModelGraph
     from proxyprune.plan import PrunePlan
     from proxyprune.ranking import Ranking
-    from proxyprune.scorers.base import ScoringContext
+    from proxyprune.scoring.base import ScoringContext
 
 _SCHEMA = 1
 _DECIDED_BY_A_PLAN = frozenset(PlanOptions.__dataclass_fields__) | {"scorer", "ranking", "norm_groups", "conv_groups"}

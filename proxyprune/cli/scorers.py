@@ -19,7 +19,7 @@ def scorers(as_json: bool) -> None:
     from proxyprune.cli.console import output
     from proxyprune.cli.payloads import scorers_payload
     from proxyprune.cli.tables import scorers_table
-    from proxyprune.scorers.registry import scorers as registered
+    from proxyprune.scoring.registry import scorers as registered
 
     with output(as_json) as out:
         infos = registered()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from proxyprune.graph import Block, ChannelGroup, ModelGraph
     from proxyprune.plan import PrunePlan
     from proxyprune.ranking import Ranking
-    from proxyprune.scorers.registry import ScorerInfo
+    from proxyprune.scoring.registry import ScorerInfo
 
 _BAR_CELLS = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -88,12 +88,12 @@ def widths_table(graph: ModelGraph, plan: PrunePlan) -> Table:
     table.add_column("channels", justify="right")
     table.add_column("left", justify="right")
     table.add_column("unit", justify="right")
-    table.add_column("also cut", no_wrap=True, overflow="ellipsis")
+    table.add_column("layers", justify="right")
     for group_id, (before, after) in plan.widths.items():
         group = graph.by_id[group_id]
-        table.add_row(group_id, f"{before} → {after}", _share(after, before), str(group.unit), _others(group))
+        table.add_row(group_id, f"{before} → {after}", _share(after, before), str(group.unit), str(_layers(group)))
     for block_id in plan.removed_blocks:
-        table.add_row(block_id, "removed", "", "", f"the whole block, {quantity(graph.block_by_id[block_id].macs)} MACs")
+        table.add_row(block_id, "removed", "", "", "")
     return table
 
 
@@ -167,6 +167,6 @@ def _widths(block: Block) -> str:
     return "" if block.widths == (None, None) else f"{before} → {after}"
 
 
-def _others(group: ChannelGroup) -> str:
-    names = list(dict.fromkeys(member.parameter.rpartition(".")[0] or member.parameter for member in group.members))[1:]
-    return ", ".join(names[:_SHOWN_PLACES]) + (f" and {len(names) - _SHOWN_PLACES} more" if len(names) > _SHOWN_PLACES else "")
+def _layers(group: ChannelGroup) -> int:
+    """Modules that hold a slice of the group."""
+    return len({member.parameter.rpartition(".")[0] for member in group.members})

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from proxyprune.errors import MissingNeedError, ProxyPruneError, ScoringError
-from proxyprune.scorers.base import LossFunction, Scorer, ScoringContext, model_given
-from proxyprune.scorers.seeds import derived_seed
+from proxyprune.scoring.base import LossFunction, Scorer, ScoringContext, model_given
+from proxyprune.scoring.seeds import derived_seed
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ import torch
 
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
-from proxyprune.scorers.base import ScoringContext
-from proxyprune.scorers.scale import DECIMALS
-from proxyprune.scorers.seeds import derived_seed
+from proxyprune.scoring.base import ScoringContext
+from proxyprune.scoring.scale import DECIMALS
+from proxyprune.scoring.seeds import derived_seed
 
 
 @dataclass(frozen=True)

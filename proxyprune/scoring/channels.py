@@ -16,7 +16,7 @@ from torch import Tensor
 
 from proxyprune.errors import InputError, WeightsError
 from proxyprune.graph import ChannelGroup, Member
-from proxyprune.scorers.weights import is_fake
+from proxyprune.scoring.weights import is_fake
 
 FloatArray = NDArray[np.float64]
 

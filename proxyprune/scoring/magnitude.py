@@ -11,10 +11,10 @@ from torch import Tensor
 from proxyprune.errors import InputError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
-from proxyprune.scorers.base import ScoringContext, model_given
-from proxyprune.scorers.channels import group_importance
-from proxyprune.scorers.scale import half_saturation, significant
-from proxyprune.scorers.weights import parameters_by_block, parameters_of
+from proxyprune.scoring.base import ScoringContext, model_given
+from proxyprune.scoring.channels import group_importance
+from proxyprune.scoring.scale import half_saturation, significant
+from proxyprune.scoring.weights import parameters_by_block, parameters_of
 
 NORMS = ("l1", "l2")
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from proxyprune.errors import InputError, MissingNeedError, ScoringError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
-from proxyprune.scorers.base import ScoringContext
-from proxyprune.scorers.calibration import Calibration
-from proxyprune.scorers.channels import FloatArray, group_importance
-from proxyprune.scorers.scale import half_saturation, significant
-from proxyprune.scorers.weights import all_finite, parameters_by_block
+from proxyprune.scoring.base import ScoringContext
+from proxyprune.scoring.calibration import Calibration
+from proxyprune.scoring.channels import FloatArray, group_importance
+from proxyprune.scoring.scale import half_saturation, significant
+from proxyprune.scoring.weights import all_finite, parameters_by_block
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def check_contract(candidate: object, where: str) -> Scorer:
     elif not _accepts(method, arguments):
         problems.append(f"score must take (graph, context), found score{inspect.signature(method)}")
     if problems:
-        raise ScorerLoadError(f"{where} does not fit the contract: {'; '.join(problems)}. See proxyprune.scorers.Scorer.")
+        raise ScorerLoadError(f"{where} does not fit the contract: {'; '.join(problems)}. See proxyprune.Scorer.")
     return candidate  # type: ignore[return-value]
 
 

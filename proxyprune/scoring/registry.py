@@ -18,18 +18,18 @@ from importlib import metadata
 from typing import Any, TypeGuard
 
 from proxyprune.errors import InputError, ProxyPruneError, ScorerLoadError, UnknownNameError
-from proxyprune.scorers.base import Scorer, check_contract
+from proxyprune.scoring.base import Scorer, check_contract
 
 GROUP = "proxyprune.scorers"
 OWN_DISTRIBUTION = "proxyprune"
 
 BUILT_IN: Mapping[str, str] = {
-    "magnitude": "proxyprune.scorers.magnitude:MagnitudeScorer",
-    "magnitude_l1": "proxyprune.scorers.magnitude:magnitude_l1",
-    "magnitude_l2": "proxyprune.scorers.magnitude:magnitude_l2",
-    "taylor": "proxyprune.scorers.taylor:TaylorScorer",
-    "ablation": "proxyprune.scorers.ablation:AblationScorer",
-    "random": "proxyprune.scorers.random:RandomScorer",
+    "magnitude": "proxyprune.scoring.magnitude:MagnitudeScorer",
+    "magnitude_l1": "proxyprune.scoring.magnitude:magnitude_l1",
+    "magnitude_l2": "proxyprune.scoring.magnitude:magnitude_l2",
+    "taylor": "proxyprune.scoring.taylor:TaylorScorer",
+    "ablation": "proxyprune.scoring.ablation:AblationScorer",
+    "random": "proxyprune.scoring.random:RandomScorer",
 }
 """What pyproject.toml registers (a test holds the two equal). Only read for names that the metadata of the distribution proxyprune lacks:
 a source tree on the path has no metadata at all, and an editable install keeps that of the day it was made."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from proxyprune.errors import WeightsError
 from proxyprune.graph import Block, ModelGraph
 from proxyprune.ranking import Ranking
-from proxyprune.scorers.base import ScoringContext
-from proxyprune.scorers.calibration import Calibration
-from proxyprune.scorers.scale import half_saturation
+from proxyprune.scoring.base import ScoringContext
+from proxyprune.scoring.calibration import Calibration
+from proxyprune.scoring.scale import half_saturation
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from proxyprune.errors import InputError, InvalidScoreError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
-from proxyprune.scorers.base import NEEDS, LossFunction, Scorer, ScoringContext, check_contract, check_needs
-from proxyprune.scorers.registry import find
+from proxyprune.scoring.base import NEEDS, LossFunction, Scorer, ScoringContext, check_contract, check_needs
+from proxyprune.scoring.registry import find
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +65,7 @@ def score(
     context = ScoringContext(model=model, example_inputs=example_inputs, batches=_as_tuple(batches), loss_fn=loss_fn, seed=_as_seed(seed))
     check_needs(judge, context)
     if model is not None:
-        from proxyprune.scorers.weights import check_weights  # imports torch, which a text-only scorer can do without
+        from proxyprune.scoring.weights import check_weights  # imports torch, which a text-only scorer can do without
 
         check_weights(model, values_needed=any("model" in NEEDS[need] for need in judge.needs))
     try:
