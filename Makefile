@@ -37,7 +37,7 @@ docs: $(STAMP) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP) ## run the benchmarks; results go to benchmarks/results/
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

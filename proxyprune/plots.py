@@ -97,7 +97,7 @@ def plot_ranking(graph: ModelGraph, ranking: Ranking, path: str | Path) -> None:
     _label_rows(left, rows)
     _label_rows(right, rows, names=False)
     for axes, values, form in ((left, shares, "{:.1f} %"), (right, scores, "{:.2f}")):
-        axes.set_xlim(0.0, 1.16 * max(*values, 1e-9) if axes is left else 1.16)
+        axes.set_xlim(0.0, 1.16 * max([*values, 1e-9]) if axes is left else 1.16)
         for place, value in zip(places, values, strict=True):
             axes.text(value, place, " " + form.format(value), va="center", ha="left", fontsize=0.85 * rows.font, color="#404040")
     right.set_xticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -206,7 +206,7 @@ def _legend(figure: Figure, colours: dict[str, str]) -> None:
         handles=[Patch(color=colour, label=", ".join(names)) for colour, names in by_colour.items()],
         loc="upper left",
         bbox_to_anchor=(0.006, 1.0 - 0.36 / figure.get_figheight()),
-        ncols=len(by_colour),
+        ncols=max(1, len(by_colour)),
         fontsize=_ROW_FONT,
         frameon=False,
         handlelength=1.0,

@@ -105,6 +105,14 @@ def test_places_that_cannot_be_written(small, tmp_path, name, said):
         plot_ranking(graph, ranking, tmp_path / name)
 
 
+def test_a_single_layer_has_nothing_to_show(tmp_path):
+    """A network without blocks gives an empty picture, not an error."""
+    graph = pp.trace(nn.Linear(4, 4), torch.zeros(1, 4))
+    assert graph.blocks == ()
+    plot_ranking(graph, pp.score(graph, "random"), tmp_path / "r.png")
+    assert (tmp_path / "r.png").is_file()
+
+
 def test_no_pyplot(tmp_path):
     """Drawing never imports pyplot, so no global figure and no display are involved."""
     code = (
