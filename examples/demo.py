@@ -28,8 +28,8 @@ import proxyprune as pp
 
 SEED = 0
 TARGET = 0.6
-TRAINING_STEPS = 600
-RECOVERY_STEPS = 100
+TRAINING_STEPS = 500
+RECOVERY_STEPS = 60
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
 HELD_OUT_ROUNDS = 4  # every held-out image is judged at this many noise levels
@@ -103,7 +103,7 @@ def train(model: UNet2DModel, images: torch.Tensor, *, steps: int, learning_rate
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if report is not None and step % 150 == 0:
+        if report is not None and step % 125 == 0:
             print(f"step {step:4d}  held-out loss {evaluate(model, report):.4f}", flush=True)
             model.train()
     model.eval()

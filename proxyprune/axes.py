@@ -71,6 +71,7 @@ class Labels:
     _left: list[LabelArray] = field(default_factory=list)
     _right: list[LabelArray] = field(default_factory=list)
     _pins: list[tuple[LabelArray, str]] = field(default_factory=list)
+    _pinned: set[int] = field(default_factory=set)  # ids of the arrays in _pins, which keeps them alive
 
     def fresh(self, size: int) -> Axis:
         """New labels, one for each position; a dimension of size 1 has nothing to cut and is fixed."""
@@ -84,6 +85,11 @@ class Labels:
         """No position of this axis may leave."""
         if axis is not None:
             self._pins.append((axis, reason))
+            self._pinned.add(id(axis))
+
+    def may_shrink(self, axis: Axis) -> bool:
+        """False when an axis is fixed or was pinned as a whole; True says nothing about what is still to come."""
+        return axis is not None and id(axis) not in self._pinned
 
     def equate(self, first: Axis, second: Axis, where: str) -> None:
         """Positions leave pairwise together; a labelled position that meets a fixed one is pinned."""
@@ -91,6 +97,10 @@ class Labels:
             return
         if first is None or second is None:
             self.pin(first if second is None else second, f"meets a fixed dimension in {where}")
+            return
+        if len(first) != len(second):
+            for axis in (first, second):
+                self.pin(axis, f"meets a dimension of another size in {where}")
             return
         half_fixed = (first == FIXED) != (second == FIXED)
         if half_fixed.any():

@@ -14,15 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Product:
-    """One summand: constant * product of linear forms, spent in one block ("" for none)."""
-
-    constant: int
-    forms: tuple[int, ...]
-    block: str
+LinearForm = tuple[int, tuple[tuple[int, int], ...]]
+"""A size: constant + sum of coefficient * atoms kept, as (constant, ((group, coefficient), ...))."""
+Summand = tuple[int, tuple[LinearForm, ...], str]
+"""One part of a cost: constant * product of sizes, spent in one block ("" for none)."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +38,9 @@ class Polynomial:
     blocks: tuple[str, ...] = field(repr=False)
 
     @staticmethod
-    def build(terms: Iterable[tuple[int, tuple[tuple[int, tuple[tuple[int, int], ...]], ...], str]], groups: int) -> Polynomial:
-        """From (constant, linear forms as (offset, ((group, coefficient), ...)), block)."""
-        forms: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+    def build(terms: Iterable[Summand], groups: int) -> Polynomial:
+        """Merge the summands of a cost over `groups` prunable groups; equal products in one block become one term."""
+        forms: dict[LinearForm, int] = {}
         merged: dict[tuple[tuple[int, ...], str], int] = {}
         for constant, factors, block in terms:
             indices, scale = [], constant
@@ -61,7 +56,7 @@ class Polynomial:
         for (offset, coefficients), row in forms.items():
             offsets[row] = offset
             for group, coefficient in coefficients:
-                matrix[row, group] = coefficient
+                matrix[row, group] += coefficient
         degree = max((len(indices) for indices, _ in merged), default=0) or 1
         table = np.full((len(merged), degree), len(forms), np.int64)
         for row, (chosen, _) in enumerate(merged):

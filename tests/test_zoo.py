@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from zoo import NETWORKS, Inputs, measured_macs, names, run, to_tensors
 
 import proxyprune as pp
+from proxyprune.apply import apply
+from proxyprune.errors import TargetError
+from proxyprune.flow import make_report
 
 TARGETS = (0.8, 0.6, 0.4)
 SCORERS = ("magnitude", "random")
@@ -35,7 +38,6 @@ UNREACHABLE: dict[tuple[str, float], str] = {
 _SKIPS = "concatenations need most blocks of the down and up path as they are"
 _STAGES = "the first block of each stage changes width or resolution, and one of two goes at most"
 _OUTSIDE = "the addition sits in the caller's forward, so no block can be replaced by the identity"
-_STREAMS = "its blocks hand on two streams at once"
 
 UNREACHABLE_BY_DEPTH: dict[tuple[str, float], str] = {
     ("ddpm_unet", 0.6): _SKIPS,
@@ -47,8 +49,6 @@ UNREACHABLE_BY_DEPTH: dict[tuple[str, float], str] = {
     ("hf_resnet", 0.6): _STAGES,
     ("segformer", 0.6): "patch embeddings and the decoder are more than half of the network",
     ("bert", 0.6): "post-norm: only the additions around attention and feed-forward can go",
-    ("flux", 0.8): _STREAMS,
-    ("flux", 0.6): _STREAMS,
     ("c2f", 0.8): _OUTSIDE,
     ("c2f", 0.6): _OUTSIDE,
     ("shared_block", 0.8): _OUTSIDE,
@@ -60,6 +60,9 @@ UNREACHABLE_BY_DEPTH: dict[tuple[str, float], str] = {
 
 COARSE = {"manual_group_norm": "its handwritten norms take whole groups from both convolutions"}
 """Networks in which a plan may miss the target by more than 1 % of the base, because no step of theirs is small enough."""
+
+UNSUPPORTED = {"vq_model": ("aten.cdist",)}
+"""Networks with ops that have no rule; FlopCounterMode does not count these either."""
 
 THOP_DIFFERS = {
     "transposed_autoencoder": "thop bills every output of a transposed convolution with a full kernel, stride ** 2 times too much",
@@ -152,52 +155,78 @@ def cases(targets: tuple[float, ...], scorers: tuple[str, ...], **selection: Any
     ]
 
 
-def prune_and_check(name: str, target: float, scorer: str, folder: Path) -> None:
-    """All of promises 1 to 3 for one network, target and scorer."""
-    case = traced(name)
-    before = snapshot(case.model)
-    if (name, target) in UNREACHABLE:
-        with pytest.raises(pp.TargetError, match="best reachable") as caught:
-            pp.prune(case.model, case.inputs, target, scorer=scorer)
-        best = float(re.search(r"([01]\.\d+) of the base", str(caught.value))[1])
-        assert target < best <= 1
-        return
-    result = pp.prune(case.model, case.inputs, target, scorer=scorer)
-    assert_valid(case.graph, result.plan)
-    assert_meets_budget(case.graph, result.plan, name)
-    assert result.plan.base_macs == case.graph.macs
-    assert_untouched(case.model, before)
+def prune_with(case: Traced, target: float, scorer: str) -> pp.PruneResult:
+    """What `pp.prune` does, on a graph that is at hand."""
+    ranking = pp.score(case.graph, scorer, model=case.model)
+    plan = pp.make_plan(case.graph, ranking, target, model=case.model)
+    applied = apply(case.model, plan, case.inputs, graph=case.graph)
+    return pp.PruneResult(applied.model, plan, ranking, make_report(case.graph, plan), applied.surgery, case.graph)
+
+
+def check(case: Traced, result: pp.PruneResult, folder: Path) -> None:
+    """Promises 1 to 3 for one pruned network, and a save that brings it back."""
+    plan = result.plan
+    assert_valid(result.graph, plan)
+    assert_meets_budget(result.graph, plan, case.name)
     assert type(result.model) is type(case.model)
-    assert result.plan.macs == measured_macs(result.model, case.inputs)
-    assert result.plan.params == sum(parameter.numel() for parameter in result.model.parameters())
+    assert plan.base_macs == case.graph.macs
+    assert plan.macs == measured_macs(result.model, case.inputs)
+    assert plan.params == sum(parameter.numel() for parameter in result.model.parameters())
     shapes = [tuple(tensor.shape) for tensor in to_tensors(run(case.model, case.inputs))]
     assert [tuple(tensor.shape) for tensor in to_tensors(run(result.model, case.inputs))] == shapes
-    assert_equals_masking(case.model, result.model, case.graph, result.plan, case.inputs)
+    assert_equals_masking(case.model, result.model, result.graph, plan, case.inputs)
     pp.save(result, folder / "saved")
-    assert_same_output(result.model, pp.load(folder / "saved", NETWORKS[name].build), case.inputs)
+    assert_same_output(result.model, pp.load(folder / "saved", NETWORKS[case.name].build), case.inputs)
 
 
 @pytest.mark.parametrize(("name", "target", "scorer"), cases(TARGETS, SCORERS))
 def test_pruned_network_runs_is_exact_equals_masking_and_loads(name: str, target: float, scorer: str, tmp_path: Path) -> None:
     """The pruned network runs, costs what was planned, computes what the masked original does, and survives a save."""
-    prune_and_check(name, target, scorer, tmp_path)
+    case = traced(name)
+    before = snapshot(case.model)
+    if (name, target) in UNREACHABLE:
+        with pytest.raises(TargetError, match="best reachable") as caught:
+            prune_with(case, target, scorer)
+        best = float(re.search(r"([01]\.\d+) of the base", str(caught.value))[1])
+        assert target < best < 1
+    else:
+        check(case, prune_with(case, target, scorer), tmp_path)
+    assert_untouched(case.model, before)
+
+
+@pytest.mark.parametrize("name", names())
+def test_one_call_keeps_the_promises_and_its_plan_replays(name: str, tmp_path: Path) -> None:
+    """`pp.prune` does it all on a bare model, and `pp.apply_plan` does the same again from its plan as a file."""
+    case = traced(name)
+    before = snapshot(case.model)
+    result = pp.prune(case.model, case.inputs, 0.6)
+    check(case, result, tmp_path)
+    result.plan.to_json(tmp_path / "plan.json")
+    again = pp.apply_plan(case.model, pp.PrunePlan.from_json(tmp_path / "plan.json"), case.inputs)
+    assert_same_output(result.model, again, case.inputs)
+    assert_untouched(case.model, before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target", "scorer"), cases((0.6,), ("magnitude",), having="large", lacking=None))
-def test_large_network_too(name: str, target: float, scorer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", names(having="large", lacking=None))
+def test_large_network_too(name: str, tmp_path: Path) -> None:
     """The same at full size."""
-    prune_and_check(name, target, scorer, tmp_path)
+    network = NETWORKS[name]
+    model, inputs = build_randomised(name), network.inputs()
+    result = pp.prune(model, inputs, 0.6)
+    assert result.graph.macs == measured_macs(model, inputs)
+    check(Traced(name, model, inputs, result.graph), result, tmp_path)
 
 
-@pytest.mark.parametrize("name", names(lacking=None))
+@pytest.mark.parametrize("name", names())
 def test_counted_macs_equal_measured_macs(name: str) -> None:
-    """The closed form counts what FlopCounterMode measures, attention included, and no op lacks a cost."""
+    """The closed form counts what FlopCounterMode measures, attention included; what lacks a rule or a cost is what the table says."""
     case = traced(name)
-    assert case.graph.uncosted_ops == ()
     assert case.graph.macs == measured_macs(case.model, case.inputs)
     assert case.graph.params == sum(parameter.numel() for parameter in case.model.parameters())
     assert case.graph.cost.macs(case.graph.cost.full) == case.graph.macs
+    assert case.graph.unsupported_ops == UNSUPPORTED.get(name, ())
+    assert set(case.graph.uncosted_ops) <= set(UNSUPPORTED.get(name, ()))
 
 
 class ByKeyword(nn.Module):
@@ -249,7 +278,7 @@ def test_masking_check_notices_a_wrong_channel(name: str) -> None:
     plan = pp.make_plan(case.graph, pp.score(case.graph, "random"), 0.8, model=case.model)
     small = pp.apply_plan(case.model, plan, case.inputs, graph=case.graph)
     assert_equals_masking(case.model, small, case.graph, plan, case.inputs)
-    for group_id, kept in plan.kept.items():
+    for group_id, kept in list(plan.kept.items())[:6]:
         group = case.graph.by_id[group_id]
         gone = sorted(set(range(group.atoms)) - set(kept))
         wrong = SimpleNamespace(kept={**plan.kept, group_id: tuple(sorted({*kept[1:], gone[0]}))})
@@ -258,12 +287,6 @@ def test_masking_check_notices_a_wrong_channel(name: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- pinning
-
-
-def test_ops_without_a_rule_are_rare() -> None:
-    """Only the ops listed here lack an axis rule in the whole zoo; a new entry means that a rule was lost."""
-    found = {op for name in names() for op in pp.trace(NETWORKS[name].build(), NETWORKS[name].inputs()).unsupported_ops}
-    assert found <= {"aten.lstm"}
 
 
 def test_recurrent_layer_is_pinned_and_the_rest_is_not() -> None:
@@ -305,14 +328,16 @@ def bypass(model: nn.Module, blocks: tuple[str, ...]) -> nn.Module:
 
 
 def _hand_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Replace each tensor of the output by the argument that it stems from: of those with its shape, the one most similar to it."""
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
-    def same(tensor: Tensor) -> Tensor:
-        return next(value for value in given if value.shape == tensor.shape)
+    def source(tensor: Tensor) -> Tensor:
+        alike = [value for value in given if value.shape == tensor.shape]
+        return max(alike, key=lambda value: float(torch.cosine_similarity(value.flatten(), tensor.flatten(), dim=0)))
 
     if isinstance(output, Tensor):
-        return same(output)
-    return type(output)(same(value) if isinstance(value, Tensor) else value for value in output)
+        return source(output)
+    return type(output)(source(value) if isinstance(value, Tensor) else value for value in output)
 
 
 @pytest.mark.parametrize(("name", "target", "scorer"), cases(DEPTH_TARGETS, ("magnitude",), having="residual"))
@@ -322,7 +347,7 @@ def test_removing_blocks_runs_is_exact_and_equals_bypassing(name: str, target: f
     before = snapshot(case.model)
     ranking = pp.score(case.graph, scorer, model=case.model)
     if (name, target) in UNREACHABLE_BY_DEPTH:
-        with pytest.raises(pp.TargetError, match="best reachable"):
+        with pytest.raises(TargetError, match="best reachable"):
             pp.make_plan(case.graph, ranking, target, mode="depth", model=case.model)
         return
     plan = pp.make_plan(case.graph, ranking, target, mode="depth", model=case.model)
@@ -338,17 +363,17 @@ def test_removing_blocks_runs_is_exact_and_equals_bypassing(name: str, target: f
     assert_close(expected, found, "bypassed and pruned outputs")
 
 
-def test_removable_blocks_are_found_in_residual_networks() -> None:
-    """Every network tagged residual offers at least one block, but for those whose reason in the table says that none can go."""
-    none = {name for (name, _), reason in UNREACHABLE_BY_DEPTH.items() if reason in (_OUTSIDE, _STREAMS)}
-    for name in names(having="residual"):
-        assert any(block.removable for block in traced(name).graph.blocks) == (name not in none), name
+@pytest.mark.parametrize("name", names(having="residual"))
+def test_residual_network_has_removable_blocks(name: str) -> None:
+    """Every network tagged residual offers a block to remove, but for those whose reason in the table says that none can go."""
+    none = {name for (name, _), reason in UNREACHABLE_BY_DEPTH.items() if reason == _OUTSIDE}
+    assert any(block.removable for block in traced(name).graph.blocks) == (name not in none)
 
 
 # -------------------------------------------------------------------------------------------------------------- repeating
 
 
-REPEATED = ("ddpm_unet", "sdxl_unet", "flux", "swin", "llama_gqa", "c2f", "feature_pyramid", "linear_attention_unet")
+REPEATED = ("ddpm_unet", "swin", "llama_gqa", "c2f", "linear_attention_unet")
 
 SCRIPT = """
 import json, sys

@@ -9,20 +9,24 @@ output is zero wherever a channel was dropped.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from proxyprune.axes import Axis, LabelArray, Labels
 from proxyprune.capture import Program
+from proxyprune.errors import TraceError
 
 Axes = tuple[Axis, ...]
 Size = int | LabelArray
 """An integer argument: constant, or the number of kept positions of an axis."""
+Sizes = dict[int | str, Size | tuple[Size, ...]]
+"""Position or name of an argument -> the integers it must hold after pruning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,9 @@ class Outcome:
 
     Attributes:
         outputs: Axes of each output tensor.
-        sizes: Position or name of an argument -> the integers it must hold after pruning.
+        sizes: Integer arguments that follow an axis.
         macs: Multiply-accumulates.
-        zero: The output is zero at every dropped position when the inputs' dropped slices are.
+        zero: The output is zero at every dropped position when the parameters' dropped slices are.
         costed: False for an op that multiplies in a way that no cost rule covers.
     """
 
@@ -93,6 +97,9 @@ class Walk:
     Attributes:
         choices: Which factor shrinks, by `Factored.key`; None in the scouting pass, which cuts every ambiguous reshape open.
         factored: The ambiguous reshapes met while scouting.
+        outputs: Axes of every output of the nodes passed so far.
+        zeros: Whether their values are zero at every dropped position.
+        held: Reductions that are statistics of a hand-written norm.
     """
 
     program: Program
@@ -102,22 +109,33 @@ class Walk:
     factored: list[Factored] = field(default_factory=list)
     outputs: dict[Node, tuple[Axes, ...]] = field(default_factory=dict)
     zeros: dict[Node, bool] = field(default_factory=dict)
+    held: set[Node] = field(default_factory=set)
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Shape of a node's (first) tensor."""
-        value = node.meta["val"]
-        if not isinstance(value, Tensor):
-            value = value[0]
-        return tuple(int(size) for size in value.shape)
+        """Shape of a node's (first) tensor; () for a number."""
+        return output_shapes(node)[0]
 
     def axes(self, node: Node) -> Axes:
         """Axes of a node's (first) tensor."""
         return self.outputs[node][0]
 
+    def zero(self, node: Node | None) -> bool:
+        """Whether a node's value is zero at every dropped position; an absent tensor is."""
+        return node is None or self.zeros.get(node, False)
+
     def where(self, node: Node) -> str:
         """'op in module', for messages."""
         owner = self.program.owners.get(node.name, "")
         return f"{op_name(node)} in {owner or 'the model itself'}"
+
+    def open(self, axes: Sequence[Axis]) -> list[int]:
+        """Dimensions that may shrink, as far as is known by now, counted from the right: 1 is the last one."""
+        return [offset for offset, axis in enumerate(reversed(axes), start=1) if self.labels.may_shrink(axis)]
+
+    def pin(self, axes: Sequence[Axis], node: Node, reason: str) -> None:
+        """Pin axes; the reason ends in where: 'is rolled in' ... 'aten.roll in blocks.0'."""
+        for axis in axes:
+            self.labels.pin(axis, f"{reason} {self.where(node)}")
 
     def pin_all(self, node: Node, reason: str) -> None:
         """Pin every axis that goes into a node."""
@@ -130,6 +148,16 @@ class Walk:
 Rule = Callable[[Walk, Node], Outcome]
 
 
+def ops(names: str) -> tuple[str, ...]:
+    """Full names of several ops: "view reshape" -> ("aten.view", "aten.reshape")."""
+    return tuple(f"aten.{name}" for name in names.split())
+
+
+def in_place(names: Sequence[str]) -> tuple[str, ...]:
+    """The same ops together with their variants that write into their first argument."""
+    return (*names, *(f"{name}_" for name in names))
+
+
 def op_name(node: Node) -> str:
     """'aten.linear' for aten.linear.default."""
     target = node.target
@@ -139,33 +167,96 @@ def op_name(node: Node) -> str:
     return str(packet) if packet is not None else str(getattr(target, "__name__", target))
 
 
+def overload(node: Node) -> str:
+    """'int' for aten.split.int."""
+    return str(getattr(node.target, "_overloadname", ""))
+
+
+def _schema_of(node: Node) -> torch.FunctionSchema:
+    schema = getattr(node.target, "_schema", None)
+    if not isinstance(schema, torch.FunctionSchema):
+        raise TypeError(f"{op_name(node)} has no schema, so its arguments have no names.")
+    return schema
+
+
 def arguments(node: Node) -> dict[str, Any]:
     """The call's arguments by schema name, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = _schema_of(node)
     values = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     values.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
     values.update(node.kwargs)
     return values
 
 
+def tensor_argument(node: Node, key: int | str) -> Node:
+    """A tensor that an op takes, by position or by name.
+
+    Raises:
+        TypeError: If the call has no tensor there; a rule asks only for what the op's schema demands.
+    """
+    value = node.args[key] if isinstance(key, int) else arguments(node)[key]
+    if not isinstance(value, Node):
+        raise TypeError(f"{op_name(node)} takes {value!r} as argument {key!r}, where a tensor was expected.")
+    return value
+
+
+def integers(value: Any) -> tuple[int, ...]:
+    """An integer argument, or a list of them, as a tuple."""
+    return tuple(int(item) for item in (value if isinstance(value, list | tuple) else (value,)))
+
+
 def position_of(node: Node, name: str) -> int | str:
     """Where an argument stands in this call: its index when it was passed by position, else its name."""
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for index, argument in enumerate(_schema_of(node).arguments):
         if argument.name == name:
             return index if index < len(node.args) else name
     raise KeyError(name)
 
 
+def writes_to(node: Node) -> Node | None:
+    """The tensor that an in-place op overwrites."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable or not node.args:
+        return None
+    first = node.args[0]
+    return first if isinstance(first, Node) else None
+
+
 def output_shapes(node: Node) -> list[tuple[int, ...]]:
-    """Shapes of all output tensors of a node; () entries for outputs that are no tensor."""
+    """Shapes of all output tensors of a node; () entries for outputs that are no tensor.
+
+    Raises:
+        TraceError: If a size depends on the data.
+    """
     value = node.meta.get("val")
     values = value if isinstance(value, tuple | list) else (value,)
-    return [tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else () for item in values]
+    return [_sizes_of_tensor(node, item) if isinstance(item, Tensor) else () for item in values] or [()]
+
+
+def _sizes_of_tensor(node: Node, tensor: Tensor) -> tuple[int, ...]:
+    if all(isinstance(size, int) for size in tensor.shape):
+        return tuple(tensor.shape)
+    raise TraceError(
+        f"{op_name(node)} ({node.name}) gives a tensor of shape {list(tensor.shape)}, whose size depends on the values in it. "
+        "A network has one cost only when its shapes do not depend on data: trace the part without this op, or replace a selection "
+        "(x[mask], nonzero, unique) by a product with the mask."
+    )
+
+
+def is_tensor(node: Node) -> bool:
+    """True for a node whose value is one tensor."""
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def fixed(shape: Sequence[int]) -> Axes:
     """Axes of a tensor that nothing can cut."""
     return (None,) * len(shape)
+
+
+def kept_whole(walk: Walk, node: Node, reason: str, macs: tuple[Term, ...] = ()) -> Outcome:
+    """Pin everything that goes into an op; the reason ends in where."""
+    walk.pin_all(node, f"{reason} {walk.where(node)}")
+    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), macs=macs)
 
 
 def sizes_of(shape: Sequence[int], axes: Axes) -> tuple[Size, ...]:
@@ -175,24 +266,37 @@ def sizes_of(shape: Sequence[int], axes: Axes) -> tuple[Size, ...]:
 
 def dims_of(value: Any, ndim: int) -> tuple[int, ...]:
     """Normalise a `dim` argument (None, an int, or a list) to non-negative dimensions; None and [] mean all."""
-    if value is None or (isinstance(value, list | tuple) and not value):
+    if value is None or ndim == 0 or (isinstance(value, list | tuple) and not value):
         return tuple(range(ndim))
-    items = value if isinstance(value, list | tuple) else (value,)
-    return tuple(int(item) % max(ndim, 1) for item in items)
+    return tuple(item % ndim for item in integers(value))
 
 
-def broadcast(walk: Walk, node: Node, tensors: Sequence[Node], shape: Sequence[int], where: str | None = None) -> Axes:
+def spans(walk: Walk, tensor: Node, shape: Sequence[int], offset: int) -> bool:
+    """True when a tensor has its own entries along a dimension of a broadcast result, instead of being stretched."""
+    own = walk.shape(tensor)
+    return offset <= len(own) and (own[-offset] != 1 or shape[-offset] == 1)
+
+
+def broadcast(walk: Walk, node: Node, tensors: Sequence[Node], shape: Sequence[int]) -> Axes:
     """Axes of an elementwise result: dimensions line up from the right, size 1 stretches."""
-    where = where or walk.where(node)
+    where = walk.where(node)
     result: list[Axis] = []
     for offset in range(len(shape), 0, -1):
-        meeting = []
-        for tensor in tensors:
-            own = walk.shape(tensor)
-            if offset <= len(own) and (own[-offset] != 1 or shape[-offset] == 1):
-                meeting.append(walk.axes(tensor)[-offset])
+        meeting = [walk.axes(tensor)[-offset] for tensor in tensors if spans(walk, tensor, shape, offset)]
         result.append(walk.labels.unify(meeting, where) if meeting else None)
     return tuple(result)
+
+
+def sum_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Sequence[Node]) -> bool:
+    """A broadcast sum is zero at dropped positions when every summand is, along every dimension that may shrink."""
+    offsets = walk.open(axes)
+    return all(walk.zero(tensor) and all(spans(walk, tensor, shape, offset) for offset in offsets) for tensor in tensors)
+
+
+def product_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Sequence[Node]) -> bool:
+    """A broadcast product is zero at dropped positions when, along every dimension that may shrink, some factor is."""
+    zeros = [tensor for tensor in tensors if walk.zero(tensor)]
+    return bool(zeros) and all(any(spans(walk, tensor, shape, offset) for tensor in zeros) for offset in walk.open(axes))
 
 
 def repeat_each(axis: Axis, times: int) -> Axis:
@@ -203,3 +307,28 @@ def repeat_each(axis: Axis, times: int) -> Axis:
 def repeat_whole(axis: Axis, times: int) -> Axis:
     """The whole run of labels stands `times` times."""
     return None if axis is None else np.tile(axis, times)
+
+
+def aliases_of(node: Node) -> Iterator[Node]:
+    """A tensor and every view that shares its storage, from the tensor that the views were made of."""
+    root = node
+    while (base := _viewed(root)) is not None:
+        root = base
+    pending = [root]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending += [user for user in current.users if _viewed(user) is current]
+
+
+def _viewed(node: Node) -> Node | None:
+    """The tensor that an op returns a view of; None for an op that makes a new tensor."""
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return source if isinstance(source, Node) and _viewed(source) is not None else None
+    schema = getattr(node.target, "_schema", None)
+    aliased = schema is not None and any(result.alias_info is not None for result in schema.returns)
+    first = node.args[0] if node.args else None
+    return first if aliased and isinstance(first, Node) else None
