@@ -17,7 +17,7 @@ from torch.fx import Node
 from proxyprune.axes import FIXED, Axis, Classes, LabelArray, Labels
 from proxyprune.capture import Program
 from proxyprune.graph import ChannelGroup, Member
-from proxyprune.rules import Options, Outcome, Size, op_name, output_shapes
+from proxyprune.rules import CommonDivisor, Options, Outcome, Size, op_name, output_shapes
 
 SignatureArray = NDArray[np.uint64]
 KERNEL = "is a kernel or spatial dimension"
@@ -150,7 +150,8 @@ def _axes(walked: Walked) -> Iterator[Axis | Size]:
         for axes in outcome.outputs:
             yield from axes
         for sizes in outcome.sizes.values():
-            yield from sizes if isinstance(sizes, tuple) else (sizes,)
+            for size in sizes if isinstance(sizes, tuple) else (sizes,):
+                yield size.axis if isinstance(size, CommonDivisor) else size
         for term in outcome.macs:
             yield from term.axes
     for constraint in walked.labels.divisible:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from proxyprune.blocks import Bypass
 from proxyprune.graph import ModelGraph
 from proxyprune.groups import Coupling
 from proxyprune.plan import PrunePlan
-from proxyprune.rules import Size
+from proxyprune.rules import CommonDivisor, Size
 from proxyprune.surgery import Cut
 
 
@@ -68,6 +69,8 @@ class Prediction:
         """An integer argument after pruning."""
         if isinstance(size, int):
             return size
+        if isinstance(size, CommonDivisor):
+            return math.gcd(size.number, self.size(size.axis))
         if id(size) not in self._sizes:
             constant, coefficients = self.coupling.count(size)
             self._sizes[id(size)] = constant + sum(coefficient * self._counts[group] for group, coefficient in coefficients.items())
@@ -133,12 +136,10 @@ class Prediction:
         """Ids of the channel groups that change a size at an op."""
         outcome = self.coupling.outcomes[node]
         axes = [axis for axes in outcome.outputs for axis in axes if axis is not None]
-        axes += [
-            size
-            for sizes in outcome.sizes.values()
-            for size in (sizes if isinstance(sizes, tuple) else (sizes,))
-            if not isinstance(size, int)
-        ]
+        for sizes in outcome.sizes.values():
+            for size in sizes if isinstance(sizes, tuple) else (sizes,):
+                if not isinstance(size, int):
+                    axes.append(size.axis if isinstance(size, CommonDivisor) else size)
         for source in node.all_input_nodes:
             if source in self.coupling.outcomes:
                 axes += [axis for axes_of in self.coupling.outcomes[source].outputs for axis in axes_of if axis is not None]

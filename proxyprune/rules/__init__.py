@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from proxyprune.rules import joins, norms, pointwise, products, reductions, shapes
-from proxyprune.rules.base import Factored, Options, Outcome, Rule, Size, Term, Walk, op_name, output_shapes
+from proxyprune.rules.base import CommonDivisor, Factored, Options, Outcome, Rule, Size, Term, Walk, op_name, output_shapes
 
 TABLE: dict[str, Rule] = {**pointwise.RULES, **products.RULES, **shapes.RULES, **joins.RULES, **norms.RULES, **reductions.RULES}
 
-__all__ = ["TABLE", "Factored", "Options", "Outcome", "Rule", "Size", "Term", "Walk", "op_name", "output_shapes"]
+__all__ = ["TABLE", "CommonDivisor", "Factored", "Options", "Outcome", "Rule", "Size", "Term", "Walk", "op_name", "output_shapes"]

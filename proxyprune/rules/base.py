@@ -23,8 +23,19 @@ from proxyprune.capture import Program
 from proxyprune.errors import TraceError
 
 Axes = tuple[Axis, ...]
-Size = int | LabelArray
-"""An integer argument: constant, or the number of kept positions of an axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommonDivisor:
+    """The greatest common divisor of `number` and the kept size of `axis`: as many norm groups as still fit."""
+
+    number: int
+    axis: LabelArray
+
+
+Size = int | LabelArray | CommonDivisor
+"""An integer argument: constant, the number of kept positions of an axis, or a divisor of that."""
+
 Sizes = dict[int | str, Size | tuple[Size, ...]]
 """Position or name of an argument -> the integers it must hold after pruning."""
 

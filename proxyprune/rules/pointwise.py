@@ -32,7 +32,7 @@ from proxyprune.rules.base import (
 from proxyprune.rules.statistics import is_held
 
 _COPIES = in_place(
-    ops("clone contiguous to _to_copy type_as alias detach lift_fresh_copy lift_fresh positive dropout alpha_dropout feature_dropout")
+    ops("clone contiguous to _to_copy type_as alias detach lift_fresh_copy lift_fresh positive dropout feature_dropout")
 )
 """The first argument with another layout or type; a second tensor says which type only."""
 
@@ -51,8 +51,8 @@ _SUBTRACTIONS = frozenset(in_place(ops("sub subtract")))
 _QUOTIENTS = in_place(ops("div divide true_divide"))
 _UNTAGGED = ops(
     "__and__ __or__ __xor__ floor_divide floor_divide_ log_sigmoid polar complex where masked_fill masked_fill_ copy_ bernoulli bernoulli_ "
-    "special_expit logical_not isin_ not_equal greater greater_equal less less_equal arctan2 divide multiply subtract true_divide "
-    "threshold_ hardswish _prelu_kernel isclose is_nonzero"
+    "not_equal greater greater_equal less less_equal arctan2 divide multiply subtract true_divide threshold_ isclose _prelu_kernel "
+    "alpha_dropout alpha_dropout_ feature_alpha_dropout feature_alpha_dropout_"
 )
 """Elementwise, although torch does not tag them so."""
 
@@ -63,8 +63,6 @@ def pointwise(walk: Walk, node: Node) -> Outcome:
     tensors = [source for source in node.all_input_nodes if is_tensor(source)]
     if name in _COPIES:
         tensors = tensors[:1]
-    elif len(tensors) > 1 and any(walk.shape(tensor) == (0,) for tensor in tensors):
-        tensors = [tensor for tensor in tensors if walk.shape(tensor) != (0,)]
     shapes = output_shapes(node)
     axes = broadcast(walk, node, tensors, shapes[0])
     check = _ZERO_RULES.get(name)

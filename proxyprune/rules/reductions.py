@@ -1,98 +1,114 @@
-"""Reductions, softmax, pooling and resampling: some dimensions are summed, averaged or resized, the rest go on."""
+"""Reductions, softmax, transforms, pooling and resampling: some dimensions are summed, averaged or resized, the rest go on."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch.fx import Node
 
 from proxyprune.axes import Axis
-from proxyprune.rules.base import Axes, Outcome, Rule, Walk, arguments, dims_of, op_name, output_shapes
+from proxyprune.rules.base import (
+    Axes,
+    Outcome,
+    Rule,
+    Walk,
+    arguments,
+    broadcast,
+    dims_of,
+    fixed,
+    in_place,
+    kept_whole,
+    op_name,
+    ops,
+    output_shapes,
+    spans,
+    tensor_argument,
+)
+from proxyprune.rules.statistics import is_norm_statistic
 
-_SQUARE_ROOTS = frozenset({"aten.rsqrt", "aten.sqrt", "aten.pow", "aten.rsqrt_", "aten.sqrt_", "aten.reciprocal"})
-_SCALING = frozenset({"aten.add", "aten.clamp", "aten.clamp_min", "aten.mul", "aten.div", "aten.to", "aten._to_copy", "aten.unsqueeze", "aten.add_", "aten.maximum"})  # fmt: skip
-_EXACT_ON_ZERO = frozenset({"aten.sum", "aten.linalg_vector_norm", "aten.norm"})
+_NORMS = frozenset(ops("linalg_vector_norm norm"))
+_EXACT_ON_ZERO = frozenset(ops("sum nansum count_nonzero any")) | _NORMS
+_NOT_ZERO_AT_ZERO = frozenset(ops("logsumexp all"))
 
 
 def reduction(walk: Walk, node: Node) -> Outcome:
     """sum, mean, var, amax ... over some dimensions.
 
     A sum or a Euclidean norm over channels is exact when the dropped ones are zero. A mean or variance over channels changes with their
-    number; it is let through where it serves as the statistic of a hand-written norm (it ends in a square root, or is subtracted from
-    its own input), and pinned elsewhere.
+    number; it is let through where it serves as the statistic of a hand-written norm, and pinned elsewhere.
     """
     values = arguments(node)
-    source = values["self"]
-    shape, axes = walk.shape(source), walk.axes(source)
-    dims = dims_of(values.get("dim"), len(shape))
-    name = op_name(node)
-    for dim in dims:
-        if axes[dim] is None:
-            continue
-        exact = name in _EXACT_ON_ZERO and walk.zeros.get(source, False)
-        if not exact and not is_norm_statistic(node):
-            walk.labels.pin(axes[dim], f"is reduced in {walk.where(node)}, where dropped channels would count")
+    source = tensor_argument(node, 0)
+    axes = walk.axes(source)
+    dims = dims_of(values.get("dim"), len(axes))
+    if is_norm_statistic(walk, node):
+        walk.held.add(node)
+    elif not _exact(walk, node, values):
+        walk.pin([axes[dim] for dim in dims], node, "is reduced, with dropped channels counted, in")
     keep = bool(values.get("keepdim", False))
     result: Axes = tuple(None if dim in dims else axis for dim, axis in enumerate(axes) if keep or dim not in dims)
-    return Outcome(outputs=(result,) * len(output_shapes(node)), zero=walk.zeros.get(source, False))
+    zero = walk.zero(source) and op_name(node) not in _NOT_ZERO_AT_ZERO
+    return Outcome(outputs=(result,) * len(output_shapes(node)), zero=zero)
 
 
-def is_norm_statistic(node: Node) -> bool:
-    """True when a mean, variance or norm is used to normalise its own input."""
-    source = node.args[0]
+def _exact(walk: Walk, node: Node, values: dict[str, Any]) -> bool:
+    """Zeros do not count in sums, and not in p-norms for p >= 0."""
     name = op_name(node)
-    if name in ("aten.var_mean", "aten.std_mean"):
-        return True
-    if name not in ("aten.mean", "aten.var", "aten.std", "aten.linalg_vector_norm", "aten.norm", "aten.sum"):
-        return False
-    if name in ("aten.linalg_vector_norm", "aten.norm", "aten.std"):
-        return any(op_name(user) in ("aten.div", "aten.clamp_min", "aten.add", "aten.clamp", "aten.expand_as") for user in node.users)
-    if name == "aten.mean" and any(op_name(user) == "aten.sub" and user.args[0] is source and user.args[1] is node for user in node.users):
-        return True
-    frontier, seen = list(node.users), 0
-    while frontier and seen < 12:
-        user = frontier.pop(0)
-        seen += 1
-        if op_name(user) in _SQUARE_ROOTS:
-            return name != "aten.sum"
-        if op_name(user) in _SCALING:
-            frontier.extend(user.users)
-    return False
+    order = values.get("ord", values.get("p", 2)) if name in _NORMS else 2
+    return name in _EXACT_ON_ZERO and walk.zero(tensor_argument(node, 0)) and (order is None or float(order) >= 0)
+
+
+def similarity(walk: Walk, node: Node) -> Outcome:
+    """cosine_similarity(a, b, dim): sums over one dimension, exact when both are zero where channels left."""
+    tensors = node.all_input_nodes
+    shape = torch.broadcast_shapes(*(walk.shape(tensor) for tensor in tensors))
+    axes = list(broadcast(walk, node, tensors, shape))
+    dim = int(arguments(node)["dim"]) % len(shape)
+    reduced = axes.pop(dim)
+    if not all(walk.zero(tensor) and spans(walk, tensor, shape, len(shape) - dim) for tensor in tensors):
+        walk.pin([reduced], node, "is reduced, with dropped channels counted, in")
+    return Outcome(outputs=(tuple(axes),))
 
 
 def softmax(walk: Walk, node: Node) -> Outcome:
     """softmax, log_softmax: the dimension it runs over is pinned."""
-    return _along(walk, node, "is shared out by softmax in")
+    return _along(walk, node, "is shared out in")
 
 
 def ordered(walk: Walk, node: Node) -> Outcome:
-    """cumsum, sort, topk, argmax and others that depend on all entries of a dimension."""
+    """cumsum, sort, topk, argmax and others that depend on all entries of a dimension, or on their order."""
     return _along(walk, node, "is read in order in")
 
 
-def _along(walk: Walk, node: Node, why: str) -> Outcome:
+def transform(walk: Walk, node: Node) -> Outcome:
+    """fft and its kin: the transformed dimensions are pinned, zeros stay zeros."""
+    return _along(walk, node, "is transformed in", linear=True)
+
+
+def _along(walk: Walk, node: Node, why: str, *, linear: bool = False) -> Outcome:
+    """The dimensions in `dim` are pinned and may change their size or vanish; the other ones go on."""
     values = arguments(node)
-    source = values["self"]
+    if len(node.all_input_nodes) > 1:  # torch.diff with something to prepend
+        return kept_whole(walk, node, why)
+    source = tensor_argument(node, 0)
     axes: list[Axis] = list(walk.axes(source))
-    dims = dims_of(values.get("dim", -1), len(axes))
-    for dim in dims:
-        walk.labels.pin(axes[dim], f"{why} {walk.where(node)}")
-        axes[dim] = None
-    shapes = output_shapes(node)
-    outputs = tuple(
-        tuple(axes) if len(shape) == len(axes) else tuple(axis for dim, axis in enumerate(axes) if dim not in dims) for shape in shapes
-    )
-    return Outcome(outputs=outputs)
+    dims = dims_of(values.get("dim"), len(axes))
+    walk.pin([axes[dim] for dim in dims], node, why)
+    same = tuple(None if dim in dims else axis for dim, axis in enumerate(axes))
+    gone = tuple(axis for dim, axis in enumerate(axes) if dim not in dims)
+    outputs = tuple(same if len(shape) == len(axes) else gone for shape in output_shapes(node))
+    return Outcome(outputs=outputs, zero=linear and walk.zero(source))
 
 
 def resampling(walk: Walk, node: Node) -> Outcome:
-    """Pooling and interpolation: leading and channel dimensions go on, the rest are spatial."""
-    values = arguments(node)
-    source = values["self"] if "self" in values else values["input"]
-    axes, shapes = walk.axes(source), output_shapes(node)
-    spatial = _spatial(node, len(axes))
-    for axis in axes[len(axes) - spatial :]:
-        walk.labels.pin(axis, f"is a spatial dimension in {walk.where(node)}")
-    result = (*axes[: len(axes) - spatial], *(None,) * spatial)
-    return Outcome(outputs=(result,) * len(shapes), zero=walk.zeros.get(source, False))
+    """Pooling, padding and interpolation: leading and channel dimensions go on, the rest are spatial."""
+    source = tensor_argument(node, 0)
+    axes = walk.axes(source)
+    leading = len(axes) - _spatial(node, len(axes))
+    walk.pin(axes[leading:], node, "is a spatial dimension in")
+    outputs = tuple((*axes[:leading], *fixed(shape[leading:])) for shape in output_shapes(node))
+    return Outcome(outputs=outputs, zero=walk.zero(source))
 
 
 def _spatial(node: Node, ndim: int) -> int:
@@ -103,21 +119,50 @@ def _spatial(node: Node, ndim: int) -> int:
     return ndim - 2
 
 
-_REDUCTIONS = (
-    "sum", "mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "prod", "logsumexp", "linalg_vector_norm", "norm", "any", "all", "nansum",
-)  # fmt: skip
-_ORDERED = ("cumsum", "cumprod", "sort", "topk", "argmax", "argmin", "max", "min", "argsort", "median", "diff")
-_RESAMPLING = tuple(
-    f"{kind}{digit}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool") for digit in (1, 2, 3)
-) + tuple(f"max_pool{digit}d_with_indices" for digit in (1, 2, 3)) + (
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "upsample_linear1d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "_adaptive_avg_pool2d",
-)  # fmt: skip
+def unpooling(walk: Walk, node: Node) -> Outcome:
+    """max_unpool(x, indices, size): channels of both meet, the rest are spatial."""
+    source, ids = tensor_argument(node, 0), tensor_argument(node, 1)
+    spatial = 3 if "3d" in op_name(node) else 2
+    for tensor in (source, ids):
+        walk.pin(walk.axes(tensor)[-spatial:], node, "is a spatial dimension in")
+    pairs = zip(walk.axes(source)[:-spatial], walk.axes(ids)[:-spatial], strict=True)
+    leading = tuple(walk.labels.unify(list(pair), walk.where(node)) for pair in pairs)
+    return Outcome(outputs=((*leading, *(None,) * spatial),), zero=walk.zero(source))
+
+
+def sampling(walk: Walk, node: Node) -> Outcome:
+    """grid_sampler(x, grid): x [n, c, ...] is read at positions grid [n, ..., 2 or 3]; channels go on."""
+    source, grid = tensor_argument(node, 0), tensor_argument(node, 1)
+    axes, where = walk.axes(source), walk.where(node)
+    walk.pin((*axes[2:], *walk.axes(grid)[1:]), node, "is a spatial dimension in")
+    batch = walk.labels.unify([axes[0], walk.axes(grid)[0]], where)
+    return Outcome(outputs=((batch, axes[1], *(None,) * (len(axes) - 2)),), zero=walk.zero(source))
+
+
+_DIMS = "123"
+_POOLS = " ".join(
+    f"{kind}{digit}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool") for digit in _DIMS
+)
+_PADDINGS = " ".join(f"{kind}_pad{digit}d" for kind in ("reflection", "replication") for digit in _DIMS)
+_UPSAMPLINGS = " ".join(f"{kind}{digit}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for digit in _DIMS)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((f"aten.{name}" for name in _REDUCTIONS), reduction),
-    **dict.fromkeys(("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten._safe_softmax"), softmax),
-    **dict.fromkeys((f"aten.{name}" for name in _ORDERED), ordered),
-    **dict.fromkeys((f"aten.{name}" for name in _RESAMPLING), resampling),
+    **dict.fromkeys(ops("sum mean var std var_mean std_mean amax amin prod logsumexp any all nansum count_nonzero"), reduction),
+    **dict.fromkeys(_NORMS, reduction),
+    "aten.cosine_similarity": similarity,
+    **dict.fromkeys(in_place(ops("softmax log_softmax _softmax _log_softmax _safe_softmax special_softmax special_log_softmax")), softmax),
+    **dict.fromkeys(
+        ops("cumsum cumsum_ cumprod cummax cummin logcumsumexp sort msort topk argmax argmin aminmax max min argsort kthvalue")
+        + ops("median nanmedian mode diff nanmean nanquantile quantile"),
+        ordered,
+    ),
+    **dict.fromkeys(ops("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"), transform),
+    **dict.fromkeys(ops("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift"), transform),
+    **dict.fromkeys(ops(_POOLS), resampling),
+    **dict.fromkeys(ops(" ".join(f"max_pool{digit}d_with_indices" for digit in _DIMS)), resampling),
+    **dict.fromkeys(ops(f"{_UPSAMPLINGS} {_PADDINGS} lp_pool1d"), resampling),
+    **dict.fromkeys(ops("upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"), resampling),
+    **dict.fromkeys(ops("_upsample_bilinear2d_aa _upsample_bicubic2d_aa"), resampling),
+    **dict.fromkeys(ops("max_unpool2d max_unpool3d"), unpooling),
+    **dict.fromkeys(ops("grid_sampler grid_sampler_2d grid_sampler_3d"), sampling),
 }

@@ -9,12 +9,10 @@ and must end by centring or scaling the tensor that it was computed from.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterator
 
 from torch.fx import Node
 
-from proxyprune.rules.base import Walk, in_place, is_tensor, op_name, ops
+from proxyprune.rules.base import Walk, in_place, is_tensor, op_name, ops, output_shapes
 
 _SPREADS = frozenset(ops("var std var_mean std_mean"))
 _SQUARES = frozenset(in_place(ops("square pow mul")))
@@ -23,31 +21,34 @@ _CENTRING = frozenset(in_place(ops("sub subtract")))
 _SCALING = frozenset(in_place(ops("mul multiply")))
 _DIVIDING = frozenset(in_place(ops("div divide true_divide")))
 _REARRANGING = frozenset((*ops("unsqueeze squeeze view reshape expand expand_as broadcast_to flatten"), "getitem"))
-_SHAPING = frozenset(in_place(ops("add sub mul div pow sqrt rsqrt reciprocal clamp clamp_min maximum"))) | _CASTS | _REARRANGING
+_SHIFTING = frozenset(in_place(ops("add clamp clamp_min maximum"))) | _CASTS | _REARRANGING
+_SHAPING = frozenset(in_place(ops("sub mul div pow sqrt rsqrt reciprocal"))) | _SHIFTING
 _MOST_USES = 64
 
 
 def is_norm_statistic(walk: Walk, node: Node) -> bool:
-    """True when a mean, variance or mean of squares does nothing but normalise its own input."""
-    source = node.args[0]
+    """True when a mean, variance or mean of squares does nothing but normalise its own input.
+
+    A mean may only be shifted on its way (x - mean, x / (mean + eps)), a spread or a squared mean may be shaped as norms do.
+    """
+    source = node.args[0] if node.args else None
     if op_name(node) not in _SPREADS | {"aten.mean"} or not isinstance(source, Node):
         return False
-    spread = op_name(node) in _SPREADS or _is_square(source)
-    original = _uncentred(_root(source) if _is_square(source) else source)
-    size = max(math.prod(shape) for shape in _shapes(walk, node))
-    pending, seen, used = list(node.users), {node}, False
+    original = _uncentred(walk, _root(source))
+    size = max(math.prod(shape) for shape in output_shapes(node))
+    pending = [(user, op_name(node) in _SPREADS or _is_square(source)) for user in node.users]
+    path, used = {node}, False
     while pending:
-        user = pending.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        scaled = _normalises(user, seen, original, spread=spread)
-        if scaled:
+        user, spread = pending.pop()
+        if _normalises(walk, user, path, original, spread=spread):
             used = True
-        elif op_name(user) in _SHAPING and len(seen) < _MOST_USES and _stays_small(walk, user, size):
-            pending += user.users
-        else:
+            continue
+        spread = spread or _is_square(user)
+        if op_name(user) not in (_SHAPING if spread else _SHIFTING) or len(path) > _MOST_USES or not _stays_small(walk, user, size):
             return False
+        if user not in path:
+            path.add(user)
+            pending += [(reader, spread) for reader in user.users]
     return used
 
 
@@ -61,27 +62,21 @@ def is_held(walk: Walk, node: Node) -> bool:
     return True
 
 
-def _shapes(walk: Walk, node: Node) -> Iterator[tuple[int, ...]]:
-    value = node.meta["val"]
-    yield from (tuple(item.shape) for item in (value if isinstance(value, tuple | list) else (value,)))
-
-
-def _normalises(user: Node, path: set[Node], original: Node, *, spread: bool) -> bool:
-    """x - s and x / s, and x * s for the inverse of a spread, where x is what the statistic was computed from."""
-    operands = [arg for arg in user.args[:2] if isinstance(arg, Node)]
-    if len(operands) < 2 or _uncentred(operands[0]) is not original or operands[0] in path:
-        swapped = len(operands) == 2 and operands[1] not in path and _uncentred(operands[1]) is original
-        return spread and swapped and op_name(user) in _SCALING
-    if operands[1] not in path:
+def _normalises(walk: Walk, user: Node, path: set[Node], original: Node, *, spread: bool) -> bool:
+    """x - s and x / s, and x * s for (the inverse of) a spread, where x is what the statistic was computed from."""
+    operands = [operand for operand in user.args[:2] if isinstance(operand, Node)]
+    if len(operands) < 2:
         return False
-    if op_name(user) in _CENTRING | _DIVIDING:
-        return True
-    return spread and op_name(user) in _SCALING
+    if spread and op_name(user) in _SCALING:
+        data = [operand for operand in operands if operand not in path]
+        return len(data) == 1 and _uncentred(walk, data[0]) is original
+    shifted = op_name(user) in _CENTRING | _DIVIDING and operands[1] in path and operands[0] not in path
+    return shifted and _uncentred(walk, operands[0]) is original
 
 
 def _stays_small(walk: Walk, user: Node, size: int) -> bool:
     """True while the value is a statistic still: shifted by numbers or by other statistics, not spread over the data."""
-    if op_name(user) in _REARRANGING or user.target is operator.getitem:
+    if op_name(user) in _REARRANGING:
         return True
     return is_tensor(user) and math.prod(walk.shape(user)) <= size
 
@@ -96,13 +91,17 @@ def _is_square(node: Node) -> bool:
     return second == 2 if "pow" in name else second is node.args[0]
 
 
-def _root(square: Node) -> Node:
-    base = square.args[0]
-    return base if isinstance(base, Node) else square
+def _root(node: Node) -> Node:
+    """The tensor that is squared, or the node itself."""
+    base = node.args[0] if _is_square(node) else node
+    return base if isinstance(base, Node) else node
 
 
-def _uncentred(node: Node) -> Node:
-    """The tensor behind casts and subtractions of a mean."""
-    while node.op == "call_function" and op_name(node) in _CASTS | _CENTRING and isinstance(node.args[0], Node):
+def _uncentred(walk: Walk, node: Node) -> Node:
+    """The tensor behind casts and the subtraction of its mean."""
+    while node.op == "call_function" and isinstance(node.args[0], Node):
+        centred = op_name(node) in _CENTRING and isinstance(node.args[1], Node) and is_held(walk, node.args[1])
+        if not centred and op_name(node) not in _CASTS:
+            break
         node = node.args[0]
     return node
