@@ -112,7 +112,7 @@ def train(model: UNet2DModel, images: torch.Tensor, *, steps: int, learning_rate
 def further_training(model: UNet2DModel, images: torch.Tensor, held_out: list[NoisyBatch]) -> float:
     """Held-out loss of a copy that was trained a little longer; the unpruned network gets the same, to be fair."""
     model = copy.deepcopy(model)
-    train(model, images, steps=RECOVERY_STEPS, learning_rate=LEARNING_RATE / 2)
+    train(model, images, steps=RECOVERY_STEPS, learning_rate=LEARNING_RATE / 8)
     return evaluate(model, held_out)
 
 

@@ -24,8 +24,8 @@ from proxyprune.skeleton import Ghost
 from proxyprune.surgery import AttributeChange, get_attribute, set_attribute
 from proxyprune.verify import Difference, Recording, compare, extra_ops, record_actual, record_predicted
 
-_SINGLES_TRIED = 48
-_PAIRS_TRIED = 24
+_SINGLES_TRIED = 20
+_PAIRS_TRIED = 6
 _ROUNDS = 400
 
 Path = tuple[str, ...]

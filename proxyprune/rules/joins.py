@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import Node
 
-from proxyprune.axes import FIXED, Axis
+from proxyprune.axes import FIXED, Axis, LabelArray
 from proxyprune.rules.base import (
-    Axes,
     Outcome,
     Rule,
     Size,
+    Sizes,
     Walk,
     arguments,
+    dims_of,
     fixed,
+    integers,
+    kept_whole,
     op_name,
+    ops,
     output_shapes,
     position_of,
+    tensor_argument,
 )
 
 
@@ -37,12 +44,13 @@ def concatenate(walk: Walk, node: Node) -> Outcome:
         elif all(axis is None for axis in meeting):
             axes.append(None)
         else:
-            runs = [
-                np.full(walk.shape(tensor)[dim], FIXED, np.int64) if axis is None else axis
-                for tensor, axis in zip(tensors, meeting, strict=True)
-            ]
-            axes.append(np.concatenate(runs))
-    return Outcome(outputs=(tuple(axes),), zero=all(walk.zeros.get(tensor, False) for tensor in tensors))
+            axes.append(_end_to_end([walk.shape(tensor)[dim] for tensor in tensors], meeting))
+    return Outcome(outputs=(tuple(axes),), zero=all(walk.zero(tensor) for tensor in tensors))
+
+
+def _end_to_end(sizes: list[int], axes: list[Axis]) -> LabelArray:
+    runs = [np.full(size, FIXED, np.int64) if axis is None else axis for size, axis in zip(sizes, axes, strict=True)]
+    return np.concatenate(runs)
 
 
 def stack(walk: Walk, node: Node) -> Outcome:
@@ -50,264 +58,279 @@ def stack(walk: Walk, node: Node) -> Outcome:
     values = arguments(node)
     tensors = values["tensors"]
     where = walk.where(node)
-    axes = [
-        walk.labels.unify([walk.axes(tensor)[position] for tensor in tensors], where) for position in range(len(walk.shape(tensors[0])))
-    ]
-    axes.insert(int(values.get("dim", 0)) % (len(axes) + 1), None)
-    return Outcome(outputs=(tuple(axes),), zero=all(walk.zeros.get(tensor, False) for tensor in tensors))
+    ndim = len(walk.shape(tensors[0]))
+    axes = [walk.labels.unify([walk.axes(tensor)[position] for tensor in tensors], where) for position in range(ndim)]
+    axes.insert(int(values.get("dim", 0)) % (ndim + 1), None)
+    return Outcome(outputs=(tuple(axes),), zero=all(walk.zero(tensor) for tensor in tensors))
 
 
 def split(walk: Walk, node: Node) -> Outcome:
-    """split, chunk, tensor_split, unbind, unsafe_split: runs along a dimension.
+    """split, chunk, tensor_split, unsafe_split: runs along a dimension.
 
     Runs of equal length stay equal (position k leaves in all of them), because the source usually says "in halves". Runs of unequal
-    length shrink on their own, and the sizes in the call follow. Runs of length 1 are single entries that code names one by one: pinned.
+    length shrink on their own where the call lists their sizes. Runs of length 1 are single entries that code names one by one: pinned.
     """
-    values = arguments(node)
-    source = values.get("self")
-    if source is None:
-        source = values["tensor"]
-    shape, axes = walk.shape(source), walk.axes(source)
-    dim = int(values.get("dim", 0)) % len(shape)
-    axis, where, zero = axes[dim], walk.where(node), walk.zeros.get(source, False)
-    outputs = output_shapes(node)
-    if op_name(node) == "aten.unbind":
-        walk.labels.pin(axis, f"is taken apart entry by entry in {where}")
-        rest = axes[:dim] + axes[dim + 1 :]
-        return Outcome(outputs=(rest,) * len(outputs), zero=zero)
-    lengths = [output[dim] for output in outputs]
+    source = tensor_argument(node, 0)
+    axes = walk.axes(source)
+    dim = int(arguments(node).get("dim", 0)) % len(axes)
+    axis, where, zero = axes[dim], walk.where(node), walk.zero(source)
+    lengths = [output[dim] for output in output_shapes(node)]
     if axis is None:
-        return Outcome(outputs=(axes,) * len(outputs), zero=zero)
+        return Outcome(outputs=(axes,) * len(lengths), zero=zero)
     runs = np.split(axis, np.cumsum(lengths)[:-1])
     if len(set(lengths)) == 1:
-        if lengths[0] == 1:
-            walk.labels.pin(axis, f"is taken apart entry by entry in {where}")
         walk.labels.tie_runs(axis, len(lengths), where)
-    elif op_name(node) == "aten.chunk":
+    elif not _lists_runs(node):
         walk.labels.pin(axis, f"is cut into unequal chunks in {where}")
-    pieces = tuple((*axes[:dim], np.ascontiguousarray(run), *axes[dim + 1 :]) for run in runs)
-    return Outcome(outputs=pieces, sizes=_split_sizes(node, pieces, dim, lengths), zero=zero)
+    pieces = [_piece(walk, run, f"is taken apart entry by entry in {where}") for run in runs]
+    outputs = tuple((*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces)
+    return Outcome(outputs=outputs, sizes=_split_sizes(node, axis, pieces, lengths), zero=zero)
 
 
-def _split_sizes(node: Node, pieces: tuple[Axes, ...], dim: int, lengths: list[int]) -> dict[int | str, Size | tuple[Size, ...]]:
-    runs: list[Size] = [length if piece[dim] is None else piece[dim] for piece, length in zip(pieces, lengths, strict=True)]  # type: ignore[misc]
-    overload = str(node.target)
-    if "sections" in overload or "split_with_sizes" in overload or overload.endswith("split.sizes"):
-        return {1: tuple(runs)}
-    if op_name(node) in ("aten.split", "aten.unsafe_split"):
-        return {1: runs[0]}
-    return {}
+def _piece(walk: Walk, run: LabelArray, reason: str) -> Axis:
+    """A run of positions as an axis; a run of one is fixed, for it would have no size left, or be stretched by broadcasting."""
+    if len(run) > 1:
+        return np.ascontiguousarray(run)
+    walk.labels.pin(run, reason)
+    return None
+
+
+def _lists_runs(node: Node) -> bool:
+    """True when the call holds the size, or the end, of each run."""
+    return isinstance(node.args[1], list | tuple) if len(node.args) > 1 else False
+
+
+def _split_sizes(node: Node, axis: LabelArray, pieces: Sequence[Axis], lengths: list[int]) -> Sizes:
+    runs: tuple[Size, ...] = tuple(length if piece is None else piece for piece, length in zip(pieces, lengths, strict=True))
+    if op_name(node) == "aten.tensor_split":
+        return {1: tuple(axis[:end] for end in np.cumsum(lengths)[:-1].tolist())} if _lists_runs(node) else {}
+    if _lists_runs(node):
+        return {1: runs}
+    return {1: runs[0]} if op_name(node) in ("aten.split", "aten.unsafe_split") else {}
+
+
+def unbind(walk: Walk, node: Node) -> Outcome:
+    """unbind(x, dim): one tensor for each entry, so the dimension cannot shrink."""
+    source = tensor_argument(node, 0)
+    axes = list(walk.axes(source))
+    dim = int(arguments(node)["dim"]) % len(axes)
+    walk.pin([axes.pop(dim)], node, "is taken apart entry by entry in")
+    return Outcome(outputs=(tuple(axes),) * len(output_shapes(node)), zero=walk.zero(source))
 
 
 def get_item(walk: Walk, node: Node) -> Outcome:
     """One output of an op that returns several."""
-    source, index = node.args[:2]
-    assert isinstance(source, Node)
-    return Outcome(outputs=(walk.outputs[source][int(index)],), zero=walk.zeros.get(source, False))  # type: ignore[arg-type]
+    source = tensor_argument(node, 0)
+    (index,) = integers(node.args[1])
+    return Outcome(outputs=(walk.outputs[source][index],), zero=walk.zero(source))
 
 
 def slice_run(walk: Walk, node: Node) -> Outcome:
-    """slice(x, dim, start, end, step), narrow: a run of positions; with a step, whole strides leave together."""
+    """slice(x, dim, start, end, step): a run of positions; with a step, whole strides leave together."""
     values = arguments(node)
-    source = values["self"]
-    shape, axes = walk.shape(source), list(walk.axes(source))
-    dim = int(values.get("dim", 0)) % len(shape)
-    axis, zero = axes[dim], walk.zeros.get(source, False)
-    if op_name(node) == "aten.narrow":
-        if not isinstance(values["start"], int):
-            walk.pin_all(node, f"is cut at a data-dependent position in {walk.where(node)}")
-            return Outcome(outputs=(fixed(shape),))
-        start, end, step = int(values["start"]), int(values["start"]) + int(values["length"]), 1
-    else:
-        start, end, step = values.get("start"), values.get("end"), int(values.get("step", 1))
-    start, end, step = slice(start, end, step).indices(shape[dim])
+    source = tensor_argument(node, 0)
+    axes = list(walk.axes(source))
+    dim = int(values["dim"]) % len(axes)
+    axis, size, zero = axes[dim], walk.shape(source)[dim], walk.zero(source)
     if axis is None:
         return Outcome(outputs=(tuple(axes),), zero=zero)
-    if step > 1:
-        if shape[dim] % step:
-            walk.labels.pin(axis, f"is cut in strides that do not divide it in {walk.where(node)}")
-        else:
-            walk.labels.tie_within_runs(axis, shape[dim] // step, walk.where(node))
-    axes[dim] = np.ascontiguousarray(axis[start:end:step])
-    sizes: dict[int | str, Size | tuple[Size, ...]] = {}
-    if step == 1 and op_name(node) == "aten.slice":
-        if start > 0:
-            sizes[position_of(node, "start")] = axis[:start]
-        if end < shape[dim]:
-            sizes[position_of(node, "end")] = axis[:end]
-    elif op_name(node) == "aten.narrow":
-        sizes = {position_of(node, "start"): axis[:start], position_of(node, "length"): axis[start:end]}
+    start, end, step = slice(values["start"], values["end"], int(values["step"])).indices(size)
+    if step > 1 and not (size % step or start >= step or (end < size and end % step)):
+        walk.labels.tie_within_runs(axis, size // step, walk.where(node))
+    elif step > 1:
+        walk.labels.pin(axis, f"is cut in strides that do not divide it in {walk.where(node)}")
+    axes[dim] = _piece(walk, axis[start:end:step], f"is read at a fixed position in {walk.where(node)}")
+    sizes: Sizes = {}
+    if start >= step:
+        sizes[position_of(node, "start")] = axis[:start]
+    if end < size:
+        sizes[position_of(node, "end")] = axis[:end]
+    return Outcome(outputs=(tuple(axes),), sizes=sizes, zero=zero)
+
+
+def narrow(walk: Walk, node: Node) -> Outcome:
+    """narrow(x, dim, start, length): a run of positions."""
+    values = arguments(node)
+    if not isinstance(values["start"], int):
+        return kept_whole(walk, node, "is cut at a data-dependent position in")
+    source = tensor_argument(node, 0)
+    axes = list(walk.axes(source))
+    dim = int(values["dim"]) % len(axes)
+    axis, zero = axes[dim], walk.zero(source)
+    if axis is None:
+        return Outcome(outputs=(tuple(axes),), zero=zero)
+    start = values["start"] % len(axis)
+    run = axis[start : start + int(values["length"])]
+    axes[dim] = _piece(walk, run, f"is read at a fixed position in {walk.where(node)}")
+    sizes: Sizes = {position_of(node, "start"): axis[:start], position_of(node, "length"): run}
     return Outcome(outputs=(tuple(axes),), sizes=sizes, zero=zero)
 
 
 def select(walk: Walk, node: Node) -> Outcome:
     """select(x, dim, index): one position by its number, so the dimension cannot shrink."""
-    values = arguments(node)
-    source = values["self"]
+    source = tensor_argument(node, 0)
     axes = list(walk.axes(source))
-    dim = int(values["dim"]) % len(axes)
-    walk.labels.pin(axes.pop(dim), f"is read at a fixed position in {walk.where(node)}")
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+    dim = int(arguments(node)["dim"]) % len(axes)
+    walk.pin([axes.pop(dim)], node, "is read at a fixed position in")
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
 def pad(walk: Walk, node: Node) -> Outcome:
     """pad(x, widths, mode, value): new fixed positions before and after."""
     values = arguments(node)
-    source, widths = values["self"], values["pad"]
-    shape, axes = walk.shape(source), list(walk.axes(source))
-    constant = values.get("mode", "constant") == "constant" or op_name(node) == "aten.constant_pad_nd"
-    for offset in range(len(widths) // 2):
-        before, after = int(widths[2 * offset]), int(widths[2 * offset + 1])
-        dim = len(shape) - 1 - offset
-        axis = axes[dim]
+    source, widths = tensor_argument(node, 0), integers(values["pad"])
+    axes = list(walk.axes(source))
+    constant = values.get("mode", "constant") == "constant"
+    for offset, (before, after) in enumerate(zip(widths[::2], widths[1::2], strict=True), start=1):
+        axis = axes[-offset]
         if axis is None or not (before or after):
             continue
         if not constant or before < 0 or after < 0:
-            walk.labels.pin(axis, f"is padded in {walk.where(node)}")
-            axes[dim] = None
+            walk.pin([axis], node, "is padded in")
+            axes[-offset] = None
             continue
-        axes[dim] = np.concatenate([np.full(before, FIXED, np.int64), axis, np.full(after, FIXED, np.int64)])
-    value = values.get("value")
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False) and value in (None, 0, 0.0))
+        axes[-offset] = np.concatenate([np.full(before, FIXED, np.int64), axis, np.full(after, FIXED, np.int64)])
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source) and values.get("value") in (None, 0, 0.0))
 
 
 def roll(walk: Walk, node: Node) -> Outcome:
-    """roll(x, shifts, dims): a labelled dimension that rolls changes its order, so it is pinned."""
-    values = arguments(node)
-    source = values["self"]
+    """roll(x, shifts, dims): a labelled dimension that rolls changes its order, so it is pinned; no dims means all."""
+    source = tensor_argument(node, 0)
     axes = walk.axes(source)
-    dims = values.get("dims") or range(len(axes))
-    for dim in [dims] if isinstance(dims, int) else dims:
-        walk.labels.pin(axes[int(dim)], f"is rolled in {walk.where(node)}")
-    return Outcome(outputs=(axes,), zero=walk.zeros.get(source, False))
+    walk.pin([axes[dim] for dim in dims_of(arguments(node)["dims"], len(axes))], node, "is rolled in")
+    return Outcome(outputs=(axes,), zero=walk.zero(source))
 
 
 def flip(walk: Walk, node: Node) -> Outcome:
     """flip(x, dims): labels in reverse."""
-    source, dims = node.args[:2]
-    assert isinstance(source, Node)
-    assert isinstance(dims, list | tuple)
+    source = tensor_argument(node, 0)
     axes = list(walk.axes(source))
-    for dim in dims:
-        axis = axes[int(dim)]  # type: ignore[call-overload]
-        axes[int(dim)] = None if axis is None else np.ascontiguousarray(axis[::-1])  # type: ignore[call-overload]
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+    dims = arguments(node).get("dims", {"aten.fliplr": (1,), "aten.flipud": (0,)}.get(op_name(node)))
+    for dim in integers(dims):
+        axis = axes[dim]
+        axes[dim] = None if axis is None else np.ascontiguousarray(axis[::-1])
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
 def embedding(walk: Walk, node: Node) -> Outcome:
     """embedding(w, ids): w [entries, channels]; entries are looked up by number, so they stay."""
-    values = arguments(node)
-    weight, ids = values["weight"], values["indices"]
-    walk.labels.pin(walk.axes(weight)[0], f"is looked up by number in {walk.where(node)}")
-    return Outcome(outputs=((*walk.axes(ids), walk.axes(weight)[1]),), zero=walk.zeros.get(weight, False))
+    weight, ids = tensor_argument(node, "weight"), tensor_argument(node, "indices")
+    walk.pin(walk.axes(weight)[:1], node, "is looked up by number in")
+    return Outcome(outputs=((*walk.axes(ids), walk.axes(weight)[1]),), zero=_looked_up_zero(walk, weight, ids))
+
+
+def _looked_up_zero(walk: Walk, source: Node, ids: Node) -> bool:
+    """Zeros are found at every index, but an index that was dropped is itself read as something."""
+    return walk.zero(source) and not walk.open(walk.axes(ids))
+
+
+def embedding_bag(walk: Walk, node: Node) -> Outcome:
+    """embedding_bag(w, ids, offsets): sums, means or maxima of rows of w [entries, channels]."""
+    weight = tensor_argument(node, "weight")
+    entries, channels = walk.axes(weight)
+    walk.pin([entries], node, "is looked up by number in")
+    for other in node.all_input_nodes:
+        if other is not weight:
+            walk.pin(walk.axes(other), node, "holds indices for")
+    others = (fixed(shape) for shape in output_shapes(node)[1:])
+    return Outcome(outputs=((None, channels), *others), zero=walk.zero(weight))
 
 
 def index(walk: Walk, node: Node) -> Outcome:
     """x[ids]: indexed dimensions are pinned, the others go on."""
-    source, indices = node.args[:2]
-    assert isinstance(source, Node)
-    assert isinstance(indices, list | tuple)
-    axes, shape = walk.axes(source), output_shapes(node)[0]
+    source, indices = tensor_argument(node, 0), _indices(node)
+    axes = walk.axes(source)
+    keys = [key for key in indices if key is not None]
+    if any(key.meta["val"].dtype in (torch.bool, torch.uint8) for key in keys):
+        return kept_whole(walk, node, "is selected by a mask in")
     used = [dim for dim, item in enumerate(indices) if item is not None]
-    keys = [item for item in indices if isinstance(item, Node)]
     for key in keys:
-        for axis in walk.axes(key):
-            walk.labels.pin(axis, f"holds indices for {walk.where(node)}")
-    boolean = any(key.meta["val"].dtype == torch.bool for key in keys)
-    for dim in used:
-        walk.labels.pin(axes[dim], f"is looked up by number in {walk.where(node)}")
-    if boolean:
-        walk.pin_all(node, f"is selected by a mask in {walk.where(node)}")
-        return Outcome(outputs=(fixed(shape),))
+        walk.pin(walk.axes(key), node, "holds indices for")
+    walk.pin([axes[dim] for dim in used], node, "is looked up by number in")
     looked_up = max(len(walk.shape(key)) for key in keys)
     first = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     rest = [axis for dim, axis in enumerate(axes) if dim not in used]
-    return Outcome(outputs=((*rest[:first], *(None,) * looked_up, *rest[first:]),), zero=walk.zeros.get(source, False))
+    return Outcome(outputs=((*rest[:first], *(None,) * looked_up, *rest[first:]),), zero=walk.zero(source))
+
+
+def _indices(node: Node) -> list[Node | None]:
+    given: Any = node.args[1]
+    return [item if isinstance(item, Node) else None for item in given]
 
 
 def index_select(walk: Walk, node: Node) -> Outcome:
-    """index_select, gather, take_along_dim: the indexed dimension is pinned; for gather every dimension of the index must match."""
-    values = arguments(node)
-    source = values["self"]
+    """index_select(x, dim, ids): the indexed dimension is pinned."""
+    source, ids = tensor_argument(node, 0), tensor_argument(node, "index")
     axes = list(walk.axes(source))
-    dim = int(values["dim"]) % len(axes)
-    walk.labels.pin(axes[dim], f"is looked up by number in {walk.where(node)}")
+    if not axes:
+        return kept_whole(walk, node, "is looked up by number in")
+    dim = int(arguments(node)["dim"]) % len(axes)
+    walk.pin([axes[dim], *walk.axes(ids)], node, "is looked up by number in")
     axes[dim] = None
-    if op_name(node) == "aten.gather":
-        ids = values["index"]
-        axes = [
-            walk.labels.unify([axis, walk.axes(ids)[position]], walk.where(node)) if position != dim else None
-            for position, axis in enumerate(axes)
-        ]
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
-def unfold_image(walk: Walk, node: Node) -> Outcome:
-    """im2col: [n, c, h, w] -> [n, c * kernel, positions]; all taps of a channel leave together."""
-    source, kernel = node.args[:2]
-    assert isinstance(source, Node)
-    assert isinstance(kernel, list | tuple)
-    axes = walk.axes(source)
-    taps = int(np.prod([int(size) for size in kernel]))  # type: ignore[call-overload]
-    channels = axes[-3]
-    merged = None if channels is None else np.repeat(channels, taps)
-    return Outcome(outputs=((*axes[:-3], merged, None),), zero=walk.zeros.get(source, False))
+def gather(walk: Walk, node: Node) -> Outcome:
+    """gather(x, dim, ids), take_along_dim: the indexed dimension is pinned, every other one meets that of the indices."""
+    values = arguments(node)
+    source, ids = tensor_argument(node, 0), tensor_argument(node, 2 if op_name(node) == "aten.gather" else 1)
+    axes, others = walk.axes(source), walk.axes(ids)
+    if values.get("dim") is None or len(axes) != len(others) or not axes:
+        return kept_whole(walk, node, "is looked up by number in")
+    dim = int(values["dim"]) % len(axes)
+    walk.pin((axes[dim], others[dim]), node, "is looked up by number in")
+    result = list(axes)
+    result[dim] = None
+    for position, (own, other) in enumerate(zip(axes, others, strict=True)):
+        if position != dim:
+            result[position] = _meet_index(walk, node, own, other, position)
+    return Outcome(outputs=(tuple(result),), zero=walk.zero(source))
+
+
+def _meet_index(walk: Walk, node: Node, own: Axis, other: Axis, dim: int) -> Axis:
+    sizes = {walk.shape(source)[dim] for source in node.all_input_nodes}
+    if len(sizes) == 1:
+        return walk.labels.unify([own, other], walk.where(node))
+    walk.pin((own, other), node, "is read in part in")
+    return None
 
 
 def gate(walk: Walk, node: Node) -> Outcome:
     """glu(x, dim): the first half times the sigmoid of the second; position k leaves in both."""
-    values = arguments(node)
-    source = values["self"]
+    source = tensor_argument(node, 0)
     axes = list(walk.axes(source))
-    dim = int(values.get("dim", -1)) % len(axes)
+    dim = int(arguments(node)["dim"]) % len(axes)
     axis = axes[dim]
     if axis is not None:
-        axes[dim] = np.ascontiguousarray(walk.labels.tie_runs(axis, 2, walk.where(node)))
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
-
-
-def outer(walk: Walk, node: Node) -> Outcome:
-    """outer(a, b): [a, b]."""
-    first, second = node.args[:2]
-    assert isinstance(first, Node)
-    assert isinstance(second, Node)
-    return Outcome(outputs=((walk.axes(first)[0], walk.axes(second)[0]),))
+        axes[dim] = _piece(walk, walk.labels.tie_runs(axis, 2, walk.where(node)), f"is a gate of one channel in {walk.where(node)}")
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
 def triangle(walk: Walk, node: Node) -> Outcome:
     """triu, tril: the last two dimensions are told apart by position."""
-    source = node.args[0]
-    assert isinstance(source, Node)
+    source = tensor_argument(node, 0)
     axes = walk.axes(source)
-    for axis in axes[-2:]:
-        walk.labels.pin(axis, f"is cut to a triangle in {walk.where(node)}")
-    return Outcome(outputs=((*axes[:-2], None, None),), zero=walk.zeros.get(source, False))
-
-
-def meshgrid(walk: Walk, node: Node) -> Outcome:
-    """Coordinates: nothing to cut."""
-    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
+    walk.pin(axes[-2:], node, "is cut to a triangle in")
+    return Outcome(outputs=((*axes[:-2], None, None),), zero=walk.zero(source))
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("aten.cat", "aten.concat", "aten.concatenate"), concatenate),
+    **dict.fromkeys(ops("cat concat concatenate"), concatenate),
     "aten.stack": stack,
-    **dict.fromkeys(
-        ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.unsafe_split", "aten.unsafe_chunk", "aten.unsafe_split_with_sizes"), split
-    ),
+    **dict.fromkeys(ops("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk unsafe_split_with_sizes"), split),
+    "aten.unbind": unbind,
     operator.getitem.__name__: get_item,
     "aten.slice": slice_run,
-    "aten.narrow": slice_run,
+    "aten.narrow": narrow,
     "aten.select": select,
-    **dict.fromkeys(("aten.pad", "aten.constant_pad_nd"), pad),
+    **dict.fromkeys(ops("pad constant_pad_nd"), pad),
     "aten.roll": roll,
-    "aten.flip": flip,
+    **dict.fromkeys(ops("flip fliplr flipud"), flip),
     "aten.embedding": embedding,
+    "aten.embedding_bag": embedding_bag,
     "aten.index": index,
-    **dict.fromkeys(("aten.index_select", "aten.gather"), index_select),
-    "aten.im2col": unfold_image,
+    "aten.index_select": index_select,
+    **dict.fromkeys(ops("gather take_along_dim"), gather),
     "aten.glu": gate,
-    "aten.outer": outer,
-    **dict.fromkeys(("aten.triu", "aten.tril", "aten.triu_", "aten.tril_"), triangle),
-    "aten.meshgrid": meshgrid,
-}  # fmt: skip
+    **dict.fromkeys(ops("triu tril triu_ tril_"), triangle),
+}

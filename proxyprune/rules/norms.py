@@ -92,12 +92,12 @@ def weight_norm(walk: Walk, node: Node) -> Outcome:
     """_weight_norm(v, g, dim): g * v / |v|, the norm over all dimensions but `dim`; zeros in v do not count in it."""
     direction, length = tensor_argument(node, 0), tensor_argument(node, 1)
     axes = list(walk.axes(direction))
-    dim = int(arguments(node)["dim"]) % len(axes)
-    axes[dim] = walk.labels.unify([axes[dim], walk.axes(length)[dim]], walk.where(node))
-    zero = walk.zero(direction)
-    if not zero:
-        walk.pin([axis for other, axis in enumerate(axes) if other != dim], node, "is reduced, with dropped channels counted, in")
-    return Outcome(outputs=(tuple(axes),), zero=zero)
+    dim = int(arguments(node)["dim"])  # -1 stands for a norm over everything
+    if dim >= 0:
+        axes[dim] = walk.labels.unify([axes[dim], walk.axes(length)[dim]], walk.where(node))
+    if not walk.zero(direction):
+        walk.pin([*axes[: max(dim, 0)], *axes[dim + 1 :]], node, "is reduced, with dropped channels counted, in")
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(direction))
 
 
 RULES: dict[str, Rule] = {

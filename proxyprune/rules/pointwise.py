@@ -31,9 +31,7 @@ from proxyprune.rules.base import (
 )
 from proxyprune.rules.statistics import is_held
 
-_COPIES = in_place(
-    ops("clone contiguous to _to_copy type_as alias detach lift_fresh_copy lift_fresh positive dropout feature_dropout")
-)
+COPIES = in_place(ops("clone contiguous to _to_copy type_as alias detach lift_fresh_copy lift_fresh positive dropout feature_dropout"))
 """The first argument with another layout or type; a second tensor says which type only."""
 
 _KEEP_ZERO = in_place(
@@ -61,7 +59,7 @@ def pointwise(walk: Walk, node: Node) -> Outcome:
     """Any elementwise op on tensors and scalars."""
     name = op_name(node)
     tensors = [source for source in node.all_input_nodes if is_tensor(source)]
-    if name in _COPIES:
+    if name in COPIES:
         tensors = tensors[:1]
     shapes = output_shapes(node)
     axes = broadcast(walk, node, tensors, shapes[0])
@@ -119,7 +117,8 @@ def _power(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> boo
 
 
 def _filled_with_zero(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> bool:
-    return not isinstance(node.args[2], Node) and node.args[2] == 0 and _first(walk, node, outcome, tensors)
+    value = node.args[2]
+    return isinstance(value, int | float) and value == 0 and _first(walk, node, outcome, tensors)
 
 
 def _copied(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> bool:
@@ -127,7 +126,7 @@ def _copied(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> bo
 
 
 _ZERO_RULES: dict[str, ZeroRule] = {
-    **dict.fromkeys((*_COPIES, *_KEEP_ZERO, *ops("prelu")), _kept),
+    **dict.fromkeys((*COPIES, *_KEEP_ZERO, *ops("prelu")), _kept),
     **dict.fromkeys(in_place(ops("hardtanh")), _bounded),
     **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(_SUMS, _sum),
@@ -193,7 +192,7 @@ def is_pointwise(node: Node) -> bool:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((*_COPIES, *_KEEP_ZERO, *_UNTAGGED), pointwise),
+    **dict.fromkeys((*COPIES, *_KEEP_ZERO, *_UNTAGGED), pointwise),
     "aten.prelu": prelu,
     "aten.broadcast_tensors": broadcast_tensors,
     **dict.fromkeys(ops("zeros ones full empty new_zeros new_ones new_full new_empty"), filled),

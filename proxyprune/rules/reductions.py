@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 from torch.fx import Node
 
 from proxyprune.axes import Axis
@@ -62,7 +62,7 @@ def _exact(walk: Walk, node: Node, values: dict[str, Any]) -> bool:
 def similarity(walk: Walk, node: Node) -> Outcome:
     """cosine_similarity(a, b, dim): sums over one dimension, exact when both are zero where channels left."""
     tensors = node.all_input_nodes
-    shape = torch.broadcast_shapes(*(walk.shape(tensor) for tensor in tensors))
+    shape = np.broadcast_shapes(*(walk.shape(tensor) for tensor in tensors))
     axes = list(broadcast(walk, node, tensors, shape))
     dim = int(arguments(node)["dim"]) % len(shape)
     reduced = axes.pop(dim)
@@ -87,7 +87,7 @@ def transform(walk: Walk, node: Node) -> Outcome:
 
 
 def _along(walk: Walk, node: Node, why: str, *, linear: bool = False) -> Outcome:
-    """The dimensions in `dim` are pinned and may change their size or vanish; the other ones go on."""
+    """Dimensions in `dim` are pinned and may change their size or vanish; the other ones go on."""
     values = arguments(node)
     if len(node.all_input_nodes) > 1:  # torch.diff with something to prepend
         return kept_whole(walk, node, why)
@@ -140,9 +140,7 @@ def sampling(walk: Walk, node: Node) -> Outcome:
 
 
 _DIMS = "123"
-_POOLS = " ".join(
-    f"{kind}{digit}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool") for digit in _DIMS
-)
+_POOLS = " ".join(f"{kind}_pool{digit}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "_adaptive_avg") for digit in _DIMS)
 _PADDINGS = " ".join(f"{kind}_pad{digit}d" for kind in ("reflection", "replication") for digit in _DIMS)
 _UPSAMPLINGS = " ".join(f"{kind}{digit}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for digit in _DIMS)
 

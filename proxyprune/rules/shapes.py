@@ -21,30 +21,51 @@ from proxyprune.rules.base import (
     Outcome,
     Rule,
     Size,
+    Sizes,
     Walk,
     arguments,
+    dims_of,
+    integers,
+    kept_whole,
     op_name,
+    ops,
     output_shapes,
+    overload,
+    repeat_each,
     repeat_whole,
     sizes_of,
+    tensor_argument,
 )
+from proxyprune.rules.pointwise import COPIES, is_pointwise
+
+Part = tuple[int, Axis]
+"""One factor of a dimension: its size and its axis."""
 
 
 def reshape(walk: Walk, node: Node) -> Outcome:
     """view, reshape, flatten, unflatten: anything that keeps the order of elements."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    shape = output_shapes(node)[0]
-    axes = reshape_axes(walk, node, walk.axes(source), walk.shape(source), shape)
-    return Outcome(outputs=(axes,), sizes=_size_argument(node, sizes_of(shape, axes)), zero=walk.zeros.get(source, False))
+    source = tensor_argument(node, 0)
+    old, new = walk.shape(source), output_shapes(node)[0]
+    if overload(node) == "dtype" or 0 in new:
+        return kept_whole(walk, node, "is read as another type in" if new else "is empty in")
+    axes = reshape_axes(walk, node, walk.axes(source), old, new)
+    if op_name(node) in _SHAPED_LIKE:
+        other = tensor_argument(node, 1)
+        axes = tuple(walk.labels.unify([axis, like], walk.where(node)) for axis, like in zip(axes, walk.axes(other), strict=True))
+    return Outcome(outputs=(axes,), sizes=_size_argument(node, sizes_of(new, axes)), zero=walk.zero(source))
 
 
-def _size_argument(node: Node, sizes: tuple[Size, ...]) -> dict[int | str, Size | tuple[Size, ...]]:
-    if op_name(node) in ("aten.view", "aten.reshape", "aten._unsafe_view", "aten._reshape_alias"):
+_SIZED = frozenset(ops("view reshape _unsafe_view _reshape_alias"))
+_SHAPED_LIKE = frozenset(ops("view_as reshape_as"))
+
+
+def _size_argument(node: Node, sizes: tuple[Size, ...]) -> Sizes:
+    if op_name(node) in _SIZED:
         return {1: sizes}
     if op_name(node) == "aten.unflatten":
-        dim = int(node.args[1]) % (len(sizes) - len(node.args[2]) + 1)  # type: ignore[arg-type]
-        return {2: sizes[dim : dim + len(node.args[2])]}  # type: ignore[arg-type]
+        (dim,), count = integers(node.args[1]), len(integers(node.args[2]))
+        dim %= len(sizes) - count + 1
+        return {2: sizes[dim : dim + count]}
     return {}
 
 
@@ -54,10 +75,9 @@ def reshape_axes(walk: Walk, node: Node, axes: Axes, old: Sequence[int], new: Se
     for old_dims, new_dims in _aligned(old, new):
         factors = _common_factors([old[dim] for dim in old_dims], [new[dim] for dim in new_dims])
         if factors is None:
-            for dim in old_dims:
-                walk.labels.pin(axes[dim], f"is cut across its parts by {walk.where(node)}")
+            walk.pin([axes[dim] for dim in old_dims], node, "is cut across its parts in")
             continue
-        parts: list[tuple[int, Axis]] = []
+        parts: list[Part] = []
         for dim, sizes in zip(old_dims, _runs(factors, [old[dim] for dim in old_dims]), strict=True):
             parts += zip(sizes, _split(walk, node, dim, axes[dim], sizes), strict=True)
         for dim, sizes in zip(new_dims, _runs(factors, [new[dim] for dim in new_dims]), strict=True):
@@ -129,8 +149,7 @@ def _split(walk: Walk, node: Node, dim: int, axis: Axis, sizes: list[int]) -> li
         walk.labels.pin(axis, f"is split by {walk.where(node)} into parts that must all stay")
         return nothing
     chosen = _along(grid, choice)
-    spread = np.broadcast_to(chosen.reshape([-1 if k == choice else 1 for k in range(len(sizes))]), grid.shape)
-    walk.labels.equate(np.ascontiguousarray(spread).reshape(-1), axis, walk.where(node))
+    walk.labels.equate(_spread(chosen, choice, sizes), axis, walk.where(node))
     return [chosen if k == choice else None for k in range(len(sizes))]
 
 
@@ -139,53 +158,50 @@ def _along(grid: LabelArray, k: int) -> LabelArray:
     return np.ascontiguousarray(grid[index])
 
 
-def _merge(walk: Walk, node: Node, dim: int, parts: list[tuple[int, Axis]]) -> Axis:
+def _spread(axis: LabelArray, k: int, sizes: Sequence[int]) -> LabelArray:
+    """Labels of a dimension of factors `sizes` whose k-th factor has labels `axis`."""
+    shape = [-1 if position == k else 1 for position in range(len(sizes))]
+    return np.ascontiguousarray(np.broadcast_to(axis.reshape(shape), sizes)).reshape(-1)
+
+
+def _merge(walk: Walk, node: Node, dim: int, parts: list[Part]) -> Axis:
     """Axis of a dimension made of several factors."""
     if len(parts) == 1:
         return parts[0][1]
-    labelled = [k for k, (_, axis) in enumerate(parts) if axis is not None]
-    if not labelled:
-        return None
-    sizes = [size for size, _ in parts]
+    labelled = {k: axis for k, (_, axis) in enumerate(parts) if axis is not None}
+    sizes = tuple(size for size, _ in parts)
     if len(labelled) > 1:
         key = (node.name, "merge", dim)
         if walk.choices is None:
-            walk.factored.append(Factored(key, tuple(axis for _, axis in parts), tuple(sizes)))
+            walk.factored.append(Factored(key, tuple(axis for _, axis in parts), sizes))
             return walk.labels.fresh(math.prod(sizes))
         choice = walk.choices.get(key)
-        for k in labelled:
+        for k, axis in labelled.items():
             if k != choice:
-                walk.labels.pin(parts[k][1], f"shares a dimension with another factor in {walk.where(node)}")
-        if choice is None:
-            return None
-        labelled = [choice]
-    chosen = parts[labelled[0]][1]
-    assert chosen is not None
-    spread = np.broadcast_to(chosen.reshape([-1 if k == labelled[0] else 1 for k in range(len(sizes))]), sizes)
-    return np.ascontiguousarray(spread).reshape(-1)
+                walk.labels.pin(axis, f"shares a dimension with another factor in {walk.where(node)}")
+        labelled = {k: axis for k, axis in labelled.items() if k == choice}
+    for k, axis in labelled.items():
+        return _spread(axis, k, sizes)
+    return None
 
 
 def _moved(walk: Walk, node: Node, order: Sequence[int]) -> Outcome:
-    source = node.args[0]
-    assert isinstance(source, Node)
+    source = tensor_argument(node, 0)
     axes = walk.axes(source)
-    return Outcome(outputs=(tuple(axes[dim] for dim in order),), zero=walk.zeros.get(source, False))
+    return Outcome(outputs=(tuple(axes[dim] for dim in order),), zero=walk.zero(source))
 
 
 def permute(walk: Walk, node: Node) -> Outcome:
     """permute(x, dims)."""
-    dims = node.args[1]
-    assert isinstance(dims, list | tuple)
-    return _moved(walk, node, [int(dim) % len(dims) for dim in dims])  # type: ignore[call-overload]
+    dims = integers(node.args[1])
+    return _moved(walk, node, [dim % len(dims) for dim in dims])
 
 
 def transpose(walk: Walk, node: Node) -> Outcome:
     """transpose(x, a, b), also t, mT and numpy_T."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    order = list(range(len(walk.shape(source))))
-    if len(node.args) >= 3:
-        a, b = (int(dim) % max(len(order), 1) for dim in node.args[1:3])  # type: ignore[arg-type]
+    order = list(range(len(walk.shape(tensor_argument(node, 0)))))
+    if len(node.args) >= 3 and order:
+        a, b = (dim % len(order) for dim in integers(node.args[1:3]))
         order[a], order[b] = order[b], order[a]
     elif op_name(node) == "aten.numpy_T":
         order.reverse()
@@ -196,122 +212,190 @@ def transpose(walk: Walk, node: Node) -> Outcome:
 
 def movedim(walk: Walk, node: Node) -> Outcome:
     """movedim(x, source, destination)."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    ndim = len(walk.shape(source))
-    moved = [int(dim) % ndim for dim in _listed(node.args[1])]
-    places = [int(dim) % ndim for dim in _listed(node.args[2])]
+    ndim = len(walk.shape(tensor_argument(node, 0)))
+    moved, places = ([dim % ndim for dim in integers(node.args[position])] for position in (1, 2))
     rest = iter(dim for dim in range(ndim) if dim not in moved)
     origin = dict(zip(places, moved, strict=True))
     return _moved(walk, node, [origin[dim] if dim in origin else next(rest) for dim in range(ndim)])
 
 
-def _listed(value: object) -> list[int]:
-    return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]  # type: ignore[call-overload]
-
-
 def unsqueeze(walk: Walk, node: Node) -> Outcome:
     """unsqueeze(x, dim)."""
-    source = node.args[0]
-    assert isinstance(source, Node)
+    source = tensor_argument(node, 0)
     axes = list(walk.axes(source))
-    axes.insert(int(node.args[1]) % (len(axes) + 1), None)  # type: ignore[arg-type]
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+    (dim,) = integers(node.args[1])
+    axes.insert(dim % (len(axes) + 1), None)
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
 def squeeze(walk: Walk, node: Node) -> Outcome:
     """squeeze(x), squeeze(x, dim), squeeze(x, dims)."""
-    source = node.args[0]
-    assert isinstance(source, Node)
+    source = tensor_argument(node, 0)
     shape = walk.shape(source)
-    dims = range(len(shape)) if len(node.args) < 2 else [dim % len(shape) for dim in _listed(node.args[1])]
+    dims = dims_of(node.args[1] if len(node.args) > 1 else None, len(shape))
     axes = tuple(axis for dim, axis in enumerate(walk.axes(source)) if not (dim in dims and shape[dim] == 1))
-    return Outcome(outputs=(axes,), zero=walk.zeros.get(source, False))
+    return Outcome(outputs=(axes,), zero=walk.zero(source))
 
 
 def expand(walk: Walk, node: Node) -> Outcome:
-    """expand, expand_as, broadcast_to: dimensions of size 1 are repeated, new ones come in front."""
-    source = node.args[0]
-    assert isinstance(source, Node)
+    """expand, broadcast_to, expand_as: dimensions of size 1 are repeated, new ones come in front."""
+    source = tensor_argument(node, 0)
     shape, own = output_shapes(node)[0], walk.shape(source)
     new = len(shape) - len(own)
-    kept = walk.axes(source)
-    axes = tuple(None if dim < new or own[dim - new] == 1 else kept[dim - new] for dim in range(len(shape)))
-    sizes: dict[int | str, Size | tuple[Size, ...]] = {1: sizes_of(shape, axes)} if op_name(node) != "aten.expand_as" else {}
+    stretched = [dim for dim in range(len(shape)) if dim < new or own[dim - new] != shape[dim]]
+    kept = (None,) * new + walk.axes(source)
     if op_name(node) == "aten.expand_as":
-        like = node.args[1]
-        assert isinstance(like, Node)
-        axes = tuple(axis if axis is not None else other for axis, other in zip(axes, walk.axes(like), strict=True))
-    return Outcome(outputs=(axes,), sizes=sizes, zero=walk.zeros.get(source, False))
+        others = walk.axes(tensor_argument(node, 1))
+        axes = tuple(
+            other if dim in stretched else walk.labels.unify([axis, other], walk.where(node))
+            for dim, (axis, other) in enumerate(zip(kept, others, strict=True))
+        )
+        return Outcome(outputs=(axes,), zero=walk.zero(source) and not walk.open([axes[dim] for dim in stretched]))
+    axes = tuple(_elastic(walk, node, shape[dim]) if dim in stretched else axis for dim, axis in enumerate(kept))
+    zero = walk.zero(source) and not walk.open([axes[dim] for dim in stretched])
+    return Outcome(outputs=(axes,), sizes={1: sizes_of(shape, axes)}, zero=zero)
+
+
+def _elastic(walk: Walk, node: Node, size: int) -> Axis:
+    """A dimension of equal entries takes any size: it gets the labels of what it meets.
+
+    Where it would be reshaped instead, as the copies of a key head in grouped attention are, their number is part of the architecture.
+    """
+    met = all(op_name(user) in _MEETINGS or (is_pointwise(user) and op_name(user) not in COPIES) for user in node.users)
+    return walk.labels.fresh(size) if met else None
+
+
+_MEETINGS = frozenset(ops("gather take_along_dim scaled_dot_product_attention cat"))
 
 
 def repeat(walk: Walk, node: Node) -> Outcome:
-    """repeat(x, times): whole copies one after another."""
-    source, times = node.args[:2]
-    assert isinstance(source, Node)
-    assert isinstance(times, list | tuple)
-    axes = (None,) * (len(times) - len(walk.axes(source))) + walk.axes(source)
-    repeated = tuple(repeat_whole(axis, int(count)) for axis, count in zip(axes, times, strict=True))  # type: ignore[call-overload]
-    return Outcome(outputs=(repeated,), zero=walk.zeros.get(source, False))
+    """repeat(x, times), tile: whole copies one after another; a dimension of size 1 is stretched, as by expand."""
+    source, times = tensor_argument(node, 0), integers(node.args[1])
+    axes, own = walk.axes(source), walk.shape(source)
+    ndim = max(len(axes), len(times))
+    axes, own, counts = (None,) * (ndim - len(axes)) + axes, (1,) * (ndim - len(own)) + own, (1,) * (ndim - len(times)) + times
+    stretched = [dim for dim in range(ndim) if own[dim] == 1 and counts[dim] > 1]
+    repeated = tuple(
+        _elastic(walk, node, counts[dim]) if dim in stretched else repeat_whole(axis, counts[dim]) for dim, axis in enumerate(axes)
+    )
+    new_counts = tuple(size if dim in stretched else counts[dim] for dim, size in enumerate(sizes_of(counts, repeated)))
+    zero = walk.zero(source) and not walk.open([repeated[dim] for dim in stretched])
+    return Outcome(outputs=(repeated,), sizes={1: new_counts[ndim - len(times) :]}, zero=zero)
 
 
 def repeat_interleave(walk: Walk, node: Node) -> Outcome:
     """repeat_interleave(x, count, dim): every element several times in a row."""
     values = arguments(node)
-    source, times, dim = values["self"], values.get("repeats"), values.get("dim")
+    times, dim = values.get("repeats"), values.get("dim")
     if not isinstance(times, int) or dim is None:
-        walk.pin_all(node, f"is repeated by a data-dependent count in {walk.where(node)}")
-        return Outcome(outputs=tuple((None,) * len(shape) for shape in output_shapes(node)))
+        return kept_whole(walk, node, "is repeated by a data-dependent count in")
+    source = tensor_argument(node, 0)
     axes = list(walk.axes(source))
-    axis = axes[int(dim)]
-    axes[int(dim)] = None if axis is None else np.repeat(axis, times)
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+    axes[int(dim)] = repeat_each(axes[int(dim)], times)
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
 def pixel_shuffle(walk: Walk, node: Node) -> Outcome:
     """pixel_shuffle(x, r): r * r neighbouring channels make one output channel, so they leave together."""
-    source, factor = node.args[:2]
-    assert isinstance(source, Node)
-    *leading, channels, _, _ = walk.axes(source)
-    run = int(factor) ** 2  # type: ignore[arg-type]
-    merged = None if channels is None else walk.labels.tie_within_runs(channels, len(channels) // run, walk.where(node))
-    return Outcome(outputs=((*leading, merged, None, None),), zero=walk.zeros.get(source, False))
+    source, (factor,) = tensor_argument(node, 0), integers(node.args[1])
+    *leading, channels, height, width = walk.axes(source)
+    walk.pin((height, width), node, "is a spatial dimension in")
+    merged = None if channels is None else walk.labels.tie_within_runs(channels, len(channels) // factor**2, walk.where(node))
+    return Outcome(outputs=((*leading, _of_several(merged), None, None),), zero=walk.zero(source))
+
+
+def _of_several(axis: Axis) -> Axis:
+    """None for an axis of one position, which nothing can cut."""
+    return axis if axis is not None and len(axis) > 1 else None
 
 
 def pixel_unshuffle(walk: Walk, node: Node) -> Outcome:
     """pixel_unshuffle(x, r): one channel becomes r * r neighbouring ones."""
-    source, factor = node.args[:2]
-    assert isinstance(source, Node)
-    *leading, channels, _, _ = walk.axes(source)
-    spread = None if channels is None else np.repeat(channels, int(factor) ** 2)  # type: ignore[arg-type]
-    return Outcome(outputs=((*leading, spread, None, None),), zero=walk.zeros.get(source, False))
+    source, (factor,) = tensor_argument(node, 0), integers(node.args[1])
+    *leading, channels, height, width = walk.axes(source)
+    walk.pin((height, width), node, "is a spatial dimension in")
+    return Outcome(outputs=((*leading, repeat_each(channels, factor**2), None, None),), zero=walk.zero(source))
 
 
 def channel_shuffle(walk: Walk, node: Node) -> Outcome:
     """channel_shuffle(x, groups): position k of every group becomes neighbours; k leaves in all groups."""
-    source, groups = node.args[:2]
-    assert isinstance(source, Node)
+    source, (groups,) = tensor_argument(node, 0), integers(node.args[1])
     axes = list(walk.axes(source))
-    channels = axes[1]
-    if channels is not None:
-        first = walk.labels.tie_runs(channels, int(groups), walk.where(node))  # type: ignore[arg-type]
-        axes[1] = np.repeat(first, int(groups))  # type: ignore[arg-type]
-    return Outcome(outputs=(tuple(axes),), zero=walk.zeros.get(source, False))
+    if axes[1] is not None:
+        axes[1] = repeat_each(walk.labels.tie_runs(axes[1], groups, walk.where(node)), groups)
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
+
+
+def unfold_image(walk: Walk, node: Node) -> Outcome:
+    """im2col: [n, c, h, w] -> [n, c * taps, positions]; all taps of a channel leave together."""
+    source = tensor_argument(node, 0)
+    *leading, channels, height, width = walk.axes(source)
+    walk.pin((height, width), node, "is a spatial dimension in")
+    taps = math.prod(integers(arguments(node)["kernel_size"]))
+    return Outcome(outputs=((*leading, repeat_each(channels, taps), None),), zero=walk.zero(source))
+
+
+def fold_image(walk: Walk, node: Node) -> Outcome:
+    """col2im: [n, c * taps, positions] -> [n, c, h, w]; all taps of a channel leave together."""
+    source = tensor_argument(node, 0)
+    *leading, channels, positions = walk.axes(source)
+    walk.pin([positions], node, "is a spatial dimension in")
+    taps = math.prod(integers(arguments(node)["kernel_size"]))
+    merged = None if channels is None else walk.labels.tie_within_runs(channels, len(channels) // taps, walk.where(node))
+    return Outcome(outputs=((*leading, _of_several(merged), None, None),), zero=walk.zero(source))
+
+
+def sliding_windows(walk: Walk, node: Node) -> Outcome:
+    """x.unfold(dim, size, step): windows along a dimension, which stays whole; their positions come last."""
+    source = tensor_argument(node, 0)
+    axes = list(walk.axes(source))
+    for dim in dims_of(arguments(node)["dimension"], len(axes)):
+        walk.pin([axes[dim]], node, "is cut into windows in")
+        axes[dim] = None
+    return Outcome(outputs=((*axes, None),), zero=walk.zero(source))
+
+
+def diagonal(walk: Walk, node: Node) -> Outcome:
+    """diagonal(x, offset, dim1, dim2), diag: two dimensions are read at equal positions, so both stay."""
+    source = tensor_argument(node, 0)
+    values, axes = arguments(node), walk.axes(source)
+    pair = {int(values[name]) % len(axes) for name in ("dim1", "dim2") if name in values} or set(range(len(axes)))
+    walk.pin([axes[dim] for dim in pair], node, "is read along a diagonal in")
+    kept = tuple(axis for dim, axis in enumerate(axes) if dim not in pair)
+    return Outcome(outputs=((*kept, *(None,) * (len(output_shapes(node)[0]) - len(kept))),), zero=walk.zero(source))
+
+
+def real_pairs(walk: Walk, node: Node) -> Outcome:
+    """view_as_real: a new last dimension holds real and imaginary parts."""
+    source = tensor_argument(node, 0)
+    return Outcome(outputs=((*walk.axes(source), None),), zero=walk.zero(source))
+
+
+def complex_numbers(walk: Walk, node: Node) -> Outcome:
+    """view_as_complex: the last dimension holds real and imaginary parts, and stays."""
+    source = tensor_argument(node, 0)
+    *axes, pair = walk.axes(source)
+    walk.pin([pair], node, "holds real and imaginary parts in")
+    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("aten.view", "aten.reshape", "aten._unsafe_view", "aten._reshape_alias", "aten.flatten", "aten.unflatten", "aten.view_as", "aten.reshape_as"), reshape),
+    **dict.fromkeys(ops("view reshape _unsafe_view _reshape_alias flatten unflatten view_as reshape_as ravel"), reshape),
     "aten.permute": permute,
-    **dict.fromkeys(("aten.transpose", "aten.t", "aten.mT", "aten.numpy_T", "aten.swapaxes", "aten.swapdims", "aten.transpose_", "aten.t_"), transpose),
-    "aten.movedim": movedim,
-    "aten.moveaxis": movedim,
-    **dict.fromkeys(("aten.unsqueeze", "aten.unsqueeze_"), unsqueeze),
-    **dict.fromkeys(("aten.squeeze", "aten.squeeze_"), squeeze),
-    **dict.fromkeys(("aten.expand", "aten.expand_as", "aten.broadcast_to"), expand),
-    "aten.repeat": repeat,
-    "aten.tile": repeat,
+    **dict.fromkeys(ops("transpose t mT mH adjoint numpy_T swapaxes swapdims transpose_ t_ swapaxes_ swapdims_"), transpose),
+    **dict.fromkeys(ops("movedim moveaxis"), movedim),
+    **dict.fromkeys(ops("unsqueeze unsqueeze_"), unsqueeze),
+    **dict.fromkeys(ops("squeeze squeeze_"), squeeze),
+    **dict.fromkeys(ops("expand expand_as broadcast_to"), expand),
+    **dict.fromkeys(ops("repeat tile"), repeat),
     "aten.repeat_interleave": repeat_interleave,
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
-    "aten.channel_shuffle": channel_shuffle,
-}  # fmt: skip
+    **dict.fromkeys(ops("channel_shuffle native_channel_shuffle"), channel_shuffle),
+    "aten.im2col": unfold_image,
+    "aten.col2im": fold_image,
+    "aten.unfold": sliding_windows,
+    **dict.fromkeys(ops("diagonal linalg_diagonal diag"), diagonal),
+    "aten.view_as_real": real_pairs,
+    "aten.view_as_complex": complex_numbers,
+}

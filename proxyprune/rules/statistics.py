@@ -88,7 +88,7 @@ def _is_square(node: Node) -> bool:
     if name.startswith("aten.square"):
         return True
     second = node.args[1]
-    return second == 2 if "pow" in name else second is node.args[0]
+    return (isinstance(second, int | float) and second == 2) if "pow" in name else second is node.args[0]
 
 
 def _root(node: Node) -> Node:
