@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.bypass import watch
-from proxyprune.capture import ExampleInputs, _on_device_of, call_arguments, evaluation, tensors_of
+from proxyprune.capture import ExampleInputs, on_device_of, call_arguments, evaluation, tensors_of
 from proxyprune.errors import VerificationError
 from proxyprune.follow import Follower, confirm, layer_attributes
 from proxyprune.graph import ModelGraph
@@ -91,36 +91,51 @@ def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: Examp
 def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> tuple[Surgery, Difference | None]:
     """The best surgery found and the difference that is left.
 
-    Meta tensors are tried first; a model that mixes devices on its way gets fake tensors, which keep them.
+    Meta tensors are tried first. Where even the unpruned forward does something else on them than was traced (a model that makes
+    tensors on the CPU, say), fake tensors are used, which keep every tensor's device.
     """
-    example_inputs = _on_device_of(model, example_inputs)
-    try:
-        surgery, difference = _attempt(model, prediction, example_inputs, Ghost.meta())
-    except (RuntimeError, NotImplementedError):  # the predicted program itself does not run on meta tensors
-        return _attempt(model, prediction, example_inputs, Ghost.fake())
-    if difference is not None and _is_device_trouble(difference):
-        return _attempt(model, prediction, example_inputs, Ghost.fake())
-    return surgery, difference
+    example_inputs = on_device_of(model, example_inputs)
+    attempt = None
+    for ghost in (Ghost.meta(), Ghost.fake()):
+        try:
+            attempt = _attempt(model, prediction, example_inputs, ghost)
+        except (RuntimeError, NotImplementedError):  # the predicted program itself does not run on these tensors
+            if attempt is None and ghost.mode is not None:
+                raise
+            continue
+        if attempt.difference is None or attempt.lined_up:
+            break
+    if attempt is None:
+        raise VerificationError("The pruned network could not be run without data, on meta or on fake tensors. The model is unchanged.")
+    return attempt.surgery, attempt.difference
 
 
-def _is_device_trouble(difference: Difference) -> bool:
-    return difference.progress == 0 or any(word in difference.message for word in ("device", "meta", "NotImplementedError"))
+@dataclass(frozen=True)
+class _Attempt:
+    """One try at a surgery; `lined_up` says whether the unpruned forward does what was traced."""
+
+    surgery: Surgery
+    difference: Difference | None
+    lined_up: bool
 
 
-def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Surgery, Difference | None]:
+def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> _Attempt:
     bypassed = watch(skeleton(model, ghost), prediction, example_inputs, ghost) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
     base = Surgery(prediction.cuts, attributes, bypassed)
-    blank = _pruned_skeleton(model, prediction, base, ghost)
-    follower = Follower(prediction, blank, example_inputs, ghost)
-    difference = follower.run()
-    if difference is not None:
-        extra = confirm(skeleton(model, ghost), prediction.unpruned, example_inputs, ghost)
-        if extra:
-            blank = _pruned_skeleton(model, prediction, base, ghost)
-            follower = Follower(prediction, blank, example_inputs, ghost, extra)
-            difference = follower.run()
-    return Surgery(base.cuts, (*attributes, *follower.changes), bypassed), difference
+
+    def follow(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
+        follower = Follower(prediction, _pruned_skeleton(model, prediction, base, ghost), example_inputs, ghost, extra)
+        difference = follower.run()
+        return Surgery(base.cuts, (*attributes, *follower.changes), bypassed), difference
+
+    surgery, difference = follow(frozenset())
+    if difference is None:
+        return _Attempt(surgery, None, lined_up=True)
+    extra = confirm(skeleton(model, ghost), prediction.unpruned, example_inputs, ghost)
+    if extra:  # the forward does more than was traced (constants that export folded); the rest must agree
+        surgery, difference = follow(extra)
+    return _Attempt(surgery, difference, lined_up=extra is not None)
 
 
 def _pruned_skeleton(model: nn.Module, prediction: Prediction, surgery: Surgery, ghost: Ghost) -> nn.Module:
@@ -159,7 +174,7 @@ def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs
     """Run the pruned model and check the shapes of its outputs."""
     if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in model.parameters()):
         return
-    args, kwargs = call_arguments(_on_device_of(model, example_inputs))
+    args, kwargs = call_arguments(on_device_of(model, example_inputs))
     generators = torch.random.get_rng_state()
     try:
         with evaluation(model):

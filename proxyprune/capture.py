@@ -137,7 +137,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     if not isinstance(model, nn.Module):
         raise InputError(f"Expected a torch.nn.Module to trace, found {type(model).__name__}.")
     args, kwargs = call_arguments(example_inputs)
-    args, kwargs = _on_device_of(model, args), _on_device_of(model, kwargs)
+    args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
     wrapper = TensorOutputs(model)
     wrapper.training = model.training
     with evaluation(wrapper):
@@ -186,7 +186,7 @@ def _repeated(graph: Graph) -> frozenset[str]:
     return frozenset(path.split("@")[0].removeprefix(f"{_PREFIX}.") for path in paths if "@" in path)
 
 
-def _on_device_of(model: nn.Module, value: Any) -> Any:
+def on_device_of(model: nn.Module, value: Any) -> Any:
     """Move example inputs to where the weights are: a fake mode, the meta device, or a real device."""
     reference = next((tensor for _, tensor in _named_state(model)), None)
     if reference is None:

@@ -25,6 +25,7 @@ NORM_GROUPS = ("balanced", "whole", "reduced")
 CONV_GROUPS = ("balanced", "whole")
 
 _TIES_TRIED = 12
+_PINS_TRIED = 6
 
 
 def trace(
@@ -108,7 +109,13 @@ def amend(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, fi
         if len(tied.prunable) >= 1 and (found is None or found.difference.progress > finding.difference.progress):
             return tied, found
     module = finding.difference.module or "the model"
-    pinned = with_pins(model, graph, finding.groups, f"is not followed by the forward of {module}: {finding.difference.message}")
+    reason = f"is not followed by the forward of {module}: {finding.difference.message}"
+    for group in finding.groups[:_PINS_TRIED] if len(finding.groups) > 1 else ():  # one may be enough
+        pinned = with_pins(model, graph, (group,), reason)
+        found = _probe(model, example_inputs, pinned)
+        if found is None or found.difference.progress > finding.difference.progress:
+            return pinned, found
+    pinned = with_pins(model, graph, finding.groups, reason)
     return pinned, _probe(model, example_inputs, pinned)
 
 

@@ -233,7 +233,7 @@ def attention(walk: Walk, node: Node) -> Outcome:
     for tensor in (query, key, value):
         walk.pin(walk.axes(tensor)[-2:], node, "is a head dimension or a sequence in")
     batch = tuple(_attended_batch(walk, node, (query, key, value), offset) for offset in range(len(shape), 2, -1))
-    axes: Axes = (*batch, None, None)
+    axes: Axes = (*batch, walk.axes(query)[-2], walk.axes(value)[-1])
     mask = _optional(node, "attn_mask")
     if mask is not None:
         _meet_mask(walk, node, mask, axes, shape)

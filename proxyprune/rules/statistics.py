@@ -34,7 +34,7 @@ def is_norm_statistic(walk: Walk, node: Node) -> bool:
     source = node.args[0] if node.args else None
     if op_name(node) not in _SPREADS | {"aten.mean"} or not isinstance(source, Node):
         return False
-    original = _uncentred(walk, _root(source))
+    original = _uncentred(walk, _root(source), set())
     size = max(math.prod(shape) for shape in output_shapes(node))
     pending = [(user, op_name(node) in _SPREADS or _is_square(source)) for user in node.users]
     path, used = {node}, False
@@ -69,9 +69,9 @@ def _normalises(walk: Walk, user: Node, path: set[Node], original: Node, *, spre
         return False
     if spread and op_name(user) in _SCALING:
         data = [operand for operand in operands if operand not in path]
-        return len(data) == 1 and _uncentred(walk, data[0]) is original
+        return len(data) == 1 and _uncentred(walk, data[0], path) is original
     shifted = op_name(user) in _CENTRING | _DIVIDING and operands[1] in path and operands[0] not in path
-    return shifted and _uncentred(walk, operands[0]) is original
+    return shifted and _uncentred(walk, operands[0], path) is original
 
 
 def _stays_small(walk: Walk, user: Node, size: int) -> bool:
@@ -97,10 +97,11 @@ def _root(node: Node) -> Node:
     return base if isinstance(base, Node) else node
 
 
-def _uncentred(walk: Walk, node: Node) -> Node:
+def _uncentred(walk: Walk, node: Node, path: set[Node]) -> Node:
     """The tensor behind casts and the subtraction of its mean."""
     while node.op == "call_function" and isinstance(node.args[0], Node):
-        centred = op_name(node) in _CENTRING and isinstance(node.args[1], Node) and is_held(walk, node.args[1])
+        mean = node.args[1] if op_name(node) in _CENTRING else None
+        centred = isinstance(mean, Node) and (mean in path or is_held(walk, mean))
         if not centred and op_name(node) not in _CASTS:
             break
         node = node.args[0]
