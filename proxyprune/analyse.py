@@ -137,17 +137,20 @@ def _extent(span: Span, coupling: Coupling) -> tuple[tuple[int, ...], int | None
     value = result.meta.get("val")
     if not isinstance(value, Tensor) or value.dim() < 2:
         return (), None, None
-    channel = _channel_dim(value)
+    channel = _channel_dim(result, coupling)
     shape = [int(size) for size in value.shape]
     resolution = tuple(size for dim, size in enumerate(shape) if dim not in (0, channel))
     source = next((node for node in span.sources if node.meta["val"].dim() == value.dim()), None)
-    width_in = int(source.meta["val"].shape[_channel_dim(source.meta["val"])]) if source is not None else None
+    width_in = int(source.meta["val"].shape[_channel_dim(source, coupling)]) if source is not None else None
     return resolution, width_in, shape[channel]
 
 
-def _channel_dim(value: Tensor) -> int:
-    """Images carry channels in dimension 1, sequences and vectors in the last one."""
-    return 1 if value.dim() >= 4 else value.dim() - 1
+def _channel_dim(node: Node, coupling: Coupling) -> int:
+    """The dimension with labels; without any, images carry channels in dimension 1, sequences and vectors in the last one."""
+    value = node.meta["val"]
+    outcome = coupling.outcomes.get(node)
+    labelled = [dim for dim, axis in enumerate(outcome.outputs[0]) if dim and axis is not None] if outcome is not None else []
+    return labelled[0] if labelled else (1 if value.dim() >= 4 else value.dim() - 1)
 
 
 def _inputs(program: Program, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -111,7 +111,19 @@ class BlockFinder:
         sources = [self._residual_source(result, inside) for result in span.results]
         if any(source is None for source in sources) or len(set(sources)) < len(sources):
             return None
+        if any(self._made_for(source, inside) for source in span.sources if source not in sources):
+            return None
         return tuple(Bypass(source, result) for source, result in zip(sources, span.results, strict=True) if source is not None)
+
+    @staticmethod
+    def _made_for(source: Node, inside: set[Node]) -> bool:
+        """True for a result that is computed for this module alone, as attention is for BERT's output layer.
+
+        Such a module is the tail of a residual block: without it, what was made for it would be wasted.
+        """
+        largest = max(node.meta["val"].numel() for node in inside if isinstance(node.meta.get("val"), Tensor))
+        computed = source.op == "call_function" and all(user in inside for user in source.users)
+        return bool(computed and 4 * source.meta["val"].numel() >= largest)
 
     def _has_parameters(self, module: str) -> bool:
         return any(True for _ in self.modules[module].parameters())

@@ -87,18 +87,30 @@ def probe_groups(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGr
 
 @dataclass(frozen=True)
 class Finding:
-    """A difference, with the groups that are cut where it shows."""
+    """A difference, with the groups that are cut where it shows.
 
+    `depth` counts the probes that passed before: shallow cuts come first, then deep ones, which show what integer division hides.
+    """
+
+    depth: int
     difference: Difference
     groups: tuple[str, ...]
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far the forward got."""
+        return self.depth, self.difference.progress
+
 
 def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> Finding | None:
-    prediction = Prediction(graph, _distinct_cuts(graph), frozenset())
-    if all(mask.all() for mask in prediction.kept):
-        return None
-    _, difference = attempt_surgery(model, prediction, example_inputs)
-    return None if difference is None else Finding(difference, blamed_groups(prediction, difference))
+    for depth, cuts in enumerate((_distinct_cuts(graph), [_fewer(group, _steps_to_floor(group)) for group in graph.prunable])):
+        prediction = Prediction(graph, cuts, frozenset())
+        if all(mask.all() for mask in prediction.kept):
+            continue
+        _, difference = attempt_surgery(model, prediction, example_inputs)
+        if difference is not None:
+            return Finding(depth, difference, blamed_groups(prediction, difference))
+    return None
 
 
 def amend(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, finding: Finding) -> tuple[ModelGraph, Finding | None]:
@@ -106,14 +118,14 @@ def amend(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, fi
     for ties in _possible_ties(graph, finding):
         tied = analyse(model, graph.program, graph.options, replace(graph.amendments, ties=(*graph.amendments.ties, *ties)))
         found = _probe(model, example_inputs, tied)
-        if len(tied.prunable) >= 1 and (found is None or found.difference.progress > finding.difference.progress):
+        if len(tied.prunable) >= 1 and (found is None or found.progress > finding.progress):
             return tied, found
     module = finding.difference.module or "the model"
     reason = f"is not followed by the forward of {module}: {finding.difference.message}"
     for group in finding.groups[:_PINS_TRIED] if len(finding.groups) > 1 else ():  # one may be enough
         pinned = with_pins(model, graph, (group,), reason)
         found = _probe(model, example_inputs, pinned)
-        if found is None or found.difference.progress > finding.difference.progress:
+        if found is None or found.progress > finding.progress:
             return pinned, found
     pinned = with_pins(model, graph, finding.groups, reason)
     return pinned, _probe(model, example_inputs, pinned)
@@ -183,9 +195,12 @@ def _distinct_cuts(graph: ModelGraph) -> list[NDArray[np.bool_]]:
     for group in graph.prunable:
         number = seen.get(group.width, 0)
         seen[group.width] = number + 1
-        most = max(1, (group.atoms - group.floor) // group.step)
-        masks.append(_fewer(group, 1 + number % most))
+        masks.append(_fewer(group, 1 + number % max(1, _steps_to_floor(group))))
     return masks
+
+
+def _steps_to_floor(group: ChannelGroup) -> int:
+    return (group.atoms - group.floor) // group.step
 
 
 def _fewer(group: ChannelGroup, steps: int) -> NDArray[np.bool_]:

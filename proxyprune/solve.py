@@ -211,6 +211,11 @@ def _unreachable(problem: _Problem) -> TargetError:
     pinned = [group for group in problem.graph.groups if group.pinned is not None]
     if pinned and mode != "depth":
         reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
+    if best >= budget.base:
+        return TargetError(
+            f"Target {budget.asked!r} cannot be reached: nothing can be cut here in mode '{mode}'. What limits it: {'; '.join(reasons)}. "
+            "See why with `graph.groups`, or try another mode."
+        )
     # Rounded up, so that the figure works as a target.
     fraction = min(1.0, math.ceil(budget.share(best) * 10_000 + 1e-6) / 10_000)
     return TargetError(

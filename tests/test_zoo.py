@@ -48,7 +48,6 @@ UNREACHABLE_BY_DEPTH: dict[tuple[str, float], str] = {
     ("linear_attention_unet", 0.6): _SKIPS,
     ("hf_resnet", 0.6): _STAGES,
     ("segformer", 0.6): "patch embeddings and the decoder are more than half of the network",
-    ("bert", 0.6): "post-norm: only the additions around attention and feed-forward can go",
     ("flux", 0.6): "one block of three can go: the single-stream ones join and part two streams inside",
     ("c2f", 0.8): _OUTSIDE,
     ("c2f", 0.6): _OUTSIDE,

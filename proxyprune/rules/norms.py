@@ -8,6 +8,7 @@ from torch.fx import Node
 from proxyprune.axes import FIXED, Axis, Divisible, LabelArray
 from proxyprune.rules.base import (
     Axes,
+    CommonDivisor,
     Outcome,
     Rule,
     Sizes,
@@ -68,6 +69,8 @@ def _shrink_groups(walk: Walk, node: Node, channels: LabelArray, groups: int) ->
     if walk.options.norm_groups == "whole" and one_run:
         return {position_of(node, "num_groups"): walk.labels.tie_within_runs(channels, groups, walk.where(node))}
     walk.labels.divisible.append(Divisible(channels, groups, balanced=True))
+    if walk.options.norm_groups == "reduced":
+        return {position_of(node, "num_groups"): CommonDivisor(groups, channels)}
     return {}
 
 
