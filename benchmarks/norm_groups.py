@@ -94,7 +94,8 @@ def main() -> None:
                 values = [run[key] for run in own]
                 row |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
             rows.append(row)
-    print_table(f"Denoising loss, mean of {len(SEEDS)} seeds (base {statistics.fmean(r['base_loss'] for r in runs):.3f})", tuple(rows[0]), rows)
+    base = statistics.fmean(run["base_loss"] for run in runs)
+    print_table(f"Denoising loss, mean of {len(SEEDS)} seeds (base {base:.3f})", tuple(rows[0]), rows)
     settings = {"training_steps": TRAINING_STEPS, "recovery_steps": RECOVERY_STEPS, "batch": BATCH, "seeds": SEEDS}
     save("norm_groups", {"settings": settings, "rows": rows, "runs": runs} | environment())
 

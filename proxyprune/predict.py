@@ -137,9 +137,8 @@ class Prediction:
         outcome = self.coupling.outcomes[node]
         axes = [axis for axes in outcome.outputs for axis in axes if axis is not None]
         for sizes in outcome.sizes.values():
-            for size in sizes if isinstance(sizes, tuple) else (sizes,):
-                if not isinstance(size, int):
-                    axes.append(size.axis if isinstance(size, CommonDivisor) else size)
+            followed = [size for size in (sizes if isinstance(sizes, tuple) else (sizes,)) if not isinstance(size, int)]
+            axes += [size.axis if isinstance(size, CommonDivisor) else size for size in followed]
         for source in node.all_input_nodes:
             if source in self.coupling.outcomes:
                 axes += [axis for axes_of in self.coupling.outcomes[source].outputs for axis in axes_of if axis is not None]

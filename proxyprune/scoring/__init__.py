@@ -10,8 +10,8 @@ from proxyprune.scoring.registry import ScorerInfo, find, scorers
 
 if TYPE_CHECKING:
     from proxyprune.scoring.channels import group_importance
-    from proxyprune.scoring.scale import half_saturation
     from proxyprune.scoring.request import check_ranking, score
+    from proxyprune.scoring.scale import half_saturation
 
 __all__ = [
     "NEEDS",
