@@ -95,18 +95,9 @@ def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: Ex
     tensors on the CPU, say), fake tensors are used, which keep every tensor's device.
     """
     example_inputs = on_device_of(model, example_inputs)
-    attempt = None
-    for ghost in (Ghost.meta(), Ghost.fake()):
-        try:
-            attempt = _attempt(model, prediction, example_inputs, ghost)
-        except (RuntimeError, NotImplementedError):  # the predicted program itself does not run on these tensors
-            if attempt is None and ghost.mode is not None:
-                raise
-            continue
-        if attempt.difference is None or attempt.lined_up:
-            break
-    if attempt is None:
-        raise VerificationError("The pruned network could not be run without data, on meta or on fake tensors. The model is unchanged.")
+    attempt = _attempt(model, prediction, example_inputs, Ghost.meta())
+    if attempt.difference is not None and not attempt.lined_up:
+        attempt = _attempt(model, prediction, example_inputs, Ghost.fake())
     return attempt.surgery, attempt.difference
 
 
@@ -132,7 +123,7 @@ def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleIn
     surgery, difference = follow(frozenset())
     if difference is None:
         return _Attempt(surgery, None, lined_up=True)
-    extra = confirm(skeleton(model, ghost), prediction.unpruned, example_inputs, ghost)
+    extra = confirm(skeleton(model, ghost), prediction, example_inputs, ghost)
     if extra:  # the forward does more than was traced (constants that export folded); the rest must agree
         surgery, difference = follow(extra)
     return _Attempt(surgery, difference, lined_up=extra is not None)

@@ -111,19 +111,10 @@ class BlockFinder:
         sources = [self._residual_source(result, inside) for result in span.results]
         if any(source is None for source in sources) or len(set(sources)) < len(sources):
             return None
-        if any(self._made_for(source, inside) for source in span.sources if source not in sources):
+        streams = {source for source in sources if source is not None}
+        if any(_made_for(source, streams, inside) for source in span.sources if source not in streams):
             return None
         return tuple(Bypass(source, result) for source, result in zip(sources, span.results, strict=True) if source is not None)
-
-    @staticmethod
-    def _made_for(source: Node, inside: set[Node]) -> bool:
-        """True for a result that is computed for this module alone, as attention is for BERT's output layer.
-
-        Such a module is the tail of a residual block: without it, what was made for it would be wasted.
-        """
-        largest = max(node.meta["val"].numel() for node in inside if isinstance(node.meta.get("val"), Tensor))
-        computed = source.op == "call_function" and all(user in inside for user in source.users)
-        return bool(computed and 4 * source.meta["val"].numel() >= largest)
 
     def _has_parameters(self, module: str) -> bool:
         return any(True for _ in self.modules[module].parameters())
@@ -199,6 +190,24 @@ class BlockFinder:
 
     def _has_products(self, name: str) -> bool:
         return self._products(name) > 0
+
+
+def _made_for(source: Node, streams: set[Node], inside: set[Node]) -> bool:
+    """True for a tensor that is computed from the stream for this module alone, as attention is for BERT's output layer.
+
+    Such a module is the tail of a residual block: without it, what was made for it would be wasted.
+    """
+    if source.op != "call_function" or any(user not in inside for user in source.users):
+        return False
+    frontier, seen = [source], {source}
+    while frontier:
+        for earlier in frontier.pop().all_input_nodes:
+            if earlier in streams:
+                return True
+            if earlier not in seen:
+                seen.add(earlier)
+                frontier.append(earlier)
+    return False
 
 
 _PRODUCTS = frozenset(

@@ -147,7 +147,25 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
             raise _explain(model, args, kwargs, error) from error
     graph_module = exported.graph_module
     _inline_wrapped_regions(graph_module)
+    _refuse_data_dependent_sizes(model, graph_module.graph)
     return _program(model, graph_module.graph, exported.graph_signature)
+
+
+def _refuse_data_dependent_sizes(model: nn.Module, graph: Graph) -> None:
+    """Sizes that only the data decide (nonzero, a mask) have no cost and no axis."""
+    for node in graph.nodes:
+        if node.op == "call_function" and any(isinstance(size, torch.SymInt) for value in _values(node) for size in value.shape):
+            module = _owner(node)
+            kind = type(model.get_submodule(module)).__name__
+            raise TraceError(
+                f"The size of the result of {node.target} in module '{module}' ({kind}) depends on the data, "
+                "so the network has no one cost. Give inputs that avoid that branch (no mask, no padding), or trace the part of the model without that module."
+            )
+
+
+def _values(node: Node) -> list[Tensor]:
+    value = node.meta.get("val")
+    return [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, Tensor)]
 
 
 def _program(model: nn.Module, graph: Graph, signature: Any) -> Program:

@@ -109,7 +109,7 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
             for result in node.all_input_nodes:
                 for axis in walk.axes(result):
                     walk.labels.pin(axis, "is an output of the model")
-    unknown = tuple(dict.fromkeys(op_name(node) for node in outcomes if rule_of(node) is None))
+    unknown = tuple(dict.fromkeys(op_name(node) for node, outcome in outcomes.items() if not outcome.known))
     return Walked(walk.labels, start.leaves, outcomes, unknown), walk.factored
 
 
@@ -132,9 +132,23 @@ def rule_of(node: Node) -> Rule | None:
 def _outcome(walk: Walk, node: Node) -> Outcome:
     rule = rule_of(node)
     if rule is not None:
-        return rule(walk, node)
+        try:
+            outcome = rule(walk, node)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # arguments that the rule does not know: as without a rule
+            outcome = None
+        if outcome is not None and _fits(node, outcome):
+            return outcome
     walk.pin_all(node, f"goes into {walk.where(node)}, an op without an axis rule")
-    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), costed=False)
+    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), costed=False, known=False)
+
+
+def _fits(node: Node, outcome: Outcome) -> bool:
+    """Every output has an axis for each dimension, with a label for each position."""
+    shapes = output_shapes(node)
+    return len(shapes) == len(outcome.outputs) and all(
+        len(axes) == len(shape) and all(axis is None or len(axis) == size for axis, size in zip(axes, shape, strict=True))
+        for axes, shape in zip(outcome.outputs, shapes, strict=True)
+    )
 
 
 def _choose(labels: Labels, factored: list[Factored]) -> dict[tuple[str, str, int], int | None]:

@@ -147,6 +147,9 @@ def prune(
         try:
             applied = apply(model, plan, example_inputs, inplace=inplace, graph=graph)
         except VerificationError as error:
+            if error.module in plan.removed_blocks and error.module not in keep:
+                keep = (*keep, error.module)  # this block cannot be taken out after all; choose others
+                continue
             if not error.groups:
                 raise
             amended = probe_groups(model, example_inputs, graph)

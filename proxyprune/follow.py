@@ -108,8 +108,8 @@ class Follower:
         """Try changes until the forward agrees; returns the difference that is left, if any."""
         difference = self._difference()
         for _ in range(_ROUNDS):
-            if difference is None:
-                return None
+            if difference is None or self.predicted.error is not None:
+                return difference
             better = self._improve(difference)
             if better is difference:
                 return difference
@@ -309,9 +309,12 @@ def _suggestions(value: Value, scales: Scales) -> Iterator[Value]:
                 yield new * (value // old)
 
 
-def confirm(model_skeleton: nn.Module, unpruned: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> frozenset[int] | None:
-    """Line the traced graph up with the unpruned forward; see `verify.extra_ops`."""
-    return extra_ops(record_predicted(unpruned, ghost), record_actual(model_skeleton, example_inputs, ghost))
+def confirm(model_skeleton: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> frozenset[int] | None:
+    """Line the traced graph up with the unpruned forward, and run the prediction; see `verify.extra_ops`."""
+    traced = record_predicted(prediction.unpruned, ghost)
+    if traced.error is not None:
+        return None
+    return extra_ops(traced, record_actual(model_skeleton, example_inputs, ghost))
 
 
 __all__ = ["Follower", "confirm", "get_attribute", "layer_attributes"]

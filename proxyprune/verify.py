@@ -129,7 +129,13 @@ def record_predicted(prediction: Prediction, ghost: Ghost) -> Recording:
                 if prediction.is_removed(node):
                     continue
                 recorder.place = node
-                values[node] = _call(node, prediction, values, recorder, ghost)
+                try:
+                    values[node] = _call(node, prediction, values, recorder, ghost)
+                except Exception as error:  # noqa: BLE001  an op that does not take the predicted sizes is a finding about them
+                    recording.error, recording.failed_at = error, program.owners[node.name]
+                    recording.ops.append(PrimitiveOp("not run", (), ()))
+                    recording.places.append(node)
+                    return recording
     return recording
 
 
@@ -242,6 +248,9 @@ def compare(predicted: Recording, actual: Recording, extra: frozenset[int] = fro
 
     `extra` are indices of actual ops that the traced graph does not hold (constants it folded), found on the unpruned model.
     """
+    if predicted.error is not None:
+        message = f"the predicted sizes do not fit: {type(predicted.error).__name__}: {str(predicted.error).splitlines()[0][:200]}"
+        return Difference(len(predicted.ops) - 1, predicted.failed_at, predicted.places[-1], message)
     mine = [index for index in range(len(actual.ops)) if index not in extra]
     for progress, op in enumerate(predicted.ops):
         if progress >= len(mine):

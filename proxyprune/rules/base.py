@@ -68,6 +68,7 @@ class Outcome:
         sizes: Integer arguments that follow an axis.
         macs: Multiply-accumulates.
         zero: The output is zero at every dropped position when the parameters' dropped slices are.
+        known: False for an op without a rule, or with arguments that its rule does not know.
         costed: False for an op that multiplies in a way that no cost rule covers.
     """
 
@@ -76,6 +77,7 @@ class Outcome:
     macs: tuple[Term, ...] = ()
     zero: bool = False
     costed: bool = True
+    known: bool = True
 
 
 @dataclass(frozen=True)
