@@ -21,10 +21,10 @@ _PASSING_ON = frozenset(
     f"aten.{name}"
     for name in (
         "dropout dropout_ clone contiguous to alias detach layer_norm rms_norm batch_norm group_norm view reshape flatten "
-        "permute transpose unsqueeze squeeze relu relu_"
+        "permute transpose unsqueeze squeeze relu relu_ type_as _to_copy float"
     ).split()
 )
-_JOINS = frozenset({"aten.add", "aten.add_"})
+_JOINS = frozenset({"aten.add", "aten.add_", "aten.addcmul"})
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 

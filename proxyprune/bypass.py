@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,21 +75,41 @@ def _makers(prediction: Prediction, actual: Recording, ghost: Ghost) -> dict[int
 def _bypassed(name: str, prediction: Prediction, call: _Call, actual: Recording, nodes: Mapping[int, Node]) -> Bypassed:
     bypass = prediction.bypasses[name]
     template, holes = _template(call.result)
-    arguments: list[int | str] = []
-    for tensor in holes:
+    arguments: dict[int, int | str] = {}
+    for number, tensor in enumerate(holes):
         made = _origin(nodes.get(actual.made.get(id(tensor), -1)))
-        sources = [pair.source for pair in bypass if _origin(pair.result) == made] or [pair.source for pair in bypass]
-        alike = [key for key, value in call.arguments.items() if isinstance(value, Tensor) and value.shape == tensor.shape]
-        exact = [key for key in alike if _origin(nodes.get(actual.made.get(id(call.arguments[key]), -1))) in map(_origin, sources)]
-        chosen = exact or (alike if len(alike) == 1 else [])
-        if not chosen:
-            raise VerificationError(
-                f"Block '{name}' cannot be removed: it is not clear which of its arguments passes through it. "
-                "The model is unchanged. Keep the block (keep=...), or prune widths.",
-                module=name,
-            )
-        arguments.append(chosen[0])
-    return Bypassed(name, tuple(arguments), template)
+        sources = [pair.source for pair in bypass if made is not None and _origin(pair.result) == made]
+        unread = not sources and made is not None and len(holes) > len(bypass)  # attention weights, a cache
+        if not unread:
+            arguments[number] = _passed_on(name, tensor, sources or [pair.source for pair in bypass], call, actual, nodes)
+    return Bypassed(name, tuple(arguments.values()), _renumbered(template, {old: new for new, old in enumerate(arguments)}))
+
+
+def _passed_on(name: str, tensor: Tensor, sources: Sequence[Node], call: _Call, actual: Recording, nodes: Mapping[int, Node]) -> int | str:
+    """The argument that stands for `tensor` when the block is skipped."""
+    alike = [key for key, value in call.arguments.items() if isinstance(value, Tensor) and value.shape == tensor.shape]
+    wanted = [_origin(source) for source in sources]
+    exact = [key for key in alike if _origin(nodes.get(actual.made.get(id(call.arguments[key]), -1))) in wanted]
+    chosen = exact or (alike if len(alike) == 1 else [])
+    if not chosen:
+        raise VerificationError(
+            f"Block '{name}' cannot be removed: it is not clear which of its arguments passes through it. "
+            "The model is unchanged. Keep the block (keep=...), or prune widths.",
+            module=name,
+        )
+    return chosen[0]
+
+
+def _renumbered(template: Any, numbers: Mapping[int, int]) -> Any:
+    """The template with its holes numbered anew; a hole without a number gets None."""
+    if isinstance(template, dict):
+        ((kind, content),) = template.items()
+        if kind == "hole":
+            return {kind: numbers[content]} if content in numbers else None
+        if kind == "tuple":
+            return {kind: [_renumbered(item, numbers) for item in content]}
+        return {kind: {key: _renumbered(item, numbers) for key, item in content.items()}}
+    return [_renumbered(item, numbers) for item in template] if isinstance(template, list) else template
 
 
 def _origin(node: Node | None) -> Node | None:

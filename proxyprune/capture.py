@@ -136,6 +136,10 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"Expected a torch.nn.Module to trace, found {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "A TorchScript module holds no Python forward that could be traced and cut. Pass the module that it was made from."
+        )
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
     wrapper = TensorOutputs(model)
@@ -159,7 +163,8 @@ def _refuse_data_dependent_sizes(model: nn.Module, graph: Graph) -> None:
             kind = type(model.get_submodule(module)).__name__
             raise TraceError(
                 f"The size of the result of {node.target} in module '{module}' ({kind}) depends on the data, "
-                "so the network has no one cost. Give inputs that avoid that branch (no mask, no padding), or trace the part of the model without that module."
+                "so the network has no one cost. Give inputs that avoid that branch (no mask, no padding), "
+                "or trace the part of the model without that module."
             )
 
 
@@ -281,6 +286,8 @@ def _inline_wrapped_regions(graph_module: GraphModule) -> None:
                 _inline_wrapped_regions(region)
                 operands = node.args[node.args.index(holders[0]) + 1 :]
                 _replace_by_region(graph_module.graph, node, region.graph, operands)
+                if not holders[0].users:
+                    graph_module.graph.erase_node(holders[0])
 
 
 def _replace_by_region(graph: Graph, node: Node, region: Graph, operands: Sequence[Any]) -> None:

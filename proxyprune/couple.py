@@ -76,6 +76,9 @@ class _Start:
     leaves: Mapping[str, tuple[Axis, ...]]
 
 
+_READERS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.index"})
+
+
 def _start(program: Program, model: nn.Module, amendments: Amendments) -> _Start:
     """Label every dimension of every parameter and floating-point buffer; integers (indices, counters) are never cut."""
     labels = Labels()
@@ -100,9 +103,13 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
             name = program.state.get(node.name)
             axes = start.leaves[name] if name is not None else fixed(_shape(node))
             walk.outputs[node], walk.zeros[node] = (axes,), name is not None
+            if name in program.trainable:
+                walk.weights.add(node)
         elif node.op == "call_function":
             outcomes[node] = _outcome(walk, node)
             walk.outputs[node], walk.zeros[node] = outcomes[node].outputs, outcomes[node].zero
+            if node.all_input_nodes and all(map(walk.is_weight, node.all_input_nodes)):
+                walk.weights.add(node)
         elif node.op == "get_attr":
             walk.outputs[node], walk.zeros[node] = (fixed(_shape(node)),), False
         elif node.op == "output":
@@ -131,6 +138,8 @@ def rule_of(node: Node) -> Rule | None:
 
 def _outcome(walk: Walk, node: Node) -> Outcome:
     rule = rule_of(node)
+    if not node.users and op_name(node) in _READERS:  # nobody looks at what was read
+        return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
     if rule is not None:
         try:
             outcome = rule(walk, node)

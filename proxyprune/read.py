@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from proxyprune.verify import Difference
 NORM_GROUPS = ("balanced", "whole", "reduced")
 CONV_GROUPS = ("balanced", "whole")
 
-_TIES_TRIED = 12
+_TIES_TRIED = 8
 _PINS_TRIED = 6
 
 
@@ -172,9 +173,9 @@ def _same_size(graph: ModelGraph, first: str, second: str) -> bool:
 
 
 def with_pins(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reason: str) -> ModelGraph:
-    """The graph with some groups pinned, and with them the groups that stand at the same place in modules of the same class."""
-    kinds = {_place(graph, graph.by_id[group]) for group in groups}
-    alike = [group for group in graph.prunable if group.id in groups or _place(graph, group) in kinds]
+    """The graph with some groups pinned, and with them the groups that stand at the same place in other layers."""
+    places = {_place(graph.by_id[group]) for group in groups}
+    alike = [group for group in graph.prunable if _place(group) in places]
     pins = dict(graph.amendments.pins)
     for group in alike:
         first = group.members[0]
@@ -182,10 +183,9 @@ def with_pins(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reas
     return analyse(model, graph.program, graph.options, replace(graph.amendments, pins=pins))
 
 
-def _place(graph: ModelGraph, group: ChannelGroup) -> tuple[str, str, int]:
-    module, _, local = group.members[0].parameter.rpartition(".")
-    parent = module.rpartition(".")[0]
-    return graph.program.classes.get(parent, ""), f"{module.rpartition('.')[2]}.{local}", group.members[0].dim
+def _place(group: ChannelGroup) -> tuple[str, int]:
+    """Where a group stands, the numbers of the layers left out: "blocks.3.attn.qkv.weight" is at "blocks.#.attn.qkv.weight"."""
+    return re.sub(r"\d+", "#", group.members[0].parameter), group.members[0].dim
 
 
 def _distinct_cuts(graph: ModelGraph) -> list[NDArray[np.bool_]]:

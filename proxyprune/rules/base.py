@@ -122,6 +122,7 @@ class Walk:
     factored: list[Factored] = field(default_factory=list)
     outputs: dict[Node, tuple[Axes, ...]] = field(default_factory=dict)
     zeros: dict[Node, bool] = field(default_factory=dict)
+    weights: set[Node] = field(default_factory=set)
     held: set[Node] = field(default_factory=set)
 
     def shape(self, node: Node) -> tuple[int, ...]:
@@ -131,6 +132,10 @@ class Walk:
     def axes(self, node: Node) -> Axes:
         """Axes of a node's (first) tensor."""
         return self.outputs[node][0]
+
+    def is_weight(self, node: Node) -> bool:
+        """Whether a node's value is made of parameters alone."""
+        return node in self.weights
 
     def zero(self, node: Node | None) -> bool:
         """Whether a node's value is zero at every dropped position; an absent tensor is."""

@@ -33,6 +33,7 @@ from proxyprune.rules.base import (
     tensor_argument,
 )
 
+SCALED = "is summed over between two signals, which are usually scaled by its size, in"
 NOT_ZERO = "is summed over, where dropped values are not zero, in"
 
 
@@ -126,6 +127,8 @@ def _contract(walk: Walk, node: Node, first: tuple[Node, int], second: tuple[Nod
     walk.labels.equate(axes[0], axes[1], walk.where(node))
     if not any(walk.zero(operand) for operand, _ in (first, second)):
         walk.pin(axes, node, NOT_ZERO)
+    if not any(walk.is_weight(operand) for operand, _ in (first, second)):
+        walk.pin(axes, node, SCALED)
 
 
 @dataclass
@@ -182,6 +185,8 @@ def _einstein_sum(walk: Walk, node: Node, operands: Sequence[Node], terms: Seque
         zeros = [operand for operand in letters.holders(walk, letter) if walk.zero(operand)]
         if letter not in kept and not zeros:
             walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, NOT_ZERO)
+        if letter not in kept and not any(map(walk.is_weight, letters.holders(walk, letter))):
+            walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, SCALED)
     axes = tuple(letters.axes.get(letter) for letter in kept)
     free = [letter for letter, axis in zip(kept, axes, strict=True) if walk.labels.may_shrink(axis)]
     zero = any(map(walk.zero, operands)) and all(any(map(walk.zero, letters.holders(walk, letter))) for letter in free)
