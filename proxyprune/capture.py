@@ -121,6 +121,20 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Do not record a Python stack trace for every op, which takes a good part of the time; older versions of torch have no such switch."""
+    config = getattr(torch.fx, "config", None)
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is not None:
+        config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.do_not_emit_stack_traces = before
+
+
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     """Export a model into a `Program`.
 
@@ -144,7 +158,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
     wrapper = TensorOutputs(model)
     wrapper.training = model.training
-    with evaluation(wrapper):
+    with evaluation(wrapper), _without_stack_traces():
         try:
             exported = torch.export.export(wrapper, args, kwargs, strict=False)
         except Exception as error:

@@ -20,7 +20,6 @@ from torch.fx import Node
 
 from proxyprune.axes import Axis, LabelArray, Labels
 from proxyprune.capture import Program
-from proxyprune.errors import TraceError
 
 Axes = tuple[Axis, ...]
 
@@ -241,24 +240,10 @@ def writes_to(node: Node) -> Node | None:
 
 
 def output_shapes(node: Node) -> list[tuple[int, ...]]:
-    """Shapes of all output tensors of a node; () entries for outputs that are no tensor.
-
-    Raises:
-        TraceError: If a size depends on the data.
-    """
+    """Shapes of all output tensors of a node; () for an output that is no tensor."""
     value = node.meta.get("val")
     values = value if isinstance(value, tuple | list) else (value,)
-    return [_sizes_of_tensor(node, item) if isinstance(item, Tensor) else () for item in values] or [()]
-
-
-def _sizes_of_tensor(node: Node, tensor: Tensor) -> tuple[int, ...]:
-    if all(isinstance(size, int) for size in tensor.shape):
-        return tuple(tensor.shape)
-    raise TraceError(
-        f"{op_name(node)} ({node.name}) gives a tensor of shape {list(tensor.shape)}, whose size depends on the values in it. "
-        "A network has one cost only when its shapes do not depend on data: trace the part without this op, or replace a selection "
-        "(x[mask], nonzero, unique) by a product with the mask."
-    )
+    return [tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else () for item in values] or [()]
 
 
 def is_tensor(node: Node) -> bool:

@@ -30,12 +30,12 @@ from proxyprune.rules.base import (
 )
 
 
-def concatenate(walk: Walk, node: Node) -> Outcome:
+def concatenate(walk: Walk, node: Node, dim: int | None = None) -> Outcome:
     """cat(tensors, dim): labels one after another along dim; other dimensions meet."""
     values = arguments(node)
     tensors = [tensor for tensor in values["tensors"] if walk.shape(tensor) != (0,)]
     shape = output_shapes(node)[0]
-    dim = int(values.get("dim", 0)) % len(shape)
+    dim = int(values["dim"] if dim is None else dim) % len(shape)
     axes: list[Axis] = []
     for position in range(len(shape)):
         meeting = [walk.axes(tensor)[position] for tensor in tensors]
@@ -51,6 +51,17 @@ def concatenate(walk: Walk, node: Node) -> Outcome:
 def _end_to_end(sizes: list[int], axes: list[Axis]) -> LabelArray:
     runs = [np.full(size, FIXED, np.int64) if axis is None else axis for size, axis in zip(sizes, axes, strict=True)]
     return np.concatenate(runs)
+
+
+def concatenate_along(walk: Walk, node: Node) -> Outcome:
+    """vstack, hstack, dstack (dim 0, 1, 2) of tensors that have that dimension."""
+    dim = _STACKS[op_name(node)]
+    if any(len(walk.shape(tensor)) < max(dim + 1, 2) for tensor in node.all_input_nodes):
+        return kept_whole(walk, node, "gets a new dimension in")
+    return concatenate(walk, node, dim)
+
+
+_STACKS = dict(zip(ops("vstack row_stack hstack dstack"), (0, 0, 1, 2), strict=True))
 
 
 def stack(walk: Walk, node: Node) -> Outcome:
@@ -316,6 +327,7 @@ def triangle(walk: Walk, node: Node) -> Outcome:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ops("cat concat concatenate"), concatenate),
+    **dict.fromkeys(_STACKS, concatenate_along),
     "aten.stack": stack,
     **dict.fromkeys(ops("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk unsafe_split_with_sizes"), split),
     "aten.unbind": unbind,

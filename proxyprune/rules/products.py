@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
@@ -46,8 +46,9 @@ def linear(walk: Walk, node: Node) -> Outcome:
         out = (walk.labels.unify([*out, *walk.axes(bias)], walk.where(node)),)
     leading, shape = walk.axes(data)[:-1], output_shapes(node)[0]
     inner = (walk.shape(data)[-1], walk.axes(data)[-1])
-    macs = (Term.of(*zip(shape, (*leading, *out), strict=True), inner),)
-    return Outcome(outputs=((*leading, *out),), macs=macs, zero=_affine_is_zero(walk, leading, data, weight, bias))
+    macs = (Term.of(*zip(shape, (*leading, *out), strict=True), inner),) if out else ()
+    zero = _affine_is_zero(walk, leading, data, weight, bias)
+    return Outcome(outputs=((*leading, *out),), macs=macs, zero=zero, costed=bool(out))
 
 
 def _optional(node: Node, name: str) -> Node | None:
@@ -72,11 +73,15 @@ def addmm(walk: Walk, node: Node) -> Outcome:
         walk.labels.unify([axis, own[-offset]], where) if spans(walk, bias, shape, offset) else axis
         for offset, axis in zip(range(len(shape), 0, -1), axes, strict=True)
     )
-    return Outcome(outputs=(merged,), macs=product.macs, zero=product.zero and sum_is_zero(walk, merged, shape, [bias]))
+    zero = product.zero and sum_is_zero(walk, merged, shape, [bias])
+    return Outcome(outputs=(merged,), macs=product.macs, zero=zero, costed=product.costed)
 
 
 def matmul(walk: Walk, node: Node) -> Outcome:
-    """matmul, mm, bmm, mv, dot: the last dimension of the first meets the second-to-last of the second."""
+    """matmul, mm, bmm, mv, dot: the last dimension of the first meets the second-to-last of the second.
+
+    A product with a vector on the right is named as uncosted: the reference counter, like the literature, has no formula for it.
+    """
     return _product(walk, node, tensor_argument(node, 0), tensor_argument(node, 1))
 
 
@@ -89,8 +94,9 @@ def _product(walk: Walk, node: Node, left: Node, right: Node) -> Outcome:
     batch = _batch_axes(walk, node, left, right, shape[: len(shape) - len(rows) - len(columns)])
     axes: Axes = (*batch, *rows, *columns)
     inner = (walk.shape(left)[-1], left_axes[-1])
+    macs = (Term.of(*zip(shape, axes, strict=True), inner),) if columns else ()
     zero = _product_is_zero(walk, (left, right), shape, (batch, rows, columns))
-    return Outcome(outputs=(axes,), macs=(Term.of(*zip(shape, axes, strict=True), inner),), zero=zero)
+    return Outcome(outputs=(axes,), macs=macs, zero=zero, costed=bool(columns))
 
 
 def _product_is_zero(walk: Walk, operands: tuple[Node, Node], shape: tuple[int, ...], axes: tuple[Axes, Axes, Axes]) -> bool:
@@ -178,21 +184,28 @@ def _einstein_sum(walk: Walk, node: Node, operands: Sequence[Node], terms: Seque
     letters = Letters.of(walk, operands, terms)
     for letter, uses in letters.uses.items():
         letters.axes[letter] = axis = _meet(walk, node, letters, letter)
+        holders = letters.holders(walk, letter)
         if letter in kept and len(uses) > 1 and axis is not None:
             walk.labels.heads.append(axis)
         if any(term.count(letter) > 1 for term in terms):
             walk.pin([axis], node, "stands twice in one operand of")
-        zeros = [operand for operand in letters.holders(walk, letter) if walk.zero(operand)]
-        if letter not in kept and not zeros:
+        if letter not in kept and not any(map(walk.zero, holders)):
             walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, NOT_ZERO)
-        if letter not in kept and not any(map(walk.is_weight, letters.holders(walk, letter))):
+        if letter not in kept and not any(map(walk.is_weight, holders)):
             walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, SCALED)
     axes = tuple(letters.axes.get(letter) for letter in kept)
     free = [letter for letter, axis in zip(kept, axes, strict=True) if walk.labels.may_shrink(axis)]
     zero = any(map(walk.zero, operands)) and all(any(map(walk.zero, letters.holders(walk, letter))) for letter in free)
-    summed = [letter for letter, uses in letters.uses.items() if letter in kept or len(uses) > 1]
-    macs = Term.of(*((letters.sizes[letter], letters.axes[letter]) for letter in summed))
-    return Outcome(outputs=(axes,), macs=(macs,) if len(operands) == 2 else (), zero=zero, costed=len(operands) <= 2)
+    return Outcome(outputs=(axes,), macs=_einstein_macs(walk, letters, operands, kept), zero=zero, costed=len(operands) <= 2)
+
+
+def _einstein_macs(walk: Walk, letters: Letters, operands: Sequence[Node], kept: Sequence[str]) -> tuple[Term, ...]:
+    """A product of two operands over a shared letter is a matrix product; letters of one operand that vanish are summed before."""
+    contracted = [letter for letter in letters.uses if letter not in kept and len(letters.holders(walk, letter)) > 1]
+    if len(operands) != 2 or not contracted:
+        return ()
+    multiplied = [*contracted, *(letter for letter in letters.uses if letter in kept)]
+    return (Term.of(*((letters.sizes[letter], letters.axes[letter]) for letter in multiplied)),)
 
 
 def _meet(walk: Walk, node: Node, letters: Letters, letter: str) -> Axis:
@@ -224,7 +237,8 @@ def tensor_product(walk: Walk, node: Node) -> Outcome:
         terms[1][second] = terms[0][first]
     shared = set(terms[0]) & set(terms[1])
     outcome = _einstein_sum(walk, node, operands, terms, [letter for term in terms for letter in term if letter not in shared])
-    return outcome if shared else Outcome(outputs=outcome.outputs, zero=outcome.zero)
+    is_dot, is_outer = op_name(node) == "aten.inner" and max(ndims) == 1, op_name(node) == "aten.tensordot" and not shared
+    return replace(outcome, macs=(), costed=False) if is_dot or is_outer else outcome
 
 
 def attention(walk: Walk, node: Node) -> Outcome:

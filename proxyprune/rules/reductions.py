@@ -18,6 +18,7 @@ from proxyprune.rules.base import (
     dims_of,
     fixed,
     in_place,
+    integers,
     kept_whole,
     op_name,
     ops,
@@ -27,7 +28,7 @@ from proxyprune.rules.base import (
 )
 from proxyprune.rules.statistics import is_norm_statistic
 
-_NORMS = frozenset(ops("linalg_vector_norm norm"))
+_NORMS = frozenset(ops("linalg_vector_norm norm linalg_norm"))
 _EXACT_ON_ZERO = frozenset(ops("sum nansum count_nonzero any")) | _NORMS
 _NOT_ZERO_AT_ZERO = frozenset(ops("logsumexp all"))
 
@@ -55,8 +56,14 @@ def reduction(walk: Walk, node: Node) -> Outcome:
 def _exact(walk: Walk, node: Node, values: dict[str, Any]) -> bool:
     """Zeros do not count in sums, and not in p-norms for p >= 0."""
     name = op_name(node)
-    order = values.get("ord", values.get("p", 2)) if name in _NORMS else 2
-    return name in _EXACT_ON_ZERO and walk.zero(tensor_argument(node, 0)) and (order is None or float(order) >= 0)
+    if name not in _EXACT_ON_ZERO or not walk.zero(tensor_argument(node, 0)):
+        return False
+    order = values.get("ord", values.get("p")) if name in _NORMS else None
+    if order is None:  # Euclidean
+        return True
+    dim = values.get("dim")
+    matrix_norm = name == "aten.linalg_norm" and (dim is None or len(integers(dim)) > 1)
+    return isinstance(order, int | float) and order >= 0 and not matrix_norm
 
 
 def similarity(walk: Walk, node: Node) -> Outcome:
