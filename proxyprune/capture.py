@@ -124,7 +124,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_stack_traces() -> Iterator[None]:
     """Do not record a Python stack trace for every op, which takes a good part of the time; older versions of torch have no such switch."""
-    config = getattr(torch.fx, "config", None)
+    config: Any = getattr(torch.fx, "config", None)
     before = getattr(config, "do_not_emit_stack_traces", None)
     if before is not None:
         config.do_not_emit_stack_traces = True

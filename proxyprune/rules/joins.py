@@ -299,9 +299,12 @@ def gather(walk: Walk, node: Node) -> Outcome:
 
 
 def _meet_index(walk: Walk, node: Node, own: Axis, other: Axis, dim: int) -> Axis:
+    """Dimensions of equal size meet; take_along_dim stretches a size of 1; of a shorter index only the first entries are read."""
     sizes = {walk.shape(source)[dim] for source in node.all_input_nodes}
     if len(sizes) == 1:
         return walk.labels.unify([own, other], walk.where(node))
+    if op_name(node) == "aten.take_along_dim":
+        return other if own is None else own
     walk.pin((own, other), node, "is read in part in")
     return None
 

@@ -45,7 +45,7 @@ def reduction(walk: Walk, node: Node) -> Outcome:
     dims = dims_of(values.get("dim"), len(axes))
     if is_norm_statistic(walk, node):
         walk.held.add(node)
-    elif not _exact(walk, node, values):
+    elif node.users and not _exact(walk, node, values):  # attention weights are often averaged for nobody
         walk.pin([axes[dim] for dim in dims], node, "is reduced, with dropped channels counted, in")
     keep = bool(values.get("keepdim", False))
     result: Axes = tuple(None if dim in dims else axis for dim, axis in enumerate(axes) if keep or dim not in dims)

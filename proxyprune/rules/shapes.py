@@ -265,7 +265,7 @@ def _elastic(walk: Walk, node: Node, size: int) -> Axis:
     return walk.labels.fresh(size) if met else None
 
 
-_MEETINGS = frozenset(ops("gather take_along_dim scaled_dot_product_attention cat"))
+_MEETINGS = frozenset(ops("gather take_along_dim scaled_dot_product_attention cat conv1d conv2d conv3d"))
 
 
 def repeat(walk: Walk, node: Node) -> Outcome:
