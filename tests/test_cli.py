@@ -79,7 +79,7 @@ def model_file(tmp_path, monkeypatch) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner(env={"COLUMNS": "160"}).invoke(main, [str(argument) for argument in arguments])
 
 
 def succeed(*arguments: object) -> Result:
