@@ -16,7 +16,7 @@ from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan
 from proxyprune.ranking import Ranking
 from proxyprune.read import probe_groups, trace, with_pins
-from proxyprune.scoring import Scorer, score
+from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.solve import make_plan
 from proxyprune.surgery import Surgery
 
@@ -139,7 +139,8 @@ def prune(
         ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
     """
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups, probe=False)
-    ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs)
+    brief = Brief(target, metric, mode)
+    ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     while True:
         plan = make_plan(
             graph, ranking, target, mode=mode, round_to=round_to, keep=keep, floors=floors, ceilings=ceilings, metric=metric, model=model

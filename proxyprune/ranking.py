@@ -26,6 +26,8 @@ class Ranking:
             orders its atoms by the magnitude of all coupled slices.
         seed: Seed it was made with.
         notes: Sentences for the reader (how it was made, what to beware of).
+        unreliable: Why the ranking should not decide anything (repeated answers agree no better than chance, say), or None. Planning
+            refuses such a ranking unless told to accept it.
     """
 
     scores: Mapping[str, float]
@@ -34,6 +36,7 @@ class Ranking:
     channel_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     seed: int = 0
     notes: tuple[str, ...] = ()
+    unreliable: str | None = None
 
     def __post_init__(self) -> None:
         for block, score in self.scores.items():
@@ -58,6 +61,7 @@ class Ranking:
             "scores": dict(self.scores),
             "channel_scores": {group: list(values) for group, values in self.channel_scores.items()},
             "notes": list(self.notes),
+            "unreliable": self.unreliable,
         }
 
     @classmethod
@@ -85,6 +89,7 @@ class Ranking:
             channel_scores={group: tuple(values) for group, values in data.get("channel_scores", {}).items()},
             seed=data["seed"],
             notes=tuple(data.get("notes", ())),
+            unreliable=data.get("unreliable"),
         )
 
     def to_json(self, path: str | Path) -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.scoring.base import NEEDS, Scorer, ScoringContext
+from proxyprune.scoring.brief import Attempt, Brief, NoiseInterval
 from proxyprune.scoring.registry import ScorerInfo, find, scorers
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEEDS",
+    "Attempt",
+    "Brief",
+    "NoiseInterval",
     "Scorer",
     "ScorerInfo",
     "ScoringContext",

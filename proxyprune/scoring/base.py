@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from proxyprune.errors import MissingNeedError, ScorerLoadError
+from proxyprune.scoring.brief import Brief
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,6 +49,7 @@ class ScoringContext:
         batches: Calibration batches in a fixed order, or None. Whatever `loss_fn` understands.
         loss_fn: Scalar loss of the model on one batch, or None.
         seed: All randomness must follow from it.
+        brief: The goal, the diffusion interval and earlier attempts, for scorers that reason about them.
     """
 
     model: nn.Module | None = None
@@ -55,6 +57,7 @@ class ScoringContext:
     batches: Sequence[Any] | None = None
     loss_fn: LossFunction | None = None
     seed: int = 0
+    brief: Brief = field(default_factory=Brief)
 
 
 class Scorer(Protocol):

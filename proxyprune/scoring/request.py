@@ -12,6 +12,7 @@ from proxyprune.errors import InputError, InvalidScoreError, MissingNeedError, P
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.base import NEEDS, LossFunction, Scorer, ScoringContext, check_contract, check_needs
+from proxyprune.scoring.brief import Brief
 from proxyprune.scoring.registry import find
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def score(
     seed: int = 0,
     example_inputs: ExampleInputs | None = None,
     options: Mapping[str, Any] | None = None,
+    brief: Brief | None = None,
 ) -> Ranking:
     """Ask a scorer how much each block matters.
 
@@ -44,6 +46,7 @@ def score(
         seed: All randomness follows from it.
         example_inputs: Passed on to the scorer.
         options: Arguments for making a scorer that is given by name, such as {"norm": "l1"}.
+        brief: The goal, the diffusion interval and earlier attempts, for scorers that reason about them.
 
     Returns:
         A ranking that covers every block of the graph, in graph order.
@@ -62,7 +65,7 @@ def score(
             f"Expected graph to be a traced model, found {type(graph).__name__}. Pass proxyprune.trace(model, example_inputs)."
         )
     judge = _resolve(scorer, options)
-    context = ScoringContext(model=model, example_inputs=example_inputs, batches=_as_tuple(batches), loss_fn=loss_fn, seed=_as_seed(seed))
+    context = ScoringContext(model, example_inputs, _as_tuple(batches), loss_fn, _as_seed(seed), brief or Brief())
     check_needs(judge, context)
     if model is not None:
         from proxyprune.scoring.weights import check_weights  # imports torch, which a text-only scorer can do without
