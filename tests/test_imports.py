@@ -22,11 +22,12 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
     ("score", ("scoring.*",)),
+    ("proxy", ("proxy.*",)),
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
     ("apply", ("surgery", "predict", "skeleton", "bypass", "layers", "verify", "follow", "apply")),
     ("read", ("read",)),
     ("store", ("storage", "carry")),
-    ("prune", ("flow", "testing")),
+    ("prune", ("flow", "testing.*")),
     ("show", ("modelfile", "plots")),
     ("command line", ("cli.*", "__main__")),
 )
