@@ -60,7 +60,7 @@ class Agreement:
         return None
 
 
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+def kendall_tau(first: Sequence[float] | Matrix, second: Sequence[float] | Matrix) -> float:
     """Kendall's tau-b: ties in one of the two weaken it, 0 when one of them is all ties.
 
     Args:
@@ -89,7 +89,8 @@ def mid_ranks(answers: Matrix) -> Matrix:
     """
     below = (answers[..., None] > answers[..., None, :]).sum(-1)
     equal = (answers[..., None] == answers[..., None, :]).sum(-1)
-    return below + (equal - 1) / 2.0
+    ranks: Matrix = below + (equal - 1) / 2.0
+    return ranks
 
 
 def concordance(ranks: Matrix) -> NDArray[np.float64]:

@@ -50,8 +50,8 @@ class Cache:
     def load(self, kind: str, key: str) -> dict[str, Any] | None:
         """A recorded value, or None where there is none.
 
-        A file that is damaged (cut off, changed by hand, of another schema) counts as absent when answers can be asked for anew, and is then
-        written again.
+        A file that is damaged (cut off, changed by hand, of another schema) counts as absent when answers can be asked for anew, and is
+        then written again.
 
         Args:
             kind: "answers" or "runs".
@@ -72,8 +72,8 @@ class Cache:
             content, problem = None, f"cannot be read ({type(error).__name__})"
         if content is None and self.replaying:
             raise LLMReplayMissError(
-                f"A replay needs the recorded file {path}, which {problem}. Expected the folder that the ranking was made with, and the same "
-                "network, model, seed and options; or ask anew with cache_mode='read-write'."
+                f"A replay needs the recorded file {path}, which {problem}. Expected the folder that the ranking was made with, and the "
+                "same network, model, seed and options; or ask anew with cache_mode read-write."
             )
         return content
 

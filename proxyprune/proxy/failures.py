@@ -115,7 +115,7 @@ class Service:
     def truncated(self, max_output_tokens: int) -> LLMError:
         """The answer reached its limit."""
         return LLMTruncatedError(
-            f"The answer of {self} stops at its limit of {max_output_tokens} tokens. Raise max_output_tokens; a model that reasons needs more."
+            f"The answer of {self} stops at its limit of {max_output_tokens} tokens. Raise max_output_tokens; reasoning counts too."
         )
 
     def unexpected(self, error: BaseException) -> LLMError:

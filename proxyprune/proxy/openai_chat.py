@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class OpenAIChat:
     """Provider for chat completions.
 
-    The request is the plainest there is: role system, `max_tokens`, no reasoning parameters, because compatible servers reject or ignore the
-    newer ones. The response format is found by trying, and remembered by the ladder.
+    The request is the plainest there is: role system, `max_tokens`, no reasoning parameters, because compatible servers reject or ignore
+    the newer ones. The response format is found by trying, and remembered by the ladder.
     """
 
     def __init__(self, endpoint: Endpoint, ladder: Ladder) -> None:

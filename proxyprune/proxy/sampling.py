@@ -156,8 +156,8 @@ class Sampler:
         if len(samples.valid) < 2:
             spent = self.asker.account.spent_usd or 0.0
             raise LLMBudgetError(
-                f"{limit[0].upper()}{limit[1:]} does not suffice for two answers, which nothing can be said without: ${spent:.4g} is spent, "
-                f"and one more sample may cost up to ${self._most_usd(len(samples.valid)):.4g}. Raise the limit, or lower max_output_tokens."
+                f"{limit[0].upper()}{limit[1:]} is too low for two answers, the fewest that can be compared: ${spent:.4g} is spent, "
+                f"and another sample may cost ${self._most_usd(len(samples.valid)):.4g}. Raise the limit, or lower max_output_tokens."
             )
         return Samples(samples.valid, samples.dropped, f"{limit} was reached")
 

@@ -55,8 +55,8 @@ class LLMScorer(LLMSettings):
     """Asks a language model which blocks matter; see `LLMSettings` for the options.
 
     Every sample is a complete score map, asked with the blocks in another order. The ranking is the centre of the samples, its confidence
-    their mean pairwise Kendall tau. Agreement no better than chance marks the ranking unreliable. Confidence measures repetition, not truth:
-    answers that share a mistake agree.
+    their mean pairwise Kendall tau. Agreement no better than chance marks the ranking unreliable. Confidence measures repetition, not
+    truth: answers that share a mistake agree.
     """
 
     hosted: ClassVar[Hosted | None] = None

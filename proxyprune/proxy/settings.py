@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,29 +92,19 @@ class LLMSettings:
         if not isinstance(self.model, str) or not self.model.strip():
             found.append(f"model must be the name of a model, found {self.model!r}")
         for name, allowed in (("cache_mode", CACHE_MODES), ("centre", CENTRES)):
-            if getattr(self, name) not in allowed:
-                found.append(f"{name} must be one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        if isinstance(self.statistics, str) or not set(self.statistics) <= set(STATISTICS):
+            found += (
+                [] if getattr(self, name) in allowed else [f"{name} must be one of {', '.join(allowed)}, found {getattr(self, name)!r}"]
+            )
+        if not isinstance(self.statistics, tuple | list) or not set(self.statistics) <= set(STATISTICS):
             found.append(f"statistics must be a tuple of {', '.join(STATISTICS)}, found {self.statistics!r}")
         return found
 
     def _number_problems(self) -> list[str]:
-        found = []
-        for name, least in (("samples", 1), ("concurrency", 1), ("retries", 0), ("prompt_tokens", _LEAST_PROMPT_TOKENS)):
-            if not _is_whole(getattr(self, name), least):
-                found.append(f"{name} must be a whole number of at least {least}, found {getattr(self, name)!r}")
-        for name in ("max_samples", "max_output_tokens"):
-            if getattr(self, name) is not None and not _is_whole(getattr(self, name), 1):
-                found.append(f"{name} must be a positive whole number or None, found {getattr(self, name)!r}")
-        for name in ("deadline_seconds", "timeout_seconds"):
-            if not _is_amount(getattr(self, name)) or getattr(self, name) <= 0:
-                found.append(f"{name} must be a positive number, found {getattr(self, name)!r}")
-        for name in ("backoff_seconds", "max_retry_after_seconds"):
-            if not _is_amount(getattr(self, name)):
-                found.append(f"{name} must be a number >= 0, found {getattr(self, name)!r}")
-        for name in ("temperature", "max_cost_usd"):
-            if getattr(self, name) is not None and not _is_amount(getattr(self, name)):
-                found.append(f"{name} must be a number >= 0 or None, found {getattr(self, name)!r}")
+        found = [
+            f"{name} must be {wanted}, found {getattr(self, name)!r}"
+            for name, (wanted, fits) in _NUMBERS.items()
+            if not fits(getattr(self, name))
+        ]
         price = self.price_per_million
         if price is not None and not (isinstance(price, tuple) and len(price) == 2 and all(map(_is_amount, price))):
             found.append(f"price_per_million must be (input, output) in USD, found {price!r}")
@@ -135,3 +125,30 @@ def _is_whole(value: object, least: int) -> bool:
 
 def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _whole(least: int, *, or_none: bool = False) -> tuple[str, Callable[[object], bool]]:
+    wanted = f"a whole number of at least {least}" + (" or None" if or_none else "")
+    return wanted, lambda value: (or_none and value is None) or _is_whole(value, least)
+
+
+def _amount(*, positive: bool = False, or_none: bool = False) -> tuple[str, Callable[[object], bool]]:
+    wanted = ("a positive number" if positive else "a number >= 0") + (" or None" if or_none else "")
+    return wanted, lambda value: (or_none and value is None) or (_is_amount(value) and not (positive and value == 0))
+
+
+_NUMBERS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "samples": _whole(1),
+    "concurrency": _whole(1),
+    "retries": _whole(0),
+    "prompt_tokens": _whole(_LEAST_PROMPT_TOKENS),
+    "max_samples": _whole(1, or_none=True),
+    "max_output_tokens": _whole(1, or_none=True),
+    "deadline_seconds": _amount(positive=True),
+    "timeout_seconds": _amount(positive=True),
+    "backoff_seconds": _amount(),
+    "max_retry_after_seconds": _amount(),
+    "temperature": _amount(or_none=True),
+    "max_cost_usd": _amount(or_none=True),
+}
+"""Option -> what it must be, in words and as a test."""

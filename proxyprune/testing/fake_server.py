@@ -6,8 +6,8 @@
         ranking = pp.score(graph, "openai", options={"model": "fake", "base_url": server.openai_url})
     server.requests[0].headers["authorization"]
 
-It knows the OpenAI Responses API, OpenAI chat completions and the Anthropic Messages API. Replies are handed out in the order in which requests
-come in; when none is left, `answer` is asked.
+It knows the OpenAI Responses API, OpenAI chat completions and the Anthropic Messages API. Replies are handed out in the order in which
+requests come in; when none is left, `answer` is asked.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.exchange import Provider, Reply, Request, Usage
@@ -37,8 +38,8 @@ def predicted_tau(samples: int, noise: float, skill: float = 1.0) -> float:
         skill: Correlation of the judgement without noise with the truth.
 
     Source:
-        Kendall 1949, tau = 2/pi * arcsin(rho) for the bivariate normal. Deviations: scores from 0 to 10 and ranks instead of the values cost
-        a few hundredths, which the formula leaves out.
+        Kendall 1949, tau = 2/pi * arcsin(rho) for the bivariate normal. Deviations: scores from 0 to 10, and ranks
+        instead of values, cost a few hundredths, which the formula leaves out.
     """
     correlation = skill / math.sqrt(1.0 + noise**2 / samples) if samples else 1.0 / (1.0 + noise**2)
     return 2.0 / math.pi * math.asin(correlation)
@@ -84,10 +85,11 @@ class SimulatedProxy:
         return json.dumps({"scores": scores})
 
 
-def _standardised(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _standardised(values: Sequence[float]) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     deviation = float(array.std())
-    return (array - array.mean()) / (deviation or 1.0)
+    standard: NDArray[np.float64] = (array - array.mean()) / (deviation or 1.0)
+    return standard
 
 
 @dataclass(frozen=True, kw_only=True)
