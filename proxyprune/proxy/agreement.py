@@ -43,6 +43,11 @@ class Agreement:
     position: float
     position_z: float
 
+    @property
+    def follows_the_list(self) -> bool:
+        """Whether the answers lean on the order of the list more than chance explains."""
+        return abs(self.position_z) > _POSITION_Z
+
     def verdict(self, answers: int) -> str | None:
         """Why a ranking of so little agreement should decide nothing; None when it may."""
         if self.chance > SIGNIFICANCE:
@@ -52,7 +57,7 @@ class Agreement:
             )
         if self.tau <= 0:
             return f"{answers} answers contradict each other: mean Kendall tau {self.tau:.2f}."
-        if abs(self.position_z) > _POSITION_Z and abs(self.position) > self.tau:
+        if self.follows_the_list and abs(self.position) > self.tau:
             return (
                 f"The answers follow the order in which the blocks were listed (mean Kendall tau {self.position:.2f}) more than they "
                 f"follow each other ({self.tau:.2f}); that order was random."

@@ -53,8 +53,10 @@ class Deadline:
         """Wait, but not beyond the end."""
         self._ended.wait(min(seconds, self.remaining))
 
-    def exceeded(self) -> LLMTimeoutError:
-        """The error for a ranking that is not finished in time."""
+    def exceeded(self) -> LLMError:
+        """The error for what is not finished in time, or the one that ended everything early."""
+        if isinstance(self.cause, LLMError):
+            return self.cause
         return LLMTimeoutError(
             f"The ranking was not finished in {self.seconds:g} s. Raise deadline_seconds; what was answered is recorded."
         )

@@ -192,7 +192,13 @@ class Sampler:
         return {number: self._sample(number, answers) for number in numbers}
 
     def _answer(self, prompt: Prompt, number: int) -> Answer:
-        answer = self.asker.ask(prompt, number)
+        try:
+            answer = self.asker.ask(prompt, number)
+        except LLMInvalidAnswerError:
+            raise
+        except BaseException as error:
+            self.asker.deadline.end(error)  # no further question is begun
+            raise
         with self._lock:
             self._done += 1
             done = self._done

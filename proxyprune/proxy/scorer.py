@@ -185,6 +185,10 @@ class LLMScorer(LLMSettings):
                 f"Kendall's W {agreement.concordance:.2f} (1 is full agreement, {1 / count:.2f} is chance; "
                 f"random answers reach it in {agreement.chance:.1%} of cases)."
             )
+        if agreement is not None and agreement.follows_the_list:
+            notes.append(
+                f"The answers lean on the order of the list, which was random (mean Kendall tau {agreement.position:.2f} with it)."
+            )
         if samples.dropped:
             shown = "; ".join(f"sample {number}: {reason}" for number, reason in list(samples.dropped.items())[:_NAMED])
             notes.append(f"{len(samples.dropped)} invalid answers were dropped, not mended ({shown}).")
