@@ -97,20 +97,20 @@ def test_no_key_is_written_or_printed(scorer, failure, tmp_path, caplog, capfd):
     shown = []
     with FakeLLMServer([FAILURES[failure]] * 4) as server:
         kept = {"cache": tmp_path, "retries": 1}
-        try:
-            ranking = ask(server, scorer, **kept)
-            shown.append(repr(ranking))
-        except LLMError as error:
-            trace = traceback.TracebackException.from_exception(error, capture_locals=True)
-            shown += [str(error), repr(error), "".join(trace.format()), str(vars(error)), str(pickle.dumps(error))]
-            assert error.__context__ is None
+        with pytest.raises(LLMError) as caught:
+            shown.append(repr(ask(server, scorer, **kept)))
+        error = caught.value
+        trace = traceback.TracebackException.from_exception(error, capture_locals=True)
+        shown += [str(error), repr(error), "".join(trace.format()), str(vars(error)), str(pickle.dumps(error))]
+        assert error.__context__ is None
         server._replies.clear()
         shown.append(repr(ask(server, scorer, **kept)))
         shown.append(repr(find(scorer, options(server, scorer, **kept))))
     written = [path.read_text() for path in Path(tmp_path).rglob("*") if path.is_file()]
     assert len(written) >= 4
     out, err = capfd.readouterr()
-    assert leaks("\n".join([*shown, *written, out, err, caplog.text])) == []
+    for text in (*shown, *written, out, err, *caplog.text.splitlines()):
+        assert leaks(text) == [], text[:2000]
 
 
 @pytest.mark.parametrize("scorer", ["openai", "anthropic"])

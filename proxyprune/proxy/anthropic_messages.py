@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxyprune.errors import LLMError
 from proxyprune.proxy.connection import client_options
 from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.exchange import Reply, Request, Usage
 from proxyprune.proxy.failures import FailedStatus, Service
-
-if TYPE_CHECKING:
-    from anthropic import Anthropic
 
 
 class AnthropicMessages:
@@ -23,17 +19,11 @@ class AnthropicMessages:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-
-    @cached_property
-    def _client(self) -> Anthropic:
         from anthropic import Anthropic, DefaultHttpxClient
 
-        return Anthropic(
-            api_key=self._endpoint.key(),
-            base_url=self._endpoint.url,
-            max_retries=0,
-            http_client=DefaultHttpxClient(**client_options(self._endpoint)),
+        self._endpoint = endpoint
+        self._client = Anthropic(
+            api_key=endpoint.key(), base_url=endpoint.url, max_retries=0, http_client=DefaultHttpxClient(**client_options(endpoint))
         )
 
     def send(self, request: Request, timeout_seconds: float) -> Reply:
@@ -49,9 +39,8 @@ class AnthropicMessages:
         raise failure
 
     def close(self) -> None:
-        """Close connections, if any were made."""
-        if "_client" in self.__dict__:
-            self._client.close()
+        """Close connections."""
+        self._client.close()
 
 
 def _body(request: Request) -> dict[str, Any]:

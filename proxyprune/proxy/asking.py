@@ -132,15 +132,19 @@ class Asker:
             return found
         request, started = self.request(prompt), time.monotonic()
         reply = self._send(request, prompt, sample)
-        first, usage = reply, reply.usage
-        try:
-            scores = self._read(reply, prompt)
-        except LLMInvalidAnswerError as error:
-            problems = error.problems
+        usage = reply.usage
+        scores, problems = self._read(reply, prompt)
+        if problems:
             reply = self._send(self._again(request, reply, prompt, problems), prompt, sample)
             usage = usage + reply.usage
-            scores = self._read_again(reply, prompt, problems)
-        self._record(prompt, sample, reply, usage, mended=reply is not first, seconds=time.monotonic() - started)
+            scores, still = self._read(reply, prompt)
+            if still:
+                raise LLMInvalidAnswerError(
+                    f"{self._service} gave no valid score map, and none when it was told why. First: {' '.join(problems)} "
+                    f"Then: {' '.join(still)} Try a larger model.",
+                    problems=still,
+                )
+        self._record(prompt, sample, reply, usage, mended=bool(problems), seconds=time.monotonic() - started)
         return Answer(_by_key(prompt, scores), usage, replayed=False)
 
     def close(self) -> None:
@@ -153,19 +157,12 @@ class Asker:
         again = filled("again", problems=listed, count=len(prompt.labels.of))
         return replace(request, turns=(*request.turns, Turn("assistant", reply.text[:8000] or "(empty)"), Turn("user", again)))
 
-    def _read(self, reply: Reply, prompt: Prompt) -> dict[str, int]:
-        return read_answer(reply.text, prompt.labels.order, free_form=reply.free_form)
-
-    def _read_again(self, reply: Reply, prompt: Prompt, before: tuple[str, ...]) -> dict[str, int]:
+    def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], tuple[str, ...]]:
+        """The scores, or what is wrong with the answer."""
         try:
-            return self._read(reply, prompt)
+            return read_answer(reply.text, prompt.labels.order, free_form=reply.free_form), ()
         except LLMInvalidAnswerError as error:
-            problems = error.problems
-        raise LLMInvalidAnswerError(
-            f"{self._service} gave no valid score map, and none when it was told why. First: {' '.join(before)} Then: {' '.join(problems)} "
-            "Try a larger model.",
-            problems=problems,
-        )
+            return {}, error.problems
 
     def _send(self, request: Request, prompt: Prompt, sample: int) -> Reply:
         """Send with patience; every attempt is logged and paid for."""

@@ -137,7 +137,7 @@ class FailedStatus:
     """
 
     status: int
-    message: str
+    message: str = field(repr=False)  # may quote the request, key included; `Service.clean` comes first
     code: str = ""
     retry_after: float | None = None
     retry_wanted: bool | None = None

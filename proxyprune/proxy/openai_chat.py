@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.exchange import Reply, Request, Usage
 from proxyprune.proxy.failures import FailedStatus, Service
 from proxyprune.proxy.ladder import Ladder, Rung, not_understood
 from proxyprune.proxy.openai_sdk import exchange, make_client
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 
 class OpenAIChat:
@@ -25,11 +21,8 @@ class OpenAIChat:
 
     def __init__(self, endpoint: Endpoint, ladder: Ladder) -> None:
         self._endpoint = endpoint
+        self._client = make_client(endpoint)
         self._ladder = ladder
-
-    @cached_property
-    def _client(self) -> OpenAI:
-        return make_client(self._endpoint)
 
     def send(self, request: Request, timeout_seconds: float) -> Reply:
         """Ask once, and again one rung down for as long as the server does not understand the response format."""
@@ -49,9 +42,8 @@ class OpenAIChat:
         return exchange(service, timeout_seconds, lambda: client.chat.completions.create(**body))
 
     def close(self) -> None:
-        """Close connections, if any were made."""
-        if "_client" in self.__dict__:
-            self._client.close()
+        """Close connections."""
+        self._client.close()
 
 
 def _body(request: Request) -> dict[str, Any]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.exchange import Reply, Request, Usage
 from proxyprune.proxy.failures import FailedStatus, Service
 from proxyprune.proxy.openai_sdk import exchange, make_client
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 
 class OpenAIResponses:
@@ -19,10 +15,7 @@ class OpenAIResponses:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-
-    @cached_property
-    def _client(self) -> OpenAI:
-        return make_client(self._endpoint)
+        self._client = make_client(endpoint)
 
     def send(self, request: Request, timeout_seconds: float) -> Reply:
         """Ask once."""
@@ -34,9 +27,8 @@ class OpenAIResponses:
         return _reply(service, request, found)
 
     def close(self) -> None:
-        """Close connections, if any were made."""
-        if "_client" in self.__dict__:
-            self._client.close()
+        """Close connections."""
+        self._client.close()
 
 
 def _body(request: Request) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Sampler:
                     dropped[number] = found
             asked += affordable
             reasons = {number: " ".join(error.problems) for number, error in dropped.items()}
-            if affordable < len(numbers):
+            if not affordable:
                 return self._out_of_money(Samples(tuple(valid), reasons))
             if not valid:
                 raise dropped[0]
