@@ -50,13 +50,14 @@ def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False) -> dict[str, int]:
+def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False, levels: int = LEVELS) -> dict[str, int]:
     """The scores of a valid answer.
 
     Args:
         text: What the model wrote.
         labels: All labels, in the order of the list.
         free_form: Take the outermost {...} out of surrounding prose; for models that nothing binds to JSON.
+        levels: Different scores that are needed, where there are as many labels.
 
     Returns:
         Score by label, in the order of the list.
@@ -71,7 +72,7 @@ def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False) ->
     if problems:
         raise _invalid(problems)
     scores = {label: int(data["scores"][label]) for label in labels}
-    if problems := _ranking_problems(list(scores.values())):
+    if problems := _ranking_problems(list(scores.values()), levels):
         raise _invalid(problems)
     return scores
 
@@ -135,11 +136,11 @@ def _value_problems(scores: Mapping[str, Any], labels: Sequence[str]) -> list[st
     return [f"These scores are no integers from {LOWEST} to {HIGHEST}: {shown}{more}."]
 
 
-def _ranking_problems(scores: Sequence[int]) -> list[str]:
+def _ranking_problems(scores: Sequence[int], levels: int) -> list[str]:
     count = len(scores)
-    levels = len(set(scores))
-    if count >= LEVELS and levels < LEVELS:
-        return [f"It has {levels} different score{'s' if levels > 1 else ''}, which ranks nothing; use at least {LEVELS}."]
+    found = len(set(scores))
+    if count >= levels > found:
+        return [f"It has {found} different score{'s' if found > 1 else ''}, which ranks nothing; use at least {levels}."]
     if count >= FEWEST_FOR_COPY and abs(kendall_tau(scores, range(count))) >= COPIED_TAU:
         return ["The scores only follow the order of the list, which is random. Judge the blocks."]
     return []

@@ -111,7 +111,9 @@ class Asker:
         if content is None:
             return None
         try:
-            scores = read_answer(str(content.get("text")), prompt.labels.order, free_form=bool(content.get("free_form")))
+            scores = read_answer(
+                str(content.get("text")), prompt.labels.order, free_form=bool(content.get("free_form")), levels=prompt.levels
+            )
         except LLMInvalidAnswerError as error:  # recorded by a version with other rules
             problem = str(error)
         else:
@@ -160,7 +162,7 @@ class Asker:
     def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], tuple[str, ...]]:
         """The scores, or what is wrong with the answer."""
         try:
-            return read_answer(reply.text, prompt.labels.order, free_form=reply.free_form), ()
+            return read_answer(reply.text, prompt.labels.order, free_form=reply.free_form, levels=prompt.levels), ()
         except LLMInvalidAnswerError as error:
             return {}, error.problems
 

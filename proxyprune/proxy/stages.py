@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from proxyprune.graph import Block, ModelGraph
 from proxyprune.proxy.listing import figures, share
 
+_STRANGERS = 3
+"""Groups with nothing in common in their names are merged up to the capacity divided by this."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -49,8 +52,8 @@ class Stage:
 
     def _reads(self, labels: Mapping[str, str]) -> str:
         own = {block.id for block in self.blocks}
-        outside = (labels.get(source, source) for block in self.blocks for source in block.inputs if source not in own)
-        return ", ".join(dict.fromkeys(label if label in labels.values() else "input" for label in outside)) or "nothing"
+        outside = (labels.get(source, "input") for block in self.blocks for source in block.inputs if source not in own)
+        return ", ".join(dict.fromkeys(outside)) or "nothing"
 
     def _mean(self, values: Mapping[str, float]) -> float:
         return sum(values[block.id] for block in self.blocks) / len(self.blocks)
@@ -64,22 +67,21 @@ def stages_of(graph: ModelGraph, capacity: float, weight: Callable[[Block], floa
         capacity: Most that the weights of a stage's blocks may add up to; a single block may weigh more.
         weight: Weight of a block.
     """
-    groups = _merged(list(_split(graph.blocks, 0, capacity, weight)), capacity, weight)
+    groups = _split(graph.blocks, 0, capacity, weight)
     return tuple(Stage(f"stage {index}", tuple(group), index + 1) for index, group in enumerate(groups))
 
 
-def _split(blocks: Sequence[Block], depth: int, capacity: float, weight: Callable[[Block], float]) -> Iterator[list[Block]]:
+def _split(blocks: Sequence[Block], depth: int, capacity: float, weight: Callable[[Block], float]) -> list[list[Block]]:
+    """Groups that fit; siblings are put together again as far as they fit, strangers only where they are small."""
     if sum(map(weight, blocks)) <= capacity or len(blocks) == 1:
-        yield list(blocks)
-        return
+        return [list(blocks)]
     if all(block.id.count(".") < depth for block in blocks):
-        yield from _cut(blocks, capacity, weight)
-        return
-    for group in _runs(blocks, depth):
-        if len(group) < len(blocks):
-            yield from _split(group, depth, capacity, weight)
-        else:
-            yield from _split(group, depth + 1, capacity, weight)
+        return list(_cut(blocks, capacity, weight))
+    runs = _runs(blocks, depth)
+    if len(runs) == 1:
+        return _split(blocks, depth + 1, capacity, weight)
+    parts = [part for run in runs for part in _split(run, depth + 1, capacity, weight)]
+    return _merged(parts, capacity if depth else capacity / _STRANGERS, weight)
 
 
 def _runs(blocks: Sequence[Block], depth: int) -> list[list[Block]]:
@@ -104,11 +106,11 @@ def _cut(blocks: Sequence[Block], capacity: float, weight: Callable[[Block], flo
         yield list(blocks[start : start + size])
 
 
-def _merged(groups: list[list[Block]], capacity: float, weight: Callable[[Block], float]) -> list[list[Block]]:
+def _merged(groups: list[list[Block]], limit: float, weight: Callable[[Block], float]) -> list[list[Block]]:
     """Neighbouring groups that are small together become one: a stem and an embedding are no stages."""
     merged: list[list[Block]] = []
     for group in groups:
-        if merged and sum(map(weight, (*merged[-1], *group))) <= capacity / 3:
+        if merged and sum(map(weight, (*merged[-1], *group))) <= limit:
             merged[-1] += group
         else:
             merged.append(list(group))

@@ -14,7 +14,7 @@ from typing import Any
 
 from proxyprune.errors import LLMBudgetError
 from proxyprune.graph import Block, ModelGraph
-from proxyprune.proxy.answer import HIGHEST, answer_schema
+from proxyprune.proxy.answer import HIGHEST, LEVELS, answer_schema
 from proxyprune.proxy.listing import Labels, block_line, shuffled_labels
 from proxyprune.proxy.memory import describe_attempts
 from proxyprune.proxy.noise import describe_interval
@@ -57,6 +57,11 @@ class Prompt:
         return answer_schema(self.labels.order)
 
     @property
+    def levels(self) -> int:
+        """Different scores that an answer needs: the whole network must be ranked, the blocks of one stage may be alike."""
+        return LEVELS if self.part in ("blocks", "stages") else 1
+
+    @property
     def tokens(self) -> int:
         """Estimated length, schema included."""
         return tokens_of(self.system) + tokens_of(self.user) + tokens_of_schema(self.schema)
@@ -81,12 +86,13 @@ class Survey:
     prompt_tokens: int
     real_names: bool = False
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    _made: dict[int, tuple[Prompt, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompts(self, sample: int) -> tuple[Prompt, ...]:
         """All questions of one sample; together they cover every block."""
-        if self.stages is None:
-            return (self._about_blocks(sample),)
-        return self._in_stages(sample, self.stages)
+        if sample not in self._made:
+            self._made[sample] = (self._about_blocks(sample),) if self.stages is None else self._in_stages(sample, self.stages)
+        return self._made[sample]
 
     def combined(self, answers: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
         """One value in [0, 1] for each block, in graph order.
