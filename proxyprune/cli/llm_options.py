@@ -59,24 +59,35 @@ class LLMOptions:
     real_names: bool = False
     dry_run: bool = False
 
+    @property
+    def _given(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in fields(self) if getattr(self, entry.name) not in (None, (), False))
+
+    def refuse_any(self, who: str) -> None:
+        """Make sure that no option is given beside something that asks no language model.
+
+        Raises:
+            click.UsageError: Naming the ones that are.
+        """
+        if self._given:
+            typed = ", ".join("--" + name.replace("_", "-") for name in self._given)
+            raise click.UsageError(
+                f"{who[0].upper()}{who[1:]} asks no language model, so {typed} cannot be given with it. These options belong to --scorer "
+                f"{', '.join(SCORERS)}."
+            )
+
     def scorer_options(self, scorer: str) -> dict[str, Any]:
         """What to make the scorer with.
 
         Raises:
             click.UsageError: If the scorer asks no language model and an option for one is given, or the model is not named.
         """
-        given = [entry.name for entry in fields(self) if getattr(self, entry.name) not in (None, (), False)]
         if scorer not in SCORERS:
-            if given:
-                typed = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise click.UsageError(
-                    f"Scorer '{scorer}' asks no language model, so {typed} cannot be given with it. These options belong to --scorer "
-                    f"{', '.join(SCORERS)}."
-                )
+            self.refuse_any(f"scorer '{scorer}'")
             return {}
         if self.llm_model is None:
             raise click.UsageError(f"Scorer '{scorer}' needs --llm-model, the name of the model to ask; there is no default.")
-        return {_PARAMETERS.get(name, name): getattr(self, name) for name in given if name != "dry_run"}
+        return {_PARAMETERS.get(name, name): getattr(self, name) for name in self._given if name != "dry_run"}
 
 
 _PARAMETERS = {

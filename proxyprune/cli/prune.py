@@ -104,6 +104,8 @@ def prune(
     Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded.
     """
     _refuse_conflicts(ctx, source, files)
+    if files.ranking is not None or files.plan is not None:
+        llm.refuse_any("a ranking" if files.ranking is not None else "a plan")
     from proxyprune.cli.console import output
     from proxyprune.cli.loading import Judge, build, scorer_named
 
