@@ -90,7 +90,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     """Left: tau against the number of samples. Right: confidence against tau."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     dense = np.geomspace(1, SAMPLES[-1], 60)
     from proxyprune.testing import predicted_tau
@@ -105,13 +105,15 @@ def plot(rows: list[dict[str, Any]]) -> None:
     left.set(xscale="log", xlabel="samples k", ylabel="Kendall tau with the truth", ylim=(0, 1), title="More samples, closer to the truth")
     left.set_xticks(SAMPLES, [str(k) for k in SAMPLES])
     left.minorticks_off()
-    left.legend(title="points: measured, lines: predicted", fontsize=8, title_fontsize=8)
+    left.legend(
+        title="points: measured, lines: predicted", fontsize=8, title_fontsize=8, ncol=5, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+    )
     for skill, marker in zip(SKILLS, "os", strict=True):
         chosen = [row for row in rows if row["skill"] == skill and row["samples"] == 5 and row["centre"] == "borda"]
         right.plot([row["confidence"] for row in chosen], [row["tau"] for row in chosen], marker=marker, label=f"skill {skill:g}, k = 5")
     right.set(xlabel="reported confidence", ylabel="Kendall tau with the truth", xlim=(0, 1), ylim=(0, 1), title="Confidence and truth")
     right.axhline(predicted_tau(10**9, 1.0, SKILLS[1]), color="C1", ls=":", lw=1)
-    right.annotate("most that skill 0.7 can reach", (0.35, predicted_tau(10**9, 1.0, SKILLS[1]) + 0.02), color="C1", fontsize=8)
+    right.annotate("most that skill 0.7 can reach", (0.63, predicted_tau(10**9, 1.0, SKILLS[1]) - 0.05), color="C1", fontsize=8)
     right.legend(fontsize=8, loc="lower right")
     figure.savefig(RESULTS / "simulated_proxy.png", dpi=120)
 

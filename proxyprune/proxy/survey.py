@@ -7,6 +7,7 @@ half of the scale around it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,9 @@ _MODES = {
     "depth": "whole removable blocks (depth)",
     "both": "whole removable blocks, and channels of the others (depth and width)",
 }
-_MEMORY_SHARE = 0.3
+_MEMORY_SHARES = (0.3, 0.1)
+"""Share of a prompt for earlier attempts: the first, or the second where the prompts of a large network do not fit otherwise."""
+
 _MOST_LISTED = 120
 """Longest list, whatever the token budget: services limit the size of a schema, and models lose their way in long lists."""
 
@@ -68,6 +71,19 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Division:
+    """How a large network is asked about.
+
+    Attributes:
+        stages: In the order of execution.
+        memory: Share of a prompt that earlier attempts may take.
+    """
+
+    stages: tuple[Stage, ...]
+    memory: float
+
+
+@dataclass(frozen=True)
 class Survey:
     """Everything that is asked about one network.
 
@@ -91,7 +107,8 @@ class Survey:
     def prompts(self, sample: int) -> tuple[Prompt, ...]:
         """All questions of one sample; together they cover every block."""
         if sample not in self._made:
-            self._made[sample] = (self._about_blocks(sample),) if self.stages is None else self._in_stages(sample, self.stages)
+            found = self.division
+            self._made[sample] = (self._about_blocks(sample),) if found is None else self._in_stages(sample, found.stages, found.memory)
         return self._made[sample]
 
     def combined(self, answers: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
@@ -110,9 +127,14 @@ class Survey:
                 found[block.id] = (level + own) / 2.0
         return {block.id: found[block.id] for block in self.graph.blocks}
 
-    @cached_property
+    @property
     def stages(self) -> tuple[Stage, ...] | None:
-        """The stages of a network that does not fit one prompt, else None.
+        """The stages of a network that does not fit one prompt, else None."""
+        return None if self.division is None else self.division.stages
+
+    @cached_property
+    def division(self) -> Division | None:
+        """How a network that does not fit one prompt is divided, else None.
 
         Raises:
             LLMBudgetError: If no division fits the token budget.
@@ -120,12 +142,12 @@ class Survey:
         if len(self.graph.blocks) <= _MOST_LISTED and self._about_blocks(0).tokens <= self.prompt_tokens:
             return None
         longest = 0
-        for share in _CAPACITIES:
+        for memory, share in itertools.product(_MEMORY_SHARES if self.brief.attempts else _MEMORY_SHARES[:1], _CAPACITIES):
             stages = stages_of(self.graph, share * self.prompt_tokens, self._weight)
-            prompts = self._in_stages(0, stages)
+            prompts = self._in_stages(0, stages, memory)
             longest = max(prompt.tokens for prompt in prompts)
             if longest <= self.prompt_tokens and max(len(prompt.labels.of) for prompt in prompts) <= _MOST_LISTED:
-                return stages
+                return Division(stages, memory)
         raise LLMBudgetError(
             f"A network of {len(self.graph.blocks)} blocks does not fit prompts of {self.prompt_tokens:,} tokens, not even in stages: "
             f"the longest would have {longest:,}. Raise prompt_tokens."
@@ -177,8 +199,8 @@ class Survey:
         )
         return "\n".join(lines)
 
-    def _attempts(self, blocks: Mapping[str, tuple[str, ...]]) -> str:
-        return describe_attempts(self.brief, self.graph.macs, blocks, _MEMORY_SHARE * self.prompt_tokens)
+    def _attempts(self, blocks: Mapping[str, tuple[str, ...]], memory: float = _MEMORY_SHARES[0]) -> str:
+        return describe_attempts(self.brief, self.graph.macs, blocks, memory * self.prompt_tokens)
 
     def _about_blocks(self, sample: int) -> Prompt:
         labels = shuffled_labels([block.id for block in self.graph.blocks], "b", self.seed, sample, "blocks")
@@ -186,21 +208,25 @@ class Survey:
         question = filled("blocks", count=len(labels.of), lines=self._lines(labels, {}))
         return Prompt("blocks", self._system, self._head + memory + question, labels)
 
-    def _in_stages(self, sample: int, stages: tuple[Stage, ...]) -> tuple[Prompt, ...]:
+    def _in_stages(self, sample: int, stages: tuple[Stage, ...], share: float) -> tuple[Prompt, ...]:
         labels = shuffled_labels([stage.key for stage in stages], "s", self.seed, sample, "stages")
         of_block = {block.id: labels.of[stage.key] for stage in stages for block in stage.blocks}
         by_key = {stage.key: stage for stage in stages}
         overview = "\n".join(
             f"{label} {by_key[key].line(self.graph, len(stages), of_block, self.measured)}" for key, label in labels.of.items()
         )
-        memory = self._attempts({label: tuple(block.id for block in by_key[key].blocks) for key, label in labels.of.items()})
+        memory = self._attempts({label: tuple(block.id for block in by_key[key].blocks) for key, label in labels.of.items()}, share)
         question = filled("stages", count=len(stages), lines=overview)
         first = Prompt("stages", self._system, self._head + memory + question, labels)
-        return (first, *(self._about_stage(sample, stage, labels, of_block, overview) for stage in stages if len(stage.blocks) > 1))
+        return (
+            first,
+            *(self._about_stage(sample, stage, labels, (of_block, overview), share) for stage in stages if len(stage.blocks) > 1),
+        )
 
-    def _about_stage(self, sample: int, stage: Stage, stages: Labels, of_block: Mapping[str, str], overview: str) -> Prompt:
+    def _about_stage(self, sample: int, stage: Stage, stages: Labels, around: tuple[Mapping[str, str], str], share: float) -> Prompt:
+        of_block, overview = around
         labels = shuffled_labels([block.id for block in stage.blocks], "b", self.seed, sample, stage.key)
-        memory = self._attempts({label: (block,) for block, label in labels.of.items()})
+        memory = self._attempts({label: (block,) for block, label in labels.of.items()}, share)
         question = filled("stage", overview=overview, count=len(labels.of), stage=stages.of[stage.key], lines=self._lines(labels, of_block))
         return Prompt(stage.key, self._system, self._head + memory + question, labels)
 
