@@ -115,7 +115,8 @@ def plot(rows: list[dict[str, Any]]) -> None:
     right.axhline(predicted_tau(10**9, 1.0, SKILLS[1]), color="C1", ls=":", lw=1)
     right.annotate("most that skill 0.7 can reach", (0.63, predicted_tau(10**9, 1.0, SKILLS[1]) - 0.05), color="C1", fontsize=8)
     right.legend(fontsize=8, loc="lower right")
-    figure.savefig(RESULTS / "simulated_proxy.png", dpi=120)
+    for path in (RESULTS / "simulated_proxy.png", RESULTS.parent.parent / "docs" / "benchmarks" / "simulated-proxy.png"):
+        figure.savefig(path, dpi=120)
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ class TestStages:
         ids = [block.id for block in graph.blocks]
         attempts = tuple(Attempt(dict.fromkeys(ids, 0.5), dict.fromkeys(ids, 0.5), 10**9, 1.0 + n, False) for n in range(5))
         full = Brief(0.6, attempts=attempts, interval=NoiseInterval(-3, 3, 0, 2))
-        for budget, brief, named in ((6000, full, True), (4500, full, False), (3000, Brief(0.6), False)):
+        for budget, brief, named in ((6000, full, True), (4500, full, False), (3500, Brief(0.6), False)):
             asked = survey(graph, brief, prompt_tokens=budget, real_names=named)
             prompts = asked.prompts(1)
             assert max(prompt.tokens for prompt in prompts) <= budget
