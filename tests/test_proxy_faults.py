@@ -38,7 +38,7 @@ from proxyprune.testing import (
     check_scorer,
     residual_network,
 )
-from proxyprune.testing.fake_server import by_place
+from proxyprune.testing.asked import by_place
 
 every_scorer = pytest.mark.parametrize("scorer", SCORERS)
 
