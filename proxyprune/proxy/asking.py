@@ -181,7 +181,8 @@ class Asker:
         )
         self.account.charge(reply.usage)
         self.audit.write("answered", **where, **_sent(request), text=reply.text, usage=reply.usage.to_dict(), request_id=reply.request_id)
-        return replace(reply, text=redacted(reply.text, self.endpoint.secrets()))
+        whole = reply.text.encode("utf-8", "replace").decode()  # half a surrogate pair could be neither sent back nor stored
+        return replace(reply, text=redacted(whole, self.endpoint.secrets()))
 
     def _connected(self) -> Provider:
         with self._lock:
