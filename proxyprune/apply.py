@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.bypass import watch
-from proxyprune.capture import ExampleInputs, call_arguments, evaluation, on_device_of, tensors_of
+from proxyprune.calling import ExampleInputs, call_arguments, evaluation, on_device_of, tensors_of
 from proxyprune.errors import VerificationError
 from proxyprune.follow import Follower, confirm, layer_attributes
 from proxyprune.graph import ModelGraph

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.capture import ExampleInputs
+from proxyprune.calling import ExampleInputs
 from proxyprune.layers import PrunedLayer, changed_attributes
 from proxyprune.predict import Prediction
 from proxyprune.rules import output_shapes

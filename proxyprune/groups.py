@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from proxyprune.axes import FIXED, Axis, Classes, LabelArray, Labels
-from proxyprune.capture import Program
 from proxyprune.graph import ChannelGroup, Member
+from proxyprune.program import Program
 from proxyprune.rules import CommonDivisor, Options, Outcome, Size, op_name, output_shapes
 
 SignatureArray = NDArray[np.uint64]

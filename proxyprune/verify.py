@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from proxyprune.capture import ExampleInputs, call_arguments, evaluation, failing_module
+from proxyprune.calling import ExampleInputs, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, empty_inputs
 
@@ -182,20 +182,6 @@ def record_actual(
             recording.error = error
             recording.failed_at = failing_module(model, error)
     return recording
-
-
-@contextlib.contextmanager
-def as_if_exporting() -> Iterator[None]:
-    """Let code that asks `torch.compiler.is_exporting()` take the branch that it took when the model was traced."""
-    names = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
-    before = {name: getattr(torch.compiler, name) for name in names}
-    for name in names:
-        setattr(torch.compiler, name, True)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.compiler, name, value)
 
 
 @contextlib.contextmanager
