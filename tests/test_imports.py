@@ -23,7 +23,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
     ("score", ("scoring.*",)),
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
-    ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "apply")),
+    ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "observe", "apply")),
     ("read", ("read",)),
     ("store", ("storage", "carry")),
     ("prune", ("flow", "testing")),
