@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -215,7 +215,7 @@ class Asker:
                 "asked_twice": mended,
                 "usage": usage.to_dict(),
                 "seconds": round(seconds, 3),
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "sdk": _sdk_version(self.name),
             },
         )
