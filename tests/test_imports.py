@@ -28,6 +28,9 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("store", ("storage", "carry")),
     ("prune", ("flow", "testing")),
     ("show", ("modelfile", "plots")),
+    ("measure", ("journal", "measure")),
+    ("search", ("searching.*",)),
+    ("compare", ("comparing.*",)),
     ("command line", ("cli.*", "__main__")),
 )
 HEAVY = (

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+from torch.nn import functional
+
 from proxyprune.errors import WeightsError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext, half_saturation
 from proxyprune.scoring.calibration import Calibration
-from torch import Tensor, nn
-from torch.nn import functional
-
 from proxyprune_activation.watching import Hook, run_watched, tensors_in
 
 
@@ -84,4 +84,6 @@ def _module(model: nn.Module, block: str) -> nn.Module:
     try:
         return model.get_submodule(block)
     except AttributeError as error:
-        raise WeightsError(f"The model {type(model).__name__} has no module '{block}', which the graph has. Pass the traced model.") from error
+        raise WeightsError(
+            f"The model {type(model).__name__} has no module '{block}', which the graph has. Pass the traced model."
+        ) from error

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext, group_importance, half_saturation
 from proxyprune.scoring.calibration import Calibration
 from proxyprune.scoring.scale import significant
 from proxyprune.scoring.weights import parameters_by_block, parameters_of
-from torch import Tensor, nn
-
 from proxyprune_activation.watching import Hook, run_watched, tensors_in
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from proxyprune.scoring.calibration import Calibration
 from torch import Tensor, nn
+
+from proxyprune.scoring.calibration import Calibration
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
 from proxyprune.errors import InputError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
@@ -16,7 +18,6 @@ from proxyprune.scoring.calibration import Calibration
 from proxyprune.scoring.gradients import differentiable_parameters, weight_times_gradient
 from proxyprune.scoring.scale import significant
 from proxyprune.scoring.weights import parameters_by_block
-from torch import Tensor
 
 PER = ("sample", "batch")
 

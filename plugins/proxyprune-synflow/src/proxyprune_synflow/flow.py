@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from proxyprune.errors import MissingNeedError, ScoringError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
@@ -15,8 +17,6 @@ from proxyprune.scoring.base import model_given
 from proxyprune.scoring.calibration import untouched
 from proxyprune.scoring.scale import significant
 from proxyprune.scoring.weights import parameters_by_block
-from torch import Tensor, nn
-
 from proxyprune_synflow.linear import LinearFlow
 
 
@@ -81,7 +81,10 @@ def _flows(model: nn.Module, example_inputs: Any, seed: int) -> dict[str, Tensor
         if not isinstance(total, Tensor) or not total.requires_grad or not torch.isfinite(total):
             raise ScoringError(f"Scorer 'synflow' found no finite flow through {type(model).__name__}: the summed output is {total!r}.")
         found = torch.autograd.grad(total, list(sizes.values()), allow_unused=True)
-    flows = {key: size.detach() * gradient if gradient is not None else torch.zeros_like(size) for (key, size), gradient in zip(sizes.items(), found, strict=True)}
+    flows = {
+        key: size.detach() * gradient if gradient is not None else torch.zeros_like(size)
+        for (key, size), gradient in zip(sizes.items(), found, strict=True)
+    }
     largest = max((float(flow.sum()) for flow in flows.values()), default=0.0) or 1.0
     return {name: flows[id(p)] / largest for name, p in names.items()}
 

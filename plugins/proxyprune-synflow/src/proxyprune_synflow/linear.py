@@ -28,28 +28,32 @@ def _norm(value: Tensor, weight: Tensor | None, dim: int) -> Tensor:
     return scaled * weight.reshape(shape)
 
 
-def _batch_norm(input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:  # noqa: A002
+def _batch_norm(
+    input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
     return _norm(input, weight, 1)
 
 
-def _instance_norm(input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:  # noqa: A002
+def _instance_norm(
+    input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
     return _norm(input, weight, 1)
 
 
-def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:  # noqa: A002
+def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
     return _norm(input, weight, 1)
 
 
-def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:  # noqa: A002
+def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
     return _norm(input, weight, -1)
 
 
-def _unbent(input: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: A002
+def _unbent(input: Tensor, *_: Any, **__: Any) -> Tensor:
     """An activation function: what is not negative passes."""
     return input
 
 
-def _uniform(input: Tensor, *_: Any, dim: int | None = None, **__: Any) -> Tensor:  # noqa: A002
+def _uniform(input: Tensor, *_: Any, dim: int | None = None, **__: Any) -> Tensor:
     """A softmax that looks everywhere alike."""
     axis = dim if dim is not None else next((value for value in _ if isinstance(value, int)), -1)
     return torch.full_like(input, 1.0 / input.shape[axis])
@@ -66,7 +70,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 def _weighted(function: Replacement) -> Replacement:
     """A linear map: its input made non-negative (timestep embeddings have negative parts), its bias left out."""
 
-    def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Any:  # noqa: A002
+    def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Any:
         return function(input.to(weight.dtype).abs(), weight, None, *rest, **options)
 
     return call
