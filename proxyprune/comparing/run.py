@@ -48,14 +48,6 @@ class _Request:
     metric: str
     planning: Mapping[str, Any]
 
-    def batches(self, seed: int) -> tuple[Any, ...]:
-        """Calibration batches that scorers see under this seed."""
-        count = len(self.data.batches)
-        if self.calibration is None or self.calibration >= count:
-            return tuple(self.data.batches)
-        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, "calibration")))[: self.calibration]
-        return tuple(self.data.batches[index] for index in sorted(chosen.tolist()))
-
 
 @dataclass(frozen=True)
 class _Record:
@@ -225,6 +217,14 @@ def _journal(path: str | Path | None, header: Mapping[str, Any], resume: bool) -
     return contextlib.nullcontext() if path is None else opened(path, "comparison", header, resume=resume)
 
 
+def calibration_of(batches: Sequence[Any], count: int | None, seed: int) -> tuple[Any, ...]:
+    """The batches that scorers see under a seed: `count` of them, in their order; all of them for None."""
+    if count is None or count >= len(batches):
+        return tuple(batches)
+    chosen = torch.randperm(len(batches), generator=torch.Generator().manual_seed(derived_seed(seed, "calibration")))[:count]
+    return tuple(batches[index] for index in sorted(chosen.tolist()))
+
+
 def kendall_tau(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
     """Kendall's tau-b over the keys of `one`; None when either is constant."""
     tau = float(stats.kendalltau(list(one.values()), [other[key] for key in one]).statistic)
@@ -240,7 +240,7 @@ def _scored(request: _Request, name: str, scorer: Scorer, seed: int, oracle: Ran
             request.graph,
             scorer,
             model=request.model,
-            batches=request.batches(seed),
+            batches=calibration_of(request.data.batches, request.calibration, seed),
             loss_fn=request.data.loss_fn,
             seed=seed,
             example_inputs=request.inputs,

@@ -146,6 +146,25 @@ class Summary:
     macs: Spread | None
     errors: tuple[str, ...]
 
+    @classmethod
+    def of(cls, scorer: str, case: Case, scorings: Iterable[Scoring], cells: Iterable[Cell]) -> Summary:
+        """Summarise the measurements of one scorer in one case."""
+        scorings, cells = tuple(scorings), tuple(cells)
+        spent = [scoring.dollars for scoring in scorings if scoring.dollars is not None]
+        errors = [*(scoring.error for scoring in scorings), *(cell.error for cell in cells)]
+        return cls(
+            scorer=scorer,
+            case=case,
+            tau=Spread.of(scoring.tau for scoring in scorings),
+            loss=Spread.of(cell.loss for cell in cells),
+            recovered_loss=Spread.of(cell.recovered_loss for cell in cells),
+            quality=Spread.of(cell.quality for cell in cells),
+            scoring_seconds=Spread.of(scoring.seconds for scoring in scorings),
+            dollars=sum(spent) if spent else None,
+            macs=Spread.of(cell.macs for cell in cells),
+            errors=tuple(dict.fromkeys(error for error in errors if error is not None)),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
@@ -184,26 +203,7 @@ class Comparison:
 
     def summary(self) -> tuple[Summary, ...]:
         """Over seeds; by case, then by scorer in the order in which they were given."""
-        names = dict.fromkeys(scoring.scorer for scoring in self.scorings)
-        return tuple(self._summary(name, case) for case in self.cases for name in names)
-
-    def _summary(self, scorer: str, case: Case) -> Summary:
-        scorings = [scoring for scoring in self.scorings if scoring.scorer == scorer]
-        cells = [cell for cell in self.cells if cell.scorer == scorer and Case(cell.mode, cell.target) == case]
-        spent = [scoring.dollars for scoring in scorings if scoring.dollars is not None]
-        errors = [*(scoring.error for scoring in scorings), *(cell.error for cell in cells)]
-        return Summary(
-            scorer=scorer,
-            case=case,
-            tau=Spread.of(scoring.tau for scoring in scorings),
-            loss=Spread.of(cell.loss for cell in cells),
-            recovered_loss=Spread.of(cell.recovered_loss for cell in cells),
-            quality=Spread.of(cell.quality for cell in cells),
-            scoring_seconds=Spread.of(scoring.seconds for scoring in scorings),
-            dollars=sum(spent) if spent else None,
-            macs=Spread.of(cell.macs for cell in cells),
-            errors=tuple(dict.fromkeys(error for error in errors if error is not None)),
-        )
+        return summarise(self.scorings, self.cells)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the schema number; rankings without their channel scores, which are large."""
@@ -220,6 +220,23 @@ class Comparison:
             "cells": [cell.to_dict() for cell in self.cells],
             "summary": [summary.to_dict() for summary in self.summary()],
         }
+
+
+def summarise(scorings: Iterable[Scoring], cells: Iterable[Cell]) -> tuple[Summary, ...]:
+    """One summary for each case and scorer, in the order in which they first come."""
+    scorings, cells = tuple(scorings), tuple(cells)
+    cases = dict.fromkeys(Case(cell.mode, cell.target) for cell in cells)
+    names = dict.fromkeys([*(scoring.scorer for scoring in scorings), *(cell.scorer for cell in cells)])
+    return tuple(
+        Summary.of(
+            name,
+            case,
+            [scoring for scoring in scorings if scoring.scorer == name],
+            [cell for cell in cells if cell.scorer == name and Case(cell.mode, cell.target) == case],
+        )
+        for case in cases
+        for name in names
+    )
 
 
 def _brief(scoring: Scoring) -> dict[str, Any]:
