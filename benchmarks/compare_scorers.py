@@ -38,7 +38,7 @@ BATCH = 32
 BATCHES = 24  # for recovery
 CALIBRATION = 8  # of them, drawn by seed, for scorers
 HELD_OUT = (2, 256)  # batches of images, from the test set
-RECOVERY_STEPS = 40
+RECOVERY_STEPS = 30
 
 LOCAL = ("magnitude", "taylor", "random", "ablation", "fisher", "block_influence", "wanda", "synflow", "magnitude_l1")
 CONTROLS = {

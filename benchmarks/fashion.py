@@ -51,7 +51,7 @@ class Subject:
         example_inputs: One sample.
         make_batches: Images and labels -> batches, with a seed for what is drawn.
         loss_fn: Loss of the model on a batch.
-        training_steps: Updates, at batch size 128.
+        training: (updates, images in each).
         learning_rate: Peak of one cosine cycle.
         quality: Name of a further measure and the measure, or None.
     """
@@ -61,7 +61,7 @@ class Subject:
     example_inputs: tuple[Tensor, ...]
     make_batches: Callable[[Tensor, Tensor, int, int], list[Any]]
     loss_fn: Callable[[nn.Module, Any], Tensor]
-    training_steps: int
+    training: tuple[int, int]
     learning_rate: float
     quality: tuple[str, Callable[[nn.Module, Sequence[Any]], float]] | None = None
 
@@ -111,7 +111,7 @@ class ResidualCNN(nn.Module):
 
 
 def unet() -> nn.Module:
-    """A DDPM U-Net: 16 to 32 channels, two resolutions, attention at 8 x 8."""
+    """A DDPM U-Net: 12 to 24 channels, two resolutions, attention at 8 x 8."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -119,11 +119,11 @@ def unet() -> nn.Module:
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(16, 32),
+        block_out_channels=(12, 24),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
+        attention_head_dim=4,
+        norm_num_groups=2,
     )
 
 
@@ -186,9 +186,9 @@ _IMAGE = torch.zeros(1, 1, SIZE, SIZE)
 _TIME, _CLASS = torch.tensor([10]), torch.tensor([1])
 
 SUBJECTS = (
-    Subject("cnn", ResidualCNN, (_IMAGE,), labelled_batches, classification_loss, 700, 4e-3, ("accuracy", accuracy)),
-    Subject("unet", unet, (_IMAGE, _TIME), noisy_batches, unet_loss, 700, 2e-3),
-    Subject("dit", dit, (_IMAGE, _TIME, _CLASS), noisy_batches, dit_loss, 1400, 1e-3),
+    Subject("cnn", ResidualCNN, (_IMAGE,), labelled_batches, classification_loss, (700, 128), 4e-3, ("accuracy", accuracy)),
+    Subject("unet", unet, (_IMAGE, _TIME), noisy_batches, unet_loss, (800, 64), 2e-3),
+    Subject("dit", dit, (_IMAGE, _TIME, _CLASS), noisy_batches, dit_loss, (1200, 64), 1e-3),
 )
 
 
@@ -227,18 +227,19 @@ def trained(subject: Subject) -> nn.Module:
     train(subject, model)
     CACHE.mkdir(exist_ok=True)
     save_model(model, str(path))
-    Console().print(f"trained {subject.name}: {subject.training_steps} steps in {time.perf_counter() - started:.0f} s")
+    Console().print(f"trained {subject.name}: {subject.training[0]} steps in {time.perf_counter() - started:.0f} s")
     return model.eval()
 
 
-def train(subject: Subject, model: nn.Module, batch_size: int = 128) -> None:
+def train(subject: Subject, model: nn.Module) -> None:
     """AdamW with one cosine cycle over the first 50,000 images; the rest of the training set is for calibration."""
+    steps, batch_size = subject.training
     pixels, labels = (values[:50_000] for values in images("train"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=subject.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, subject.learning_rate, total_steps=subject.training_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, subject.learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(TRAINING_SEED)
     model.train()
-    for step in range(subject.training_steps):
+    for step in range(steps):
         chosen = torch.randint(0, len(pixels), (batch_size,), generator=generator)
         (batch,) = subject.make_batches(pixels[chosen], labels[chosen], batch_size, step)
         optimizer.zero_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +93,30 @@ class Data:
 
 def weights_digest(model: nn.Module) -> str:
     """A hash of all parameters and buffers: measurements hold for these weights only."""
+    return data_digest(model.state_dict())
+
+
+def data_digest(value: Any) -> str:
+    """A hash of all tensors in nested containers, in order; what is neither a tensor nor a container counts by its type only."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    _feed(digest, value)
     return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            digest.update(f"{key}\n".encode())
+            _feed(digest, item)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)}\n".encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(f"{value!r}\n".encode() if isinstance(value, str | int | float | bool | None) else type(value).__name__.encode())
 
 
 def held_out_loss(model: nn.Module, data: Data, seed: int) -> float:
