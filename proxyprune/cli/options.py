@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from proxyprune.measure import Recovery
 
 Bounds = Mapping[str, "float | int"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -122,6 +125,31 @@ _PLAN = (
     click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
 )
 
+_RECOVERY = (
+    click.option("--recovery-steps", type=click.IntRange(min=0), default=None, metavar="N", help="Updates of fine-tuning after each cut."),
+    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that fine-tuning (AdamW)."),
+)
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """The short fine-tuning before a network is measured.
+
+    Attributes:
+        steps: Updates, or None when the option was not given.
+        learning_rate: AdamW's.
+    """
+
+    steps: int | None
+    learning_rate: float
+
+    def recovery(self, default_steps: int) -> Recovery:
+        """As the library takes it."""
+        from proxyprune.measure import Recovery
+
+        return Recovery(default_steps if self.steps is None else self.steps, self.learning_rate)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
 
 
@@ -154,8 +182,15 @@ def _plan_request(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[t
     return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
 
 
+def _recovery(recovery_steps: int | None, learning_rate: float) -> RecoveryOptions:
+    return RecoveryOptions(recovery_steps, learning_rate)
+
+
 model_options = gathered("source", ModelOptions, _MODEL)
 """Give a command the options of `ModelOptions`, as its argument `source`."""
+
+recovery_options = gathered("recovery", _recovery, _RECOVERY, names=("recovery_steps", "learning_rate"))
+"""Give a command the options of `RecoveryOptions`, as its argument `recovery`."""
 
 plan_options = gathered("request", _plan_request, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
 """Give a command the options of `PlanOptions`, as its argument `request`."""
