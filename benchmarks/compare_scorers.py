@@ -40,12 +40,13 @@ CALIBRATION = 8  # of them, drawn by seed, for scorers
 HELD_OUT = (2, 256)  # batches of images, from the test set
 RECOVERY_STEPS = 30
 
-LOCAL = ("magnitude", "taylor", "random", "ablation", "fisher", "block_influence", "wanda", "synflow", "magnitude_l1")
+LOCAL = ("magnitude", "taylor", "random", "ablation", "fisher", "block_influence", "wanda", "synflow")
 CONTROLS = {
     "random, blocks only": ChannelsByMagnitude(find("random", {})),
     "taylor, blocks only": ChannelsByMagnitude(find("taylor", {})),
-    "simulated proxy 0.4": SimulatedProxy(0.4),
     "simulated proxy 0.8": SimulatedProxy(0.8),
+    "simulated proxy 0.4": SimulatedProxy(0.4),
+    "magnitude_l1": find("magnitude_l1", {}),
 }
 
 

@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)
 PROPOSERS = ("evolution", "coordinate", "random")
 MEASUREMENTS = 16
 SEARCH_RECOVERY = Recovery(10, SUBJECT.learning_rate / 4)
-FINAL_RECOVERY = Recovery(60, SUBJECT.learning_rate / 4)
+FINAL_RECOVERY = Recovery(40, SUBJECT.learning_rate / 4)
 ONE_SHOT = "one-shot taylor"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.seeds import derived_seed
-from proxyprune.searching.proposing import History
+from proxyprune.searching.proposing import CHEAP_REPEATS, History
 from proxyprune.searching.rounds import Round
 
 
@@ -47,6 +47,7 @@ class CoordinateProposer:
 
     step: float = 0.4
     shrink: float = 0.5
+    repeats: int = field(default=CHEAP_REPEATS, init=False)
 
     @property
     def name(self) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from proxyprune.errors import MissingNeedError
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.seeds import derived_seed
-from proxyprune.searching.proposing import History
+from proxyprune.searching.proposing import CHEAP_REPEATS, History
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class EvolutionProposer:
 
     sigma: float = 0.2
     population: int = 6
+    repeats: int = field(default=CHEAP_REPEATS, init=False)
 
     @property
     def name(self) -> str:

@@ -68,16 +68,26 @@ class History:
         return loss if loss is not None else max(known, default=0.0) + abs(max(known, default=0.0)) + 1.0
 
 
+CHEAP_REPEATS = 60
+"""`Proposer.repeats` where a proposal costs next to nothing."""
+
+
 class Proposer(Protocol):
     """Suggests the next ranking to measure.
 
     Attributes:
         name: Recorded in rankings and in the memory; it includes every setting that matters.
+        repeats: Duplicates in a row after which it has nothing new to say and the search ends.
     """
 
     @property
     def name(self) -> str:
         """Name with settings."""
+        ...
+
+    @property
+    def repeats(self) -> int:
+        """Duplicates in a row that end the search."""
         ...
 
     def propose(self, history: History) -> Ranking:
@@ -93,6 +103,7 @@ class ScorerProposer:
     """
 
     scorer: Scorer
+    repeats: int = 3
 
     @property
     def name(self) -> str:
@@ -120,6 +131,7 @@ class RandomProposer:
     """Uniform block scores, drawn anew for each round: the control that every other proposer has to beat."""
 
     name: str = field(default="random", init=False)
+    repeats: int = field(default=CHEAP_REPEATS, init=False)
 
     def propose(self, history: History) -> Ranking:
         """Draw a number for each block."""

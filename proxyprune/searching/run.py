@@ -31,8 +31,6 @@ from proxyprune.surgery import Surgery
 
 SCHEMA = 1
 DEFAULT_START = "taylor"
-MOST_REPEATS = 12
-"""Duplicates in a row after which a proposer has nothing new to say."""
 
 _SAME_LOSS = 1e-4  # relative; more than another machine's rounding, less than other weights or data
 
@@ -276,7 +274,7 @@ def search(
             _remember(journal, {"what": "start", "ranking": first.to_dict(), "base_loss": base_loss})
         for entry in done:
             _tell(progress, entry)
-        stopped = _stopped(done, rounds, patience)
+        stopped = _stopped(done, rounds, patience, chosen.repeats)
         while stopped is None:
             started = time.perf_counter()
             ranking = chosen.propose(task.history(first, done)) if done else first
@@ -284,7 +282,7 @@ def search(
             _remember(journal, {"what": "round", "round": entry.to_dict()})
             done.append(entry)
             _tell(progress, entry)
-            stopped = _stopped(done, rounds, patience)
+            stopped = _stopped(done, rounds, patience, chosen.repeats)
     best = task.history(first, done).best
     if best.loss is None:
         raise ScoringError(f"None of {len(done)} rounds gave a network with a finite loss; the first said: {done[0].error}")
@@ -357,7 +355,7 @@ def _tell(progress: Callable[[Round], None] | None, entry: Round) -> None:
         progress(entry)
 
 
-def _stopped(done: Sequence[Round], rounds: int, patience: int | None) -> str | None:
+def _stopped(done: Sequence[Round], rounds: int, patience: int | None, most_repeats: int) -> str | None:
     """Why the search is over, or None."""
     measured = [entry for entry in done if entry.measured]
     if len(measured) >= rounds:
@@ -366,4 +364,4 @@ def _stopped(done: Sequence[Round], rounds: int, patience: int | None) -> str | 
     if patience is not None and since >= patience:
         return "patience"
     repeats = next((place for place, entry in enumerate(reversed(done)) if entry.measured), len(done))
-    return "repeats" if repeats >= MOST_REPEATS else None
+    return "repeats" if repeats >= most_repeats else None
