@@ -27,7 +27,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("read", ("read",)),
     ("store", ("storage", "carry")),
     ("prune", ("flow", "testing")),
-    ("show", ("modelfile", "plots")),
+    ("show", ("modelfile", "plots", "doctor")),
     ("measure", ("journal", "measure")),
     ("search", ("searching.*",)),
     ("compare", ("comparing.*",)),

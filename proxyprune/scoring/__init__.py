@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from proxyprune.scoring.base import NEEDS, Scorer, ScoringContext
+from proxyprune.scoring.base import NEEDS, Scorer, ScoringContext, model_given
 from proxyprune.scoring.brief import Attempt, Brief, NoiseInterval
 from proxyprune.scoring.registry import ScorerInfo, find, scorers
 
@@ -26,6 +26,7 @@ __all__ = [
     "find",
     "group_importance",
     "half_saturation",
+    "model_given",
     "score",
     "scorers",
 ]

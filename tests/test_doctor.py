@@ -1,0 +1,69 @@
+"""`proxyprune doctor`: it reports what is there, finds what is broken, and gives nothing away."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+
+import pytest
+from click.testing import CliRunner
+
+from proxyprune.cli import main
+from proxyprune.doctor import Device, Diagnosis, Package, examine
+
+
+def diagnosis(**changes) -> Diagnosis:
+    whole = {
+        "version": "1",
+        "python": "3.11",
+        "system": "",
+        "cores": 1,
+        "packages": (),
+        "devices": (),
+        "scorers": (),
+        "keys": {},
+    }
+    return Diagnosis(**(whole | changes))
+
+
+def test_this_environment_is_whole():
+    """Where the tests run, every requirement is met, the CPU computes, and the versions are the installed ones."""
+    found = examine()
+    assert found.problems == ()
+    assert {p.name: p.found for p in found.packages}["torch"] == metadata.version("torch")
+    assert found.devices[0].name == "cpu"
+    assert {"diffusion", "dev"} <= set(found.extras)
+    assert "all" not in found.extras
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "says"),
+    [(None, ">=2", "is not installed"), ("1.9", ">=2,<3", "is 1.9"), ("3.0", ">=2,<3", "is 3.0"), ("2.13.0+cpu", ">=2.8", None)],
+)
+def test_packages(found, wanted, says):
+    """A missing, too old or too new package is a problem; a local build of a fitting version is none."""
+    problem = Package("torch", wanted, found).problem
+    assert problem is None if says is None else says in problem
+
+
+def test_problems_say_what_to_do():
+    """A broken requirement, device or scorer is listed; a missing extra is not."""
+    found = diagnosis(
+        packages=(Package("rich", ">=13", "9.0"), Package("diffusers", ">=0.35", None, "diffusion")),
+        devices=(Device("cuda:0", "GPU", "a small convolution fails: RuntimeError: no kernel image"),),
+        scorers=(("mine", "my-plugin 0.1", "cannot be imported"),),
+    )
+    assert len(found.problems) == 3
+    assert "pip install 'rich>=13'" in found.problems[0]
+    assert [package.name for package in found.extras["diffusion"]] == ["diffusers"]
+
+
+def test_keys_are_never_shown(monkeypatch):
+    """Whether a key is set is told; its value is in neither output."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-8d1f")
+    for arguments in (["doctor"], ["doctor", "--json"]):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        assert "OPENAI_API_KEY" in result.output
+        assert "canary" not in result.output
+    assert json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)["keys"]["OPENAI_API_KEY"] is True
