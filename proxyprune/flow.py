@@ -107,6 +107,7 @@ def prune(
     batches: Sequence[Any] | None = None,
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     seed: int = 0,
+    accept_unreliable: bool = False,
     inplace: bool = False,
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
@@ -130,6 +131,7 @@ def prune(
         batches: Calibration batches, for scorers that need them.
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it.
         seed: For scorers that draw.
+        accept_unreliable: Go on although the ranking says of itself that it should decide nothing.
         inplace: Cut `model` itself.
 
     Returns:
@@ -142,6 +144,7 @@ def prune(
     brief = Brief(target, metric, mode)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     options = {"mode": mode, "metric": metric, "round_to": round_to, "floors": floors, "ceilings": ceilings}
+    options |= {"accept_unreliable": accept_unreliable}
     return cut(model, example_inputs, graph, ranking, target, keep=keep, inplace=inplace, **options)
 
 

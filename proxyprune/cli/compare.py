@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.llm_options import SCORERS, LLMOptions, llm_options
 from proxyprune.cli.options import (
     ModelOptions,
     RecoveryOptions,
@@ -63,9 +64,10 @@ _COMPARE = (
 @model_options
 @gathered("what", CompareOptions, _COMPARE)
 @recovery_options
+@llm_options
 @json_option
 @traceback_option
-def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOptions, as_json: bool) -> None:
+def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool) -> None:
     """Compare scorers on a network: the same cuts, the same data, the same recovery.
 
     For each scorer: Kendall's tau to the ablation oracle, held-out loss right after the cut and after a short recovery, seconds and money.
@@ -73,6 +75,10 @@ def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOption
     """
     if source.fake_weights:
         raise click.UsageError("A network without weights cannot be measured; leave --fake-weights out.")
+    if llm.dry_run:
+        raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
+    if not any(name in SCORERS for name in _listed(what.scorers)):
+        llm.refuse_any("a comparison without a language model")
     if what.resume and what.journal is None:
         raise click.UsageError("--resume goes on with a journal; name it with --journal.")
     from proxyprune.cli.console import output
@@ -85,7 +91,7 @@ def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOption
     if what.plot is not None:
         check_plot_path(what.plot)
     with output(as_json) as out:
-        arms = {name: scorer_named(name) for name in _listed(what.scorers)}
+        arms = {name: scorer_named(name, llm if name in SCORERS else LLMOptions()).scorer for name in _listed(what.scorers)}
         built = build(source, out)
         with out.stage(f"Comparing {len(arms)} scorers"):
             comparison = compare_scorers(

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from proxyprune.measure import Recovery
+    from proxyprune.scoring import Brief
 
 Bounds = Mapping[str, "float | int"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -58,6 +59,7 @@ class PlanOptions:
         keep: Patterns that stay as they are.
         floors: Least that stays, by pattern.
         ceilings: Most that stays, by pattern.
+        accept_unreliable: Plan from a ranking that is marked unreliable.
     """
 
     target: str
@@ -67,12 +69,19 @@ class PlanOptions:
     keep: tuple[str, ...]
     floors: Bounds
     ceilings: Bounds
+    accept_unreliable: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `prune` and `make_plan`; a plain fraction becomes the number that a Python caller would write."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fraction = _FRACTION.fullmatch(self.target)
         return values | {"target": float(self.target) if fraction else self.target}
+
+    def brief(self) -> Brief:
+        """What a scorer is told about the goal."""
+        from proxyprune.scoring import Brief
+
+        return Brief(self.arguments()["target"], self.metric, self.mode)
 
 
 class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on, and not before
@@ -123,6 +132,7 @@ _PLAN = (
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
     click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
     click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
+    click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
 )
 
 _RECOVERY = (

@@ -27,14 +27,21 @@ def graph_payload(graph: ModelGraph) -> dict[str, Any]:
     }
 
 
-def ranking_payload(graph: ModelGraph, ranking: Ranking) -> dict[str, Any]:
-    """What `score --json` prints: the ranking as `Ranking.from_dict` reads it, and which structure it belongs to."""
+def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `score --json` prints: the ranking as `Ranking.from_dict` reads it, and which structure it belongs to.
+
+    Args:
+        graph: The network.
+        ranking: Its ranking.
+        asked: What asking a language model took, or None when none was asked.
+    """
     return {
         **ranking.to_dict(),
         "order": list(ranking.order),
         "model_class": graph.model_class,
         "fingerprint": graph.fingerprint,
         "macs": {block.id: block.macs for block in graph.blocks},
+        **({} if asked is None else {"asked": asked}),
     }
 
 

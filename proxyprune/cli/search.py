@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.llm_options import SCORERS, LLMOptions, llm_options
 from proxyprune.cli.options import (
     ModelOptions,
     PlanOptions,
@@ -77,9 +78,12 @@ _SEARCH = (
 @plan_options
 @gathered("how", SearchOptions, _SEARCH)
 @recovery_options
+@llm_options
 @json_option
 @traceback_option
-def search(source: ModelOptions, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, as_json: bool) -> None:
+def search(
+    source: ModelOptions, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool
+) -> None:
     """Search for the best network of a budget by measuring proposals.
 
     Each round proposes a ranking, plans, cuts and measures the loss on held-out batches. The model file defines calibration_batches() and
@@ -87,18 +91,31 @@ def search(source: ModelOptions, request: PlanOptions, how: SearchOptions, recov
     """
     if source.fake_weights:
         raise click.UsageError("A network without weights cannot be measured; leave --fake-weights out.")
+    if llm.dry_run:
+        raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
     from proxyprune.cli.console import output
     from proxyprune.cli.loading import build
     from proxyprune.plots import check_plot_path
-    from proxyprune.searching import proposer_named
 
     if how.plot is not None:
         check_plot_path(how.plot)
     with output(as_json) as out:
-        proposer = proposer_named(how.proposer)
+        proposer = _proposer(how.proposer, llm)
         built = build(source, out)
         result = _search(built, proposer, request, how, recovery, out)
         _finish(built, result, how, out)
+
+
+def _proposer(name: str, llm: LLMOptions) -> Proposer:
+    """Looked up before anything slow happens; a language model with its options, which hold for every round."""
+    from proxyprune.cli.loading import scorer_named
+    from proxyprune.searching import proposer_named
+    from proxyprune.searching.proposing import ScorerProposer
+
+    if name in SCORERS:
+        return ScorerProposer(scorer_named(name, llm).scorer)
+    llm.refuse_any(f"proposer '{name}'")
+    return proposer_named(name)
 
 
 def _search(
@@ -121,7 +138,7 @@ def _search(
             conv_groups=built.source.conv_groups,
             seed=built.source.seed,
             progress=_line,
-            **request.arguments(),
+            **{name: value for name, value in request.arguments().items() if name != "accept_unreliable"},
             **built.measured_with(),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -235,10 +236,11 @@ def _scored(request: _Request, name: str, scorer: Scorer, seed: int, oracle: Ran
     started = time.perf_counter()
     ranking: Ranking | None = None
     error: str | None = None
+    metered, meter = _metered(scorer)
     try:
         ranking = score(
             request.graph,
-            scorer,
+            metered,
             model=request.model,
             batches=calibration_of(request.data.batches, request.calibration, seed),
             loss_fn=request.data.loss_fn,
@@ -250,13 +252,32 @@ def _scored(request: _Request, name: str, scorer: Scorer, seed: int, oracle: Ran
         error = str(problem)
     seconds = time.perf_counter() - started
     tau = None if ranking is None else kendall_tau(ranking.scores, oracle.scores)
-    return Scoring(name, seed, seconds, _dollars(ranking), tau, ranking, error)
+    return Scoring(name, seed, seconds, meter.dollars, tau, ranking, error)
 
 
-def _dollars(ranking: Ranking | None) -> float | None:
-    """What a ranking cost, where it says so."""
-    spent = getattr(ranking, "dollars", None)
-    return float(spent) if isinstance(spent, int | float) else None
+@dataclass
+class _Meter:
+    """Hears what a scorer reports about itself, adds up the money, and passes everything on."""
+
+    listener: Callable[[Any], None] | None
+    dollars: float | None = None
+
+    def __call__(self, event: Any) -> None:
+        spent = getattr(event, "spent_usd", None)
+        if isinstance(spent, int | float):
+            self.dollars = (self.dollars or 0.0) + float(spent)
+        if self.listener is not None:
+            self.listener(event)
+
+
+def _metered(scorer: Scorer) -> tuple[Scorer, _Meter]:
+    """The scorer with a meter in the place of its observer, where it has one: scorers that ask language models do."""
+    meter = _Meter(getattr(scorer, "observer", None))
+    candidate: Any = scorer
+    if not dataclasses.is_dataclass(candidate) or all(entry.name != "observer" for entry in dataclasses.fields(candidate)):
+        return scorer, meter
+    replaced: Any = dataclasses.replace(candidate, observer=meter)  # type: ignore[type-var]
+    return replaced, meter
 
 
 def _measured(request: _Request, scoring: Scoring, case: Case) -> Cell:

@@ -107,8 +107,9 @@ class ScorerProposer:
 
     @property
     def name(self) -> str:
-        """The scorer's name."""
-        return self.scorer.name
+        """The scorer's name, with the model that it asks when it asks one."""
+        model = getattr(self.scorer, "model", None)
+        return f"{self.scorer.name}({model})" if isinstance(model, str) else self.scorer.name
 
     def propose(self, history: History) -> Ranking:
         """Score with the attempts so far as memory."""
