@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from proxyprune import ModelGraph, Ranking, Scorer, ScoringContext
+from proxyprune.proxy.scorer import LocalScorer
 from proxyprune.scoring import find
 from proxyprune.scoring.seeds import derived_seed
+
+REPLIES = Path(__file__).parent / "replies"
+LOCAL_MODEL = "SmolLM2-135M-Instruct.Q4_1"
+LOCAL_SAMPLES = 3
+
+NOBODY = "http://127.0.0.1:9/v1"  # where nobody listens: answers come from the replies
+LLM_ARMS = ("local LLM", "local LLM, real names", "local LLM, shuffled")
+
+
+def local_llm(url: str | None, *, real_names: bool) -> LocalScorer:
+    """SmolLM2-135M on a server of one's own: asked at `url`, or replayed from the committed replies."""
+    return LocalScorer(
+        model=LOCAL_MODEL,
+        base_url=url or NOBODY,
+        samples=LOCAL_SAMPLES,
+        max_samples=LOCAL_SAMPLES,
+        concurrency=1,
+        deadline_seconds=3000.0,
+        real_names=real_names,
+        cache=REPLIES,
+        cache_mode="read-write" if url else "replay-only",
+    )
+
+
+def llm_arms(url: str | None) -> dict[str, Scorer]:
+    """A real, tiny language model: names anonymised (the default), real names, and its own scores handed to other blocks."""
+    anonymous, named = (local_llm(url, real_names=real_names) for real_names in (False, True))
+    return dict(zip(LLM_ARMS, (anonymous, named, Shuffled(anonymous)), strict=True))
 
 
 @dataclass(frozen=True)

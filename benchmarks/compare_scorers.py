@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arms import ChannelsByMagnitude, SimulatedProxy
+from arms import REPLIES, ChannelsByMagnitude, SimulatedProxy, llm_arms
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ from proxyprune.comparing.run import calibration_of
 from proxyprune.comparing.values import summarise
 from proxyprune.journal import opened
 from proxyprune.measure import Data, Recovery
-from proxyprune.scoring import find
+from proxyprune.scoring import Brief, find
 
 CASES = (*(Case("width", target) for target in (0.8, 0.6, 0.4)), *(Case("depth", target) for target in (0.8, 0.6)))
 SEEDS = (0, 1, 2)
@@ -73,7 +73,17 @@ class Setting:
 def available_arms() -> dict[str, Any]:
     """Every arm that can be measured here."""
     installed = {info.name for info in pp.scorers() if info.error is None}
-    return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS}
+    recorded = REPLIES.is_dir() and any(REPLIES.iterdir())
+    return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **(llm_arms(None) if recorded else {})}
+
+
+def record(setting: Setting, url: str) -> None:
+    """Ask the language model what the benchmark will replay."""
+    graph = pp.trace(setting.model, setting.subject.example_inputs)
+    for name, arm in llm_arms(url).items():
+        for seed in SEEDS:
+            ranking = pp.score(graph, arm, model=setting.model, seed=seed, brief=Brief(metric="macs"))
+            print(f"{setting.subject.name}: {name}, seed {seed}: confidence {ranking.confidence}", flush=True)
 
 
 def measure(setting: Setting, arms: Mapping[str, Any], progress: Any) -> Comparison:
@@ -186,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", default=[subject.name for subject in SUBJECTS])
     parser.add_argument("--arms", nargs="*", default=None, help="only these; all that are available otherwise")
+    parser.add_argument("--record", metavar="URL", help="ask the local language model there, keep its answers, and measure nothing")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     arms = available_arms()
@@ -195,10 +206,15 @@ def main() -> None:
         if subject.name not in chosen.networks:
             continue
         setting = Setting.of(subject)
+        if chosen.record:
+            record(setting, chosen.record)
+            continue
         comparison = measure(setting, arms, lambda text, name=subject.name: print(f"{name}: {text}", flush=True))
         peers = measure_peers(setting, lambda text: print(text, flush=True))
         rows += rows_of(subject.name, comparison, peers)
         details[subject.name] = {**comparison.to_dict(), "summary": None, "peers": [cell.to_dict() for cell in peers]}
+    if chosen.record:
+        return
     print_table("Scorers, mean over seeds", [key for key in rows[0] if key not in ("low", "high")], rows)
     save("compare_scorers", {"cases": [str(case) for case in CASES], "seeds": SEEDS, "rows": rows, "networks": details} | environment())
     plot(rows)
