@@ -60,7 +60,10 @@ class _Record:
     cells: dict[tuple[str, Case, int], Cell] = field(default_factory=dict)
 
     def load(self) -> None:
+        """Read the journal; what failed is tried again."""
         for entry in self.journal.entries if self.journal is not None else ():
+            if entry["value"]["error"] is not None:
+                continue
             if entry["what"] == "scoring":
                 scoring = Scoring.from_dict(entry["value"])
                 self.scorings[scoring.scorer, scoring.seed] = scoring
