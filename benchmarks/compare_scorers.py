@@ -70,10 +70,14 @@ class Setting:
         return cls(subject, trained(subject), data, Recovery(RECOVERY_STEPS, subject.learning_rate / 4))
 
 
-def available_arms() -> dict[str, Any]:
+RECORDED = ("unet",)
+"""Networks about which the language model was asked: an answer takes it half a minute here."""
+
+
+def available_arms(network: str) -> dict[str, Any]:
     """Every arm that can be measured here."""
     installed = {info.name for info in pp.scorers() if info.error is None}
-    recorded = REPLIES.is_dir() and any(REPLIES.iterdir())
+    recorded = network in RECORDED and REPLIES.is_dir()
     return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **(llm_arms(None) if recorded else {})}
 
 
@@ -199,8 +203,6 @@ def main() -> None:
     parser.add_argument("--record", metavar="URL", help="ask the local language model there, keep its answers, and measure nothing")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    arms = available_arms()
-    arms = {name: arm for name, arm in arms.items() if chosen.arms is None or name in chosen.arms}
     rows, details = [], {}
     for subject in SUBJECTS:
         if subject.name not in chosen.networks:
@@ -209,6 +211,7 @@ def main() -> None:
         if chosen.record:
             record(setting, chosen.record)
             continue
+        arms = {name: arm for name, arm in available_arms(subject.name).items() if chosen.arms is None or name in chosen.arms}
         comparison = measure(setting, arms, lambda text, name=subject.name: print(f"{name}: {text}", flush=True))
         peers = measure_peers(setting, lambda text: print(text, flush=True))
         rows += rows_of(subject.name, comparison, peers)

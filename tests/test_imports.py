@@ -156,10 +156,19 @@ def test_no_llm_library_without_an_llm_scorer(name):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("before", ["proxyprune", "proxyprune.scoring", "proxyprune.scoring.base", "proxyprune.flow", "proxyprune.cli"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "proxyprune",
+        "proxyprune.scoring",
+        "proxyprune.scoring.base",
+        "proxyprune.flow",
+        "proxyprune.cli",
+        "proxyprune.searching",
+        "proxyprune.comparing",
+    ],
+)
 def test_public_names_whatever_was_imported_before(before):
     """`pp.scorers()` and the other verbs stay callable when a module of the same name was imported first."""
-    code = (
-        f"import {before}; import proxyprune as pp; pp.scorers(); assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune'))"
-    )
+    code = f"import {before}; import proxyprune as pp; pp.scorers(); assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune', 'search', 'compare'))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
