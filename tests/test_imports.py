@@ -170,5 +170,8 @@ def test_no_llm_library_without_an_llm_scorer(name):
 )
 def test_public_names_whatever_was_imported_before(before):
     """`pp.scorers()` and the other verbs stay callable when a module of the same name was imported first."""
-    code = f"import {before}; import proxyprune as pp; pp.scorers(); assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune', 'search', 'compare'))"
+    code = (
+        f"import {before}; import proxyprune as pp; pp.scorers(); "
+        "assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune', 'search', 'compare'))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
