@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arms import REPLIES, ChannelsByMagnitude, SimulatedProxy, llm_arms
+from arms import ChannelsByMagnitude, SimulatedProxy, llm_arms
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from matplotlib.figure import Figure
@@ -70,15 +70,15 @@ class Setting:
         return cls(subject, trained(subject), data, Recovery(RECOVERY_STEPS, subject.learning_rate / 4))
 
 
-RECORDED = ("unet",)
-"""Networks about which the language model was asked: an answer takes it half a minute here."""
+RECORDED = {"cnn": ("local LLM", "local LLM, shuffled")}
+"""Arms whose answers are in benchmarks/replies; --record asks for more (an answer took half a minute to three minutes here)."""
 
 
 def available_arms(network: str) -> dict[str, Any]:
     """Every arm that can be measured here."""
     installed = {info.name for info in pp.scorers() if info.error is None}
-    recorded = network in RECORDED and REPLIES.is_dir()
-    return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **(llm_arms(None) if recorded else {})}
+    asked = {name: arm for name, arm in llm_arms(None).items() if name in RECORDED.get(network, ())}
+    return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **asked}
 
 
 def record(setting: Setting, url: str) -> None:
@@ -179,7 +179,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> None:
                     continue
                 if row["recovered"] is None:
                     across = panel.get_yaxis_transform()
-                    panel.text(0.02, place, "no running model", transform=across, fontsize=6, va="center", color="0.5")
+                    panel.text(0.02, place, "no network", transform=across, fontsize=6, va="center", color="0.5")
                     continue
                 colour = "#D55E00" if row["recovered"] == best else "#999999" if arm.startswith(("random", "simulated")) else "#0072B2"
                 panel.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.5)
