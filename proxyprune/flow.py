@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proxyprune.apply import Applied, apply
 from proxyprune.budget import Target
-from proxyprune.capture import ExampleInputs
+from proxyprune.calling import ExampleInputs
 from proxyprune.errors import VerificationError
 from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan

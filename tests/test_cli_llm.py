@@ -9,7 +9,7 @@ import pytest
 from test_cli import MEASURED, NETWORK, fail, succeed
 
 from proxyprune.testing import FakeLLMServer, Refusal, SimulatedProxy
-from proxyprune.testing.fake_server import Asked
+from proxyprune.testing.asked import Asked
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ PACKAGE = ROOT / "proxyprune"
 # A new module needs a place here; "name.*" is a package with all that is in it.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("words", ("errors", "graph", "ranking")),
-    ("trace", ("capture",)),
+    ("trace", ("program", "calling", "skeleton", "predispatch", "recorder", "capture")),
     ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
     ("score", ("scoring.*",)),
     ("proxy", ("proxy.*",)),
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
-    ("apply", ("surgery", "predict", "skeleton", "bypass", "layers", "verify", "follow", "apply")),
+    ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "observe", "apply")),
     ("read", ("read",)),
     ("store", ("storage", "carry")),
     ("prune", ("flow", "testing.*")),

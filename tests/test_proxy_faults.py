@@ -38,7 +38,7 @@ from proxyprune.testing import (
     check_scorer,
     residual_network,
 )
-from proxyprune.testing.fake_server import by_place
+from proxyprune.testing.asked import by_place
 
 every_scorer = pytest.mark.parametrize("scorer", SCORERS)
 
@@ -105,6 +105,8 @@ MENDED = {
     "prose": Says(lambda asked: f"Of course! Here you are: {by_place(asked)} Good luck."),
     "fenced": Says(lambda asked: f"```json\n{by_place(asked)}\n```"),
     "nothing": Says(" "),
+    "half a surrogate pair": Says('{"scores": {"\ud800": 1}}'),
+    "control characters": Says("\x00\x1b[31m{}"),
     "deep": Says("[" * 100_000),
 }
 

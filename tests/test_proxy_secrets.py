@@ -90,6 +90,15 @@ def test_user_and_password_in_the_address_become_a_header(scorer):
 
 
 @every_scorer
+def test_no_proxy_stands_between_this_machine_and_itself(scorer, monkeypatch):
+    """Proxies of the environment would see prompt and key; to this machine they are not used."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with FakeLLMServer() as server:
+        assert ask(server, scorer, retries=0).scores
+
+
+@every_scorer
 @pytest.mark.parametrize("failure", FAILURES)
 def test_no_key_is_written_or_printed(scorer, failure, tmp_path, caplog, capfd):
     """Message, repr, traceback with its chain, log, audit and cache of a failed and of a good ranking hold no key."""

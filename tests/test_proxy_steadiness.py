@@ -19,7 +19,7 @@ from proxyprune.errors import UnreliableRankingError
 from proxyprune.proxy.agreement import concordance, kendall_tau, mean_pairwise_tau, measure_agreement, mid_ranks
 from proxyprune.proxy.consensus import borda, disagreements, kemeny, kemeny_order
 from proxyprune.testing import FakeLLMServer, SimulatedProxy, SimulatedScorer, predicted_tau, residual_network
-from proxyprune.testing.fake_server import Asked
+from proxyprune.testing.asked import Asked
 
 tables = (
     st.integers(2, 5)

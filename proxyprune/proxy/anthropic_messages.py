@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from proxyprune.errors import LLMError
-from proxyprune.proxy.connection import client_options
+from proxyprune.proxy.connection import http_client
 from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.exchange import Reply, Request, Usage
 from proxyprune.proxy.failures import FailedStatus, Service
@@ -19,12 +19,10 @@ class AnthropicMessages:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from anthropic import Anthropic, DefaultHttpxClient
+        from anthropic import Anthropic
 
         self._endpoint = endpoint
-        self._client = Anthropic(
-            api_key=endpoint.key(), base_url=endpoint.url, max_retries=0, http_client=DefaultHttpxClient(**client_options(endpoint))
-        )
+        self._client = Anthropic(api_key=endpoint.key(), base_url=endpoint.url, max_retries=0, http_client=http_client(endpoint))
 
     def send(self, request: Request, timeout_seconds: float) -> Reply:
         """Ask once."""

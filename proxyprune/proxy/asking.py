@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -181,7 +181,8 @@ class Asker:
         )
         self.account.charge(reply.usage)
         self.audit.write("answered", **where, **_sent(request), text=reply.text, usage=reply.usage.to_dict(), request_id=reply.request_id)
-        return replace(reply, text=redacted(reply.text, self.endpoint.secrets()))
+        whole = reply.text.encode("utf-8", "replace").decode()  # half a surrogate pair could be neither sent back nor stored
+        return replace(reply, text=redacted(whole, self.endpoint.secrets()))
 
     def _connected(self) -> Provider:
         with self._lock:
@@ -214,7 +215,7 @@ class Asker:
                 "asked_twice": mended,
                 "usage": usage.to_dict(),
                 "seconds": round(seconds, 3),
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "sdk": _sdk_version(self.name),
             },
         )

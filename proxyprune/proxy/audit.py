@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Audit:
         """
         if self.path is None:
             return
-        entry = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **content}
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **content}
         line = json.dumps(redacted_json(entry, self.secrets()), ensure_ascii=True) + "\n"
         try:
             with self._lock:

@@ -17,8 +17,10 @@ _HEADERS = frozenset(
 hosted service, which may hold secrets."""
 
 
-def client_options(endpoint: Endpoint) -> dict[str, Any]:
-    """Arguments for the SDK's own HTTP client class."""
+def http_client(endpoint: Endpoint) -> httpx2.Client:
+    """A plain client of the library that both SDKs rest on; the class that one of them brings reads proxies from the environment always."""
+    import httpx2
+
     options: dict[str, Any] = {"follow_redirects": False, "trust_env": not endpoint.loopback}
     if endpoint.url.startswith("http://"):
         options["verify"] = False  # there is no certificate to check, and loading the trusted ones takes a tenth of a second
@@ -33,4 +35,4 @@ def client_options(endpoint: Endpoint) -> dict[str, Any]:
                 request.headers["x-api-key"] = endpoint.key()
 
         options["event_hooks"] = {"request": [strip]}
-    return options
+    return httpx2.Client(**options)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxyprune.errors import LLMError
-from proxyprune.proxy.connection import client_options
+from proxyprune.proxy.connection import http_client
 from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.failures import FailedStatus, Service
 
@@ -19,9 +19,9 @@ _Result = TypeVar("_Result")
 
 def make_client(endpoint: Endpoint) -> OpenAI:
     """A client that neither retries nor follows redirections nor reads another address or key from the environment."""
-    from openai import DefaultHttpxClient, OpenAI
+    from openai import OpenAI
 
-    return OpenAI(api_key=endpoint.key(), base_url=endpoint.url, max_retries=0, http_client=DefaultHttpxClient(**client_options(endpoint)))
+    return OpenAI(api_key=endpoint.key(), base_url=endpoint.url, max_retries=0, http_client=http_client(endpoint))
 
 
 def exchange(service: Service, timeout_seconds: float, call: Callable[[], _Result]) -> _Result | FailedStatus:

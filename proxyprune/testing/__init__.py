@@ -8,6 +8,7 @@ def test_contract():
 
 from __future__ import annotations
 
+from proxyprune.testing.asked import Asked, by_place
 from proxyprune.testing.contract import (
     CheckResult,
     ContractReport,
@@ -17,20 +18,8 @@ from proxyprune.testing.contract import (
     check_scorer,
     residual_network,
 )
-from proxyprune.testing.fake_server import (
-    Asked,
-    CutOff,
-    Dribble,
-    Drop,
-    Empty,
-    FakeLLMServer,
-    Html,
-    Refusal,
-    Says,
-    Slow,
-    Status,
-    Truncated,
-)
+from proxyprune.testing.fake_server import FakeLLMServer
+from proxyprune.testing.faults import CutOff, Dribble, Drop, Empty, Html, Refusal, Says, Slow, Status, Truncated
 from proxyprune.testing.simulated import SimulatedProxy, SimulatedScorer, predicted_tau
 
 __all__ = [
@@ -53,6 +42,7 @@ __all__ = [
     "Status",
     "Truncated",
     "attention_network",
+    "by_place",
     "check_scorer",
     "predicted_tau",
     "residual_network",

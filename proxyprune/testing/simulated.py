@@ -26,7 +26,7 @@ from proxyprune.proxy.endpoint import Endpoint
 from proxyprune.proxy.exchange import Provider, Reply, Request, Usage
 from proxyprune.proxy.scorer import LLMScorer
 from proxyprune.scoring.seeds import derived_seed
-from proxyprune.testing.fake_server import Asked
+from proxyprune.testing.asked import Asked
 
 
 def predicted_tau(samples: int, noise: float, skill: float = 1.0) -> float:
