@@ -7,6 +7,7 @@
     │   ├── TargetError           a budget is out of range, or no plan reaches it
     │   ├── KeepPatternError      a keep, floor or ceiling pattern matches nothing
     │   ├── WeightsError          weights are missing, misshapen, NaN or infinite
+    │   ├── DataError             a data set is missing, or holds something that is no image
     │   └── UnknownNameError      no scorer, block or group has this name  (also LookupError)
     ├── TraceError                torch.export cannot read the model
     ├── ScoringError              a scorer could not do its work
@@ -17,6 +18,9 @@
     │   ├── PlanMismatchError     it belongs to another structure
     │   └── PlanFormatError       its file is truncated, tampered with, or from another schema
     ├── VerificationError         the pruned network does not do what was planned
+    ├── TrainingError             a training run cannot start or go on
+    │   ├── DivergedError         the loss is not finite any more
+    │   └── ComputeError          the next step would cost more than the ledger allows
     └── StorageError              a folder cannot be written or read       (also OSError)
 
 A message says what was expected, what was found, where, and what to do.
@@ -51,6 +55,10 @@ class KeepPatternError(InputError):
 
 class WeightsError(InputError):
     """Weights are missing, have other shapes than the model, or are not finite."""
+
+
+class DataError(InputError):
+    """A data set is missing, cannot be read, or holds something that is no image."""
 
 
 class UnknownNameError(InputError, LookupError):
@@ -101,6 +109,18 @@ class VerificationError(ProxyPruneError):
         super().__init__(message)
         self.module = module
         self.groups = groups
+
+
+class TrainingError(ProxyPruneError):
+    """A training run cannot start, or cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss is not finite any more; the message names the last good checkpoint."""
+
+
+class ComputeError(TrainingError):
+    """What comes next would cost more training compute than the ledger allows."""
 
 
 class StorageError(ProxyPruneError, OSError):

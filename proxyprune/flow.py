@@ -108,6 +108,7 @@ def prune(
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     seed: int = 0,
     inplace: bool = False,
+    brief: Brief | None = None,
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
 
@@ -131,6 +132,7 @@ def prune(
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it.
         seed: For scorers that draw.
         inplace: Cut `model` itself.
+        brief: What else a scorer may be told (diffusion interval, earlier attempts); the goal is filled in from the arguments.
 
     Returns:
         The pruned model with plan, ranking and report.
@@ -139,7 +141,7 @@ def prune(
         ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
     """
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups, probe=False)
-    brief = Brief(target, metric, mode)
+    brief = replace(brief or Brief(), target=target, metric=metric, mode=mode)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     while True:
         plan = make_plan(

@@ -28,6 +28,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("store", ("storage", "carry")),
     ("prune", ("flow", "testing")),
     ("show", ("modelfile", "plots")),
+    ("diffusion", ("diffusion.*",)),
     ("command line", ("cli.*", "__main__")),
 )
 HEAVY = (
@@ -39,6 +40,8 @@ HEAVY = (
     "openai",
     "anthropic",
     "diffusers",
+    "accelerate",
+    "datasets",
     "transformers",
     "torch_pruning",
     "thop",
@@ -119,7 +122,8 @@ def test_no_cycles():
 
 
 @pytest.mark.parametrize(
-    "statement", ["import proxyprune", "import proxyprune.cli", "import proxyprune.plots", "import proxyprune.modelfile"]
+    "statement",
+    ["import proxyprune", "import proxyprune.cli", "import proxyprune.plots", "import proxyprune.modelfile", "import proxyprune.diffusion"],
 )
 def test_import_is_light(statement):
     """The package, its command line and the modules that it starts with import nothing that costs time."""
