@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from proxyprune.cli.describe import describe
+from proxyprune.cli.diffusion import diffusion
 from proxyprune.cli.prune import prune
 from proxyprune.cli.score import score
 from proxyprune.cli.scorers import scorers
@@ -19,5 +20,5 @@ def main() -> None:
     """
 
 
-for command in (describe, score, prune, scorers):
+for command in (describe, score, prune, scorers, diffusion):
     main.add_command(command)

@@ -315,7 +315,8 @@ def _factory(blueprint: Blueprint) -> Factory:
 def _scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     name = index.get("scheduler", ["", ""])[1]
     kind: Any = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
         raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
     try:
         return kind.from_pretrained(str(folder / "scheduler"))

@@ -190,7 +190,8 @@ def from_record(record: Mapping[str, Any]) -> nn.Module:
     import diffusers
 
     kind: Any = getattr(diffusers, str(record.get("class")), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    if not known:
         raise ModelFileError(f"diffusers has no network class {record.get('class')!r}.")
     try:
         model: nn.Module = kind.from_config(dict(record["config"]))

@@ -94,10 +94,10 @@ class Specialist:
         """The state to go on from: a checkpoint, or the base."""
         found = Checkpoint.read(self.folder)
         stage = self.setup.config.experts
+        if self.setup.accelerator.is_main_process:
+            rewind(self.folder, 0 if found is None else found.record["step"])
         if found is None:
-            rewind(self.folder, 0)
             return Training.begin(self.setup.base_model(self.base), stage, Ledger(self.allowance_macs))
-        rewind(self.folder, found.record["step"])
         model = self.setup.base_model()
         for number in range(1, found.record["phase"]["number"] + 1):
             perform(model, read_surgery(self._cut_folder(number) / "surgery.json"))

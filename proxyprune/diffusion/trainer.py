@@ -31,6 +31,7 @@ from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import InputError, StorageError, TrainingError
 
 CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
+LAYOUT = "layout.json"
 PREVIEW = (20, 16)
 """Steps and images of a sample grid during training."""
 _FREE = {"run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence")}
@@ -111,7 +112,8 @@ class StepAdaptiveTrainer:
         training = Training.begin(self.setup.base_model(), stage, Ledger(allowance))
         training.phase = Phase(0, 0, steps, (0.0, 1.0))
         found = Checkpoint.read(place)
-        rewind(place, 0 if found is None else found.record["step"])
+        if self.accelerator.is_main_process:
+            rewind(place, 0 if found is None else found.record["step"])
         if found is not None:
             training.restore(found, self.accelerator.process_index)
         draws = self.setup.draws("base", stage, 0, len(self.setup.schedule.times) - 1)
@@ -142,19 +144,15 @@ class StepAdaptiveTrainer:
 
     def layout(self) -> Layout:
         """Stage 1 1/2: intervals and budgets, measured on the base where that is asked for; decided once, then read back."""
-        path = self.folder / "layout.json"
-        found = read_json(path)
-        if found is None:
-            self.accelerator.wait_for_everyone()
-            layout = decide(self.setup, self.train_base())
-            if self.accelerator.is_main_process:
-                write_json(path, _layout_record(layout))
-            self.accelerator.wait_for_everyone()
-            return layout
-        intervals = Intervals.from_dict(found["intervals"])
-        trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
-        budgets = Budgets.from_dict(found["budgets"])
-        return Layout(intervals, intervals.over(self.setup.schedule), budgets, trials, Ledger.from_dict(found["ledger"]))
+        found = read_layout(self.folder, self.setup)
+        self.accelerator.wait_for_everyone()
+        if found is not None:
+            return found
+        layout = decide(self.setup, self.train_base())
+        if self.accelerator.is_main_process:
+            write_json(self.folder / LAYOUT, layout_record(layout))
+        self.accelerator.wait_for_everyone()
+        return layout
 
     def train_expert(self, index: int) -> dict[str, Any]:
         """Stage 2 of one interval; jobs on several machines may each run one and share the folder.
@@ -190,7 +188,7 @@ class StepAdaptiveTrainer:
 
     def ledger(self) -> Ledger:
         """What has been spent so far, against the full-size reference."""
-        parts = [read_json(path) for path in (self.folder / "base" / RESULT, self.folder / "layout.json", *self._results())]
+        parts = [read_json(path) for path in (self.folder / "base" / RESULT, self.folder / LAYOUT, *self._results())]
         return Ledger.merged(self.setup.limit_macs, [Ledger.from_dict(part["ledger"]) for part in parts if part is not None])
 
     def _results(self) -> list[Path]:
@@ -312,7 +310,18 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
     return Layout(intervals, members, budgets, tuple(trial.options for trial in trials), ledger)
 
 
-def _layout_record(layout: Layout) -> dict[str, Any]:
+def read_layout(folder: Path, setup: Setup) -> Layout | None:
+    """What a run decided; None when it has not yet."""
+    found = read_json(folder / LAYOUT)
+    if found is None:
+        return None
+    intervals = Intervals.from_dict(found["intervals"])
+    trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
+    return Layout(intervals, intervals.over(setup.schedule), Budgets.from_dict(found["budgets"]), trials, Ledger.from_dict(found["ledger"]))
+
+
+def layout_record(layout: Layout) -> dict[str, Any]:
+    """A layout as plain JSON types."""
     return {
         "schema": 1,
         "intervals": layout.intervals.to_dict(),
