@@ -174,18 +174,19 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
         trainer = StepAdaptiveTrainer(choice.load(folder), folder, base=base_from)
         main = trainer.accelerator.is_main_process
         _stages(trainer, stage, interval)
+        layout = None if stage == "base" else trainer.layout()
         trainer.accelerator.end_training()
         if not main:
             return
         ledger = trainer.ledger()
-        if stage not in ("base",):
-            out.show(*layout_table(trainer.layout(), trainer.setup.base_macs, trainer.setup.schedule.snr_db))
+        if layout is not None:
+            out.show(*layout_table(layout, trainer.setup.base_macs, trainer.setup.schedule.snr_db))
         out.show(ledger_table(ledger))
         finished = folder / "pipeline"
         if finished.is_dir():
             out.show(f"Sample with: proxyprune diffusion sample --pipeline {finished} --grid samples.png")
-        layout = None if stage == "base" else trainer.layout().budgets.to_dict()
-        out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": layout})
+        budgets = None if layout is None else layout.budgets.to_dict()
+        out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": budgets})
 
 
 def _stages(trainer: Any, stage: str, interval: int | None) -> None:

@@ -73,7 +73,7 @@ class Setup:
     @functools.cached_property
     def graph(self) -> ModelGraph:
         """Trace of the unpruned network."""
-        return trace(self.source.build().eval(), self.example_inputs, norm_groups=self.config.pruning.norm_groups)
+        return trace(self.source.build().eval(), self.example_inputs, norm_groups=self.config.pruning.norm_groups, probe=False)
 
     @property
     def base_macs(self) -> int:

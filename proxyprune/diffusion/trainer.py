@@ -103,7 +103,7 @@ class StepAdaptiveTrainer:
             else:
                 self._train_base(place)
             self.accelerator.wait_for_everyone()
-        return load_file(place / WEIGHTS, device=str(self.setup.device))
+        return load_file(place / WEIGHTS)
 
     def _train_base(self, place: Path) -> None:
         stage, run = self.config.base, self.config.run
