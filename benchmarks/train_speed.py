@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -122,6 +123,18 @@ class _Wrapped(nn.Module):
         return found
 
 
+def peer_loads() -> None:
+    """Let a torchvision load whose compiled part does not fit this build of torch; the peer needs its transforms only."""
+    if importlib.util.find_spec("torchvision") is None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)
+
+
+_KEPT: list[torch.library.Library] = []  # an operator lives as long as its library
+
+
 def denoising_diffusion(setup: Setup, folder: Path) -> Run:
     """denoising-diffusion-pytorch: its GaussianDiffusion, and the steps of its Trainer with its own objects."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
@@ -162,6 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    peer_loads()
     values = {"run.batch_size": arguments.batch_size, "run.cpu": True, "run.checkpoint_every": 10**6, "run.log_every": 1}
     config = StepAdaptiveConfig.preset(arguments.preset).with_values(values)
     makers: dict[str, Callable[[Setup, Path], Run]] = {"proxyprune": ours, "bare PyTorch": bare, "diffusers example": diffusers_example}
@@ -175,7 +189,7 @@ def main() -> None:
             try:
                 runs[name] = make(setup, folder / name.replace(" ", "-"))
                 runs[name](2)
-            except ImportError as error:
+            except (ImportError, RuntimeError) as error:  # a torchvision that does not fit fails in either way
                 left_out[name] = str(error)
                 runs.pop(name, None)
         times: dict[str, list[float]] = {name: [] for name in runs}
