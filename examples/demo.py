@@ -3,7 +3,7 @@
     python examples/demo.py --out demo-output
 
 Trains for about a minute on two cores, then runs the command line as a user would, then cuts the same network to the same budget with three
-scorers and puts the denoising losses side by side.
+scorers and puts the denoising losses side by side. It ends with a step-adaptive run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import step_adaptive
 import torch
 import unet
 from diffusers import UNet2DModel
@@ -89,7 +90,11 @@ def main() -> None:
 
     loaded = pp.load(pruned, unet.build_model)
     print(f"\nLoaded again from {pruned}: held-out loss {evaluate(loaded, held_out):.4f}")
-    print(f"Everything is in {out}/: plots, losses.json, the weights and the pruned network. {time.perf_counter() - started:.0f} s in all.")
+    heading("6. Step-adaptive diffusion: a pruned expert for each interval of noise levels")
+    step_adaptive.run(out / "step-adaptive")
+    print(
+        f"\nEverything is in {out}/: plots, losses.json, the weights and the pruned network. {time.perf_counter() - started:.0f} s in all."
+    )
 
 
 def train(model: UNet2DModel, images: torch.Tensor, *, steps: int, learning_rate: float, report: list[NoisyBatch] | None = None) -> None:

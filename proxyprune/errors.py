@@ -8,6 +8,7 @@
     │   ├── KeepPatternError      a keep, floor or ceiling pattern matches nothing
     │   ├── WeightsError          weights are missing, misshapen, NaN or infinite
     │   ├── UnreliableRankingError  a ranking says of itself that it should decide nothing
+    │   ├── DataError             a data set is missing, or holds something that is no image
     │   └── UnknownNameError      no scorer, block or group has this name  (also LookupError)
     ├── TraceError                torch.export cannot read the model
     ├── ScoringError              a scorer could not do its work
@@ -28,6 +29,9 @@
     │   ├── PlanMismatchError     it belongs to another structure
     │   └── PlanFormatError       its file is truncated, tampered with, or from another schema
     ├── VerificationError         the pruned network does not do what was planned
+    ├── TrainingError             a training run cannot start or go on
+    │   ├── DivergedError         the loss is not finite any more
+    │   └── ComputeError          the next step would cost more than the ledger allows
     └── StorageError              a folder cannot be written or read       (also OSError)
         └── JournalError          a journal of measurements belongs to something else, or is damaged
 
@@ -63,6 +67,10 @@ class KeepPatternError(InputError):
 
 class WeightsError(InputError):
     """Weights are missing, have other shapes than the model, or are not finite."""
+
+
+class DataError(InputError):
+    """A data set is missing, cannot be read, or holds something that is no image."""
 
 
 class UnknownNameError(InputError, LookupError):
@@ -177,6 +185,18 @@ class VerificationError(ProxyPruneError):
         super().__init__(message)
         self.module = module
         self.groups = groups
+
+
+class TrainingError(ProxyPruneError):
+    """A training run cannot start, or cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss is not finite any more; the message names the last good checkpoint."""
+
+
+class ComputeError(TrainingError):
+    """What comes next would cost more training compute than the ledger allows."""
 
 
 class StorageError(ProxyPruneError, OSError):

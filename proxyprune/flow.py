@@ -109,6 +109,7 @@ def prune(
     seed: int = 0,
     accept_unreliable: bool = False,
     inplace: bool = False,
+    brief: Brief | None = None,
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
 
@@ -133,6 +134,7 @@ def prune(
         seed: For scorers that draw.
         accept_unreliable: Go on although the ranking says of itself that it should decide nothing.
         inplace: Cut `model` itself.
+        brief: What else a scorer may be told (diffusion interval, earlier attempts); the goal is filled in from the arguments.
 
     Returns:
         The pruned model with plan, ranking and report.
@@ -141,7 +143,7 @@ def prune(
         ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
     """
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups, probe=False)
-    brief = Brief(target, metric, mode)
+    brief = replace(brief or Brief(), target=target, metric=metric, mode=mode)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     options = {"mode": mode, "metric": metric, "round_to": round_to, "floors": floors, "ceilings": ceilings}
     options |= {"accept_unreliable": accept_unreliable}

@@ -32,6 +32,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("measure", ("journal", "measure")),
     ("search", ("searching.*",)),
     ("compare", ("comparing.*",)),
+    ("diffusion", ("diffusion.*",)),
     ("command line", ("cli.*", "__main__")),
 )
 HEAVY = (
@@ -43,6 +44,8 @@ HEAVY = (
     "openai",
     "anthropic",
     "diffusers",
+    "accelerate",
+    "datasets",
     "transformers",
     "torch_pruning",
     "thop",
@@ -123,7 +126,8 @@ def test_no_cycles():
 
 
 @pytest.mark.parametrize(
-    "statement", ["import proxyprune", "import proxyprune.cli", "import proxyprune.plots", "import proxyprune.modelfile"]
+    "statement",
+    ["import proxyprune", "import proxyprune.cli", "import proxyprune.plots", "import proxyprune.modelfile", "import proxyprune.diffusion"],
 )
 def test_import_is_light(statement):
     """The package, its command line and the modules that it starts with import nothing that costs time."""

@@ -6,6 +6,7 @@ import click
 
 from proxyprune.cli.compare import compare
 from proxyprune.cli.describe import describe
+from proxyprune.cli.diffusion import diffusion
 from proxyprune.cli.doctor import doctor
 from proxyprune.cli.prune import prune
 from proxyprune.cli.score import score
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (describe, score, prune, search, compare, scorers, doctor):
+for command in (describe, score, prune, search, compare, diffusion, scorers, doctor):
     main.add_command(command)

@@ -1,0 +1,112 @@
+"""Does sampling time follow MACs? A base U-Net against step-adaptive experts at 80 % and 50 %, batch 64, taking turns in one process.
+
+    python benchmarks/sampling_time.py
+
+Weights are random and pruned by magnitude, which changes no time. The profile says where the time of each goes by op.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from common import environment, print_table, save
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import proxyprune as pp
+from proxyprune.diffusion.config import NoiseConfig
+from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.intervals import equal_db
+from proxyprune.diffusion.presets import MODELS, from_record
+from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.schedule import NoiseSchedule, sampler, training_scheduler
+
+BATCH = 64
+COUNT = 4
+
+
+def experts(network: nn.Module, inputs: dict[str, torch.Tensor], fraction: float, round_to: int) -> Experts:
+    """Every interval gets the same fraction: the ratio of MACs is then that of each step."""
+    if fraction == 1.0:
+        return Experts.of([network] * COUNT, [pp.trace(network, inputs).macs] * COUNT)
+    result = pp.prune(network, inputs, target=fraction, round_to=round_to)
+    return Experts.of([result.model.eval()] * COUNT, [result.plan.macs] * COUNT)
+
+
+def profiled(run: Any) -> list[dict[str, Any]]:
+    """The ops that take most of the time, milliseconds by op."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)[:10]
+    return [{"op": row.key, "ms": row.self_cpu_time_total / 1000, "calls": row.count} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=list(MODELS), default="fashion16")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    size, build = MODELS[arguments.model]
+    kind, settings = build(1, size, 0)
+    network = from_record({"class": kind, "config": settings}).eval()
+    inputs = {"sample": torch.zeros(1, 1, size, size), "timestep": torch.zeros(1, dtype=torch.long)}
+    config = NoiseConfig(schedule="squaredcos_cap_v2")
+    intervals = equal_db(NoiseSchedule.of(config), COUNT)
+    variants = {
+        "base": (1.0, 1),
+        "80 %": (0.8, 1),
+        "50 %": (0.5, 1),
+        "80 %, widths in eights": (0.8, 8),
+        "50 %, widths in eights": (0.5, 8),
+    }
+    samplers = {}
+    for name, (fraction, round_to) in variants.items():
+        found = experts(network, inputs, fraction, round_to)
+        found.compile_options = {} if arguments.compile else None
+        samplers[name] = Sampler(found, intervals, Calling("sample", "timestep", None), sampler("ddim", training_scheduler(config)))
+    generators = image_generators(0, 0, BATCH)
+    noise = initial_noise(generators, (1, size, size), torch.device("cpu"))
+
+    def seconds(name: str) -> float:
+        started = time.perf_counter()
+        samplers[name].denoise(noise, arguments.steps, None, generators)
+        return time.perf_counter() - started
+
+    for name in variants:
+        seconds(name)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(arguments.rounds):
+        for name in variants:
+            times[name].append(seconds(name))
+    rows = []
+    for name in variants:
+        ratios = [own / base for own, base in zip(times[name], times["base"], strict=True)]
+        macs = samplers[name].macs(arguments.steps) / samplers["base"].macs(arguments.steps)
+        low, _, high = statistics.quantiles(ratios, n=4)
+        row = {"network": name, "MACs": macs, "time": statistics.median(ratios), "low": low, "high": high}
+        rows.append(row | {"ms/image": 1000 * statistics.median(times[name]) / BATCH, "gap": row["time"] - macs})
+    print_table(f"{arguments.model}, batch {BATCH}, {arguments.steps} steps of DDIM, one thread", list(rows[0]), rows)
+    profiles = {}
+    if not arguments.compile:
+        for name in ("base", "80 %", "50 %"):
+            profiles[name] = profiled(lambda name=name: samplers[name].denoise(noise, 1, None, generators))
+    for name, ops in profiles.items():
+        print_table(f"one step of {name}", ["op", "ms", "calls"], ops)
+    suffix = "_compiled" if arguments.compile else ""
+    content = {"model": arguments.model, "batch": BATCH, "steps": arguments.steps, "rounds": arguments.rounds, "seed": 0, "threads": 1}
+    save(
+        f"sampling_time{suffix}", {"environment": environment(), **content, "rows": rows, "seconds": times, "profile_of_one_step": profiles}
+    )
+
+
+if __name__ == "__main__":
+    main()

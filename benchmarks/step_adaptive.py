@@ -1,0 +1,371 @@
+"""The experiment: step-adaptive diffusion against one full-size model at equal training compute, on Fashion-MNIST at 16 pixels.
+
+    python benchmarks/step_adaptive.py                       # seed 0, all arms; stop and start it as you like
+    python benchmarks/step_adaptive.py --seeds 0 1 2         # the whole experiment
+    python benchmarks/step_adaptive.py --arms base formula_80 --seeds 0
+    python benchmarks/step_adaptive.py --tiny                # proves that everything runs, in minutes
+    python benchmarks/step_adaptive.py --summary             # table, plots and JSON of what is there
+
+Runs lie in benchmarks/.cache/step_adaptive (or --folder). Training resumes from checkpoints, sampling from chunks of images; every finished
+evaluation is one line of evaluations.jsonl. Nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, environment, print_table, save
+
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
+from proxyprune.diffusion.draws import fixed_batches
+from proxyprune.diffusion.evaluate import evaluate
+from proxyprune.diffusion.features import load_features
+from proxyprune.diffusion.images import beside, grid, save_picture
+from proxyprune.diffusion.measure import interval_loss
+from proxyprune.diffusion.objective import Objective, Process
+
+CACHE = Path(__file__).parent / ".cache" / "step_adaptive"
+NETWORK: Mapping[str, Any] = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 16,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": [24, 32, 48],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 16,
+    "norm_num_groups": 8,
+}
+SNR_BINS = 20
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every number of the experiment; written beside the results.
+
+    Attributes:
+        steps: Optimizer steps of the full base; every arm may cost as much.
+        batch_size: Images of a step.
+        base_share: Share of the compute for the base that the experts start from.
+        images: Samples of each evaluation.
+        samplers: Name and steps.
+        sampling_batch: Images at a time.
+        chunk: Images between two saves.
+        common: Settings of all arms.
+    """
+
+    steps: int = 10000
+    batch_size: int = 64
+    base_share: float = 0.6
+    images: int = 10000
+    samplers: tuple[tuple[str, int], ...] = (("ddim", 50), ("dpm++", 20))
+    sampling_batch: int = 100
+    chunk: int = 1000
+    common: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "noise.schedule": "squaredcos_cap_v2",
+            "data.source": "fashion-mnist",
+            "data.size": 16,
+            "intervals.count": 4,
+            "intervals.method": "equal-db",
+            "base.learning_rate": 2e-3,
+            "base.warmup": 0.03,
+            "base.ema": 0.999,
+            "experts.learning_rate": 1e-3,
+            "experts.warmup": 0.03,
+            "experts.ema": 0.998,
+            "pruning.scorer": "taylor",
+            "pruning.rounds": 2,
+            "pruning.calibration_batches": 8,
+            "budgets.sampler_steps": 50,
+            "budgets.trial_steps": 40,
+            "budgets.trial_images": 512,
+            "compute.between_share": 0.3,
+            "run.checkpoint_every": 250,
+            "run.log_every": 50,
+            "run.cpu": True,
+        }
+    )
+
+
+TINY = Experiment(
+    steps=60,
+    batch_size=16,
+    images=40,
+    samplers=(("ddim", 5), ("dpm++", 4)),
+    sampling_batch=20,
+    chunk=20,
+    common=dict(Experiment().common)
+    | {"budgets.trial_steps": 1, "budgets.trial_images": 32, "pruning.calibration_batches": 1, "pruning.calibration_images": 16}
+    | {"intervals.count": 3, "run.checkpoint_every": 20, "run.log_every": 10},
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the compute.
+
+    Attributes:
+        what: For the table.
+        changes: Settings.
+        shared: Starts from the base that several arms share.
+        compute: Share of the reference's compute that the arm may spend.
+    """
+
+    what: str
+    changes: Mapping[str, Any]
+    shared: bool = True
+    compute: float = 1.0
+
+
+_MEASURED_80 = {"budgets.method": "measured", "budgets.target": 0.8, "budgets.sizes": [0.85, 0.7, 0.5]}
+_FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.8, "budgets.capacity": "clean"}
+ARMS: Mapping[str, Arm] = {
+    "base": Arm("full base", {"compute.base_share": 1.0}, shared=False),
+    "base_60": Arm("full base, 60 % of the training", {"compute.base_share": 1.0}, shared=False, compute=0.6),
+    "base_125": Arm("full base, 125 % of the training", {"compute.base_share": 1.0}, shared=False, compute=1.25),
+    "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
+    "single_80": Arm("one pruned model, 80 %", {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.8}),
+    "formula_80": Arm("step-adaptive, formula, 80 %", _FORMULA_80),
+    "measured_80": Arm("step-adaptive, measured, 80 %", _MEASURED_80),
+    "measured_50": Arm(
+        "step-adaptive, measured, 50 %", {"budgets.method": "measured", "budgets.target": 0.5, "budgets.sizes": [0.7, 0.5, 0.35]}
+    ),
+    "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
+    "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
+    "measured_80_distil": Arm(
+        "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the experiment lives.
+
+    Attributes:
+        experiment: The numbers.
+        folder: Runs and results.
+    """
+
+    experiment: Experiment
+    folder: Path
+
+    def config(self, arm: Arm, seed: int) -> StepAdaptiveConfig:
+        network = self.folder / "network.json"
+        values = dict(self.experiment.common) | {
+            "model": os.path.relpath(network),
+            "seed": seed,
+            "run.batch_size": self.experiment.batch_size,
+            "compute.reference_steps": round(self.experiment.steps * arm.compute),
+            "compute.base_share": self.experiment.base_share,
+        }
+        return StepAdaptiveConfig.preset("fashion16").with_values({"experts.teacher": "none"} | values | dict(arm.changes))
+
+    def run(self, name: str, seed: int) -> Path:
+        return self.folder / f"seed-{seed}" / name
+
+    def lines(self) -> list[dict[str, Any]]:
+        path = self.folder / "evaluations.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(line)) + "\n")
+
+    def done(self, name: str, seed: int, sampler: str) -> bool:
+        return any(line["arm"] == name and line["seed"] == seed and line["sampler_name"] == sampler for line in self.lines())
+
+    def arm(self, name: str, seed: int) -> None:
+        """Train an arm, as far as that is still to be done, and evaluate it."""
+        arm = ARMS[name]
+        if all(self.done(name, seed, sampler) for sampler, _ in self.experiment.samplers):
+            return
+        base = self.shared_base(seed) if arm.shared else None
+        started = time.perf_counter()
+        trainer = StepAdaptiveTrainer(self.config(arm, seed), self.run(name, seed), base=base)
+        pipeline = trainer.train()
+        print(f"{name}, seed {seed}: trained in {time.perf_counter() - started:.0f} s", flush=True)
+        for sampler, steps in self.experiment.samplers:
+            if not self.done(name, seed, sampler):
+                self.judge(name, seed, sampler, steps, trainer, pipeline)
+
+    def shared_base(self, seed: int) -> Path:
+        """The base that experts start from: of the arm with full-size experts, which trains it first."""
+        run = self.run("experts_full", seed)
+        trainer = StepAdaptiveTrainer(self.config(ARMS["experts_full"], seed), run)
+        trainer.train_base()
+        return run
+
+    def judge(self, name: str, seed: int, sampler: str, steps: int, trainer: StepAdaptiveTrainer, pipeline: StepAdaptivePipeline) -> None:
+        pipeline.use(sampler)
+        images, seconds = self.samples(self.run(name, seed) / f"samples-{sampler}", pipeline, steps, seed)
+        data, schedule = trainer.setup.data, trainer.setup.schedule
+        found = evaluate(
+            pipeline,
+            data,
+            load_features("fashion-mnist"),
+            images=len(images),
+            steps=steps,
+            seed=seed,
+            schedule=schedule,
+            images_given=images,
+            seconds_given=seconds,
+        )
+        save_picture(grid(images[:64], scale=3), self.run(name, seed) / f"grid-{sampler}.png")
+        ledger = trainer.ledger()
+        line = {"arm": name, "what": ARMS[name].what, "seed": seed, "sampler_name": sampler, **found.to_dict()}
+        line |= {"training_macs": ledger.spent_macs, "reference_macs": self.reference(trainer), "base_macs": trainer.setup.base_macs}
+        line |= {
+            "budgets": list(trainer.layout().budgets.fractions),
+            "loss_by_snr": loss_by_snr(trainer, pipeline),
+            "ledger": ledger.by_stage(),
+        }
+        line["trials"] = [[asdict(option) for option in options] for options in trainer.layout().trials]
+        self.add(line)
+        print(f"{name}, seed {seed}, {sampler}: Frechet {found.frechet.value:.3f} at {found.relative_macs:.1%}", flush=True)
+
+    def reference(self, trainer: StepAdaptiveTrainer) -> int:
+        return 3 * trainer.setup.base_macs * self.experiment.steps * self.experiment.batch_size
+
+    def samples(self, folder: Path, pipeline: StepAdaptivePipeline, steps: int, seed: int) -> tuple[torch.Tensor, float]:
+        """Images in chunks that are kept; with the seconds that all of them took."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parts, seconds, size = [], 0.0, self.experiment.chunk
+        for number in range(-(-self.experiment.images // size)):
+            path = folder / f"{number:03d}.npz"
+            if not path.is_file():
+                count = min(size, self.experiment.images - number * size)
+                started = time.perf_counter()
+                # Chunks differ in their seed; within a chunk, images differ by their place.
+                found = pipeline.generate(count, steps=steps, batch_size=self.experiment.sampling_batch, seed=seed * 100000 + number)
+                temporary = folder / f".{number:03d}.npz"
+                np.savez(temporary, images=found.numpy(), seconds=time.perf_counter() - started)
+                temporary.replace(path)
+            with np.load(path, allow_pickle=False) as archive:
+                parts.append(torch.from_numpy(archive["images"]))
+                seconds += float(archive["seconds"])
+        return torch.cat(parts), seconds
+
+
+def loss_by_snr(trainer: StepAdaptiveTrainer, pipeline: StepAdaptivePipeline) -> list[list[float]]:
+    """[SNR in dB, held-out loss] of the expert at work, in bins of timesteps."""
+    setup = trainer.setup
+    process, objective = Process(setup.schedule), Objective(setup.calling)
+    edges = np.linspace(0, len(setup.schedule.times), SNR_BINS + 1).astype(int)
+    rows = []
+    for first, stop in itertools.pairwise(edges):
+        middle = float(setup.schedule.snr_db[(first + stop) // 2])
+        batches = fixed_batches(
+            setup.data, process, int(first), int(stop) - 1, images=256, batch_size=128, seed=0, held_out=True, device=setup.device
+        )
+        model = pipeline.experts[int(pipeline.blueprint.intervals.interval_of(middle))]
+        rows.append([middle, interval_loss(model, objective, batches)])
+    return rows
+
+
+def summary(bench: Bench, name: str) -> None:
+    """Table, plots and JSON over the seeds that are there."""
+    lines = bench.lines()
+    if not lines:
+        print("Nothing is finished yet.")
+        return
+    rows = []
+    for arm in ARMS:
+        for sampler, steps in bench.experiment.samplers:
+            found = [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler]
+            if not found:
+                continue
+            values = [line["frechet"]["value"] for line in found]
+            rows.append(
+                {
+                    "arm": arm,
+                    "sampler": f"{sampler} {steps}",
+                    "seeds": len(found),
+                    "FD": statistics.mean(values),
+                    "spread": max(values) - min(values),
+                    "KID": statistics.mean(line["kid"]["value"] for line in found),
+                    "sampling": f"{statistics.mean(line['relative_macs'] for line in found):.1%}",
+                    "s/image": statistics.mean(line["seconds_per_image"] for line in found),
+                    "training": f"{statistics.mean(line['training_macs'] / line['reference_macs'] for line in found):.1%}",
+                    "parameters": found[0]["params"],
+                }
+            )
+    print_table("Fashion-MNIST, 16 pixels, equal training compute", list(rows[0]), rows)
+    plots(lines, bench, name)
+    save(
+        name, {"environment": environment(), "experiment": asdict(bench.experiment), "network": dict(NETWORK), "rows": rows, "runs": lines}
+    )
+
+
+def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
+    from matplotlib.figure import Figure
+
+    RESULTS.mkdir(exist_ok=True)
+    sampler = bench.experiment.samplers[0][0]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for arm in ARMS:
+        found = [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler]
+        if not found:
+            continue
+        (mark,) = left.plot([line["relative_macs"] for line in found], [line["frechet"]["value"] for line in found], "o", label=arm)
+        snr = np.mean([line["loss_by_snr"] for line in found], axis=0)
+        right.plot(snr[:, 0], snr[:, 1], color=mark.get_color(), linewidth=1.0)
+    left.set(xlabel="sampling MACs, share of the base", ylabel=f"Fréchet distance ({sampler})")
+    right.set(xlabel="SNR (dB)", ylabel="held-out loss", yscale="log")
+    left.legend(fontsize=7, frameon=False)
+    figure.savefig(RESULTS / f"{name}.png", dpi=130)
+    grids = []
+    for arm in ("base", "formula_80", "measured_80", "measured_50"):
+        path = bench.run(arm, 0) / f"samples-{sampler}" / "000.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as archive:
+                grids.append(grid(torch.from_numpy(archive["images"][:36]), scale=2))
+    if grids:
+        save_picture(beside(grids), RESULTS / f"{name}_samples.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="optimizer steps of the full base")
+    parser.add_argument("--images", type=int, help="samples of each evaluation")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--summary", action="store_true", help="only show what is there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    experiment = TINY if arguments.tiny else Experiment()
+    chosen = {key: value for key, value in (("steps", arguments.steps), ("images", arguments.images)) if value is not None}
+    experiment = replace(experiment, **chosen)
+    bench = Bench(experiment, arguments.folder or (CACHE.with_name("step_adaptive_tiny") if arguments.tiny else CACHE))
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    (bench.folder / "network.json").write_text(json.dumps(dict(NETWORK)), encoding="utf-8")
+    frozen, text = bench.folder / "experiment.json", json.dumps(asdict(experiment), indent=1)
+    if frozen.is_file() and frozen.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{bench.folder} holds an experiment with other numbers; choose another --folder.")
+    frozen.write_text(text, encoding="utf-8")
+    if not arguments.summary:
+        for seed in arguments.seeds:
+            for arm in arguments.arms:
+                bench.arm(arm, seed)
+    summary(bench, "step_adaptive_tiny" if arguments.tiny else "step_adaptive")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""`proxyprune diffusion`: train, plan, sample and evaluate step-adaptive pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.options import file_option, gathered, json_option, plot_option
+from proxyprune.errors import InputError
+
+if TYPE_CHECKING:
+    from proxyprune.diffusion.config import StepAdaptiveConfig
+    from proxyprune.diffusion.pipeline import StepAdaptivePipeline
+
+SCHEMA = 1
+STAGES = ("all", "base", "layout", "experts", "merge")
+SAMPLERS = "ddim, ddpm, dpm++, euler, heun, unipc, flow, or a class of diffusers"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which configuration; later entries override earlier ones.
+
+    Attributes:
+        preset: Name of a preset, or None.
+        config: Configuration file, or None.
+        changes: Settings by dotted name, from the options.
+    """
+
+    preset: str | None
+    config: Path | None
+    changes: dict[str, Any]
+
+    def load(self, folder: Path | None = None) -> StepAdaptiveConfig:
+        """The configuration; of the run in `folder` when nothing else is named."""
+        from proxyprune.diffusion.config import StepAdaptiveConfig
+
+        if self.preset is not None and self.config is not None:
+            raise click.UsageError("--preset and --config both name a configuration; give one of them.")
+        if self.config is not None:
+            base = StepAdaptiveConfig.from_json(self.config)
+        elif self.preset is None and folder is not None and (folder / "config.json").is_file():
+            base = StepAdaptiveConfig.from_json(folder / "config.json")
+        else:
+            base = StepAdaptiveConfig.preset(self.preset or "digits")
+        return base.with_values(self.changes)
+
+
+def _choice(preset: str | None, config: Path | None, settings: tuple[str, ...], **named: Any) -> Choice:
+    changes = {_SHORT[name]: value for name, value in named.items() if value is not None}
+    for entry in settings:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set takes NAME=VALUE, such as budgets.target=0.5; found {entry!r}.")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value  # text needs no quotes
+    return Choice(preset, config, changes)
+
+
+_SHORT = {
+    "model": "model",
+    "source": "data.source",
+    "data_path": "data.path",
+    "scorer": "pruning.scorer",
+    "target": "budgets.target",
+    "intervals": "intervals.count",
+    "steps": "compute.reference_steps",
+    "seed": "seed",
+}
+"""Option -> setting."""
+_CHOICE = (
+    click.option(
+        "--preset", metavar="NAME", help="digits (default), digits-class, digits-dit, fashion16, fashion28, fashion32 or ddpm-cifar10"
+    ),
+    file_option("--config", "FILE", "Configuration as JSON; a run's folder holds its own."),
+    click.option("--model", "-m", metavar="NAME", help="Preset, diffusers config, or model file path.py[:factory]."),
+    click.option("--source", metavar="DATA", help="digits, fashion-mnist, a folder of images, FILE.npz, or hub:NAME."),
+    click.option("--data", "data_path", metavar="PATH", help="Where the files of a named data set are."),
+    click.option("--scorer", "-s", metavar="NAME", help="Scorer that chooses what each expert loses."),
+    click.option("--target", "-t", type=float, help="Mean sampling MACs, as a fraction of the base."),
+    click.option("--intervals", type=click.IntRange(min=1), help="Number of intervals."),
+    click.option("--steps", type=click.IntRange(min=1), help="Training steps of the full-size model that the run may cost as much as."),
+    click.option("--seed", type=int, help="Every random choice follows from it."),
+    click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting by dotted name; repeatable."),
+)
+choice_options = gathered("choice", _choice, _CHOICE, names=("preset", "config", "settings", *_SHORT))
+
+
+@click.group()
+def diffusion() -> None:
+    """Train, sample and judge step-adaptive diffusion: one denoiser for each interval of noise levels.
+
+    Start with: proxyprune diffusion plan --preset digits
+    """
+
+
+@diffusion.command(cls=Command)
+@choice_options
+@file_option("--run", "FOLDER", "A run; measured intervals and budgets are read from it.")
+@plot_option("SNR, intervals and budgets")
+@json_option
+@traceback_option
+def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> None:
+    """Show intervals, SNR ranges, budgets and the expected saving, before anything trains."""
+    from proxyprune.cli.console import output
+    from proxyprune.cli.diffusion_tables import layout_table, plan_payload
+    from proxyprune.plots import check_plot_path
+
+    if plot is not None:
+        check_plot_path(plot)
+    with output(as_json) as out:
+        config = choice.load(run)
+        with out.stage("Reading data and network"):
+            setup, layout = _laid_out(config, run)
+            macs = setup.base_macs
+        out.show(*layout_table(layout, macs, setup.schedule.snr_db), *layout.budgets.notes)
+        out.emit(plan_payload(config, layout, macs, setup.graph.params))
+        if plot is not None:
+            from proxyprune.diffusion.pictures import plot_layout
+
+            plot_layout(setup.schedule, layout.members, layout.budgets, plot, clip_db=config.noise.clip_db)
+            out.show(f"Plot: {plot}")
+
+
+def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
+    from proxyprune.diffusion.setup import Setup
+    from proxyprune.diffusion.trainer import decide, read_layout
+
+    setup = Setup.of(config)
+    found = None if run is None else read_layout(run, setup)
+    if found is not None:
+        return setup, found
+    if "measured" in (config.intervals.method, config.budgets.method):
+        raise InputError(
+            "Measured intervals and budgets are decided on a trained base, so there is nothing to show yet. Run "
+            "`proxyprune diffusion train --stage base` and then --stage layout, and give that folder as --run."
+        )
+    return setup, decide(setup, None)
+
+
+@diffusion.command(cls=Command)
+@choice_options
+@click.option(
+    "--out", "folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The run; an unfinished one goes on."
+)
+@click.option(
+    "--stage", type=click.Choice(["all", "base", "layout", "experts", "merge"]), default="all", show_default=True, help="What to do."
+)
+@click.option("--interval", type=click.IntRange(min=0), help="Train the expert of one interval only, as one job of several.")
+@file_option("--base-from", "FOLDER", "Take the base over from another run.")
+@json_option
+@traceback_option
+def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_from: Path | None, as_json: bool) -> None:
+    """Train base and experts into a folder; a run that was stopped goes on.
+
+    Under `accelerate launch` every process does its part. With --interval N each job trains one expert in the shared folder; --stage merge
+    puts them together.
+    """
+    from proxyprune.cli.console import output
+    from proxyprune.cli.diffusion_tables import layout_table, ledger_table
+    from proxyprune.diffusion.trainer import StepAdaptiveTrainer
+
+    if interval is not None and stage not in ("all", "experts"):
+        raise click.UsageError("--interval trains an expert; it goes with --stage experts, or with none.")
+    with output(as_json) as out:
+        trainer = StepAdaptiveTrainer(choice.load(folder), folder, base=base_from)
+        main = trainer.accelerator.is_main_process
+        _stages(trainer, stage, interval)
+        layout = None if stage == "base" else trainer.layout()
+        trainer.accelerator.end_training()
+        if not main:
+            return
+        ledger = trainer.ledger()
+        if layout is not None:
+            out.show(*layout_table(layout, trainer.setup.base_macs, trainer.setup.schedule.snr_db))
+        out.show(ledger_table(ledger))
+        finished = folder / "pipeline"
+        if finished.is_dir():
+            out.show(f"Sample with: proxyprune diffusion sample --pipeline {finished} --grid samples.png")
+        budgets = None if layout is None else layout.budgets.to_dict()
+        out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": budgets})
+
+
+def _stages(trainer: Any, stage: str, interval: int | None) -> None:
+    if interval is not None:
+        trainer.train_expert(interval)
+        return
+    steps: dict[str, Callable[[], Any]] = {
+        "all": trainer.train,
+        "base": trainer.train_base,
+        "layout": trainer.layout,
+        "experts": lambda: [trainer.train_expert(index) for index in range(len(trainer.layout().members))],
+        "merge": trainer.assemble,
+    }
+    steps[stage]()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn.
+
+    Attributes:
+        pipeline: Folder of the pipeline.
+        count: Number of images.
+        steps: Sampling steps.
+        sampler: Name of the sampler; None keeps the saved one.
+        batch_size: Images at a time.
+        seed: Of the images.
+        one_at_a_time: Keep only one expert in memory.
+        compile: Use torch.compile.
+        model: Model file, for networks that came from one.
+    """
+
+    pipeline: Path
+    count: int
+    steps: int
+    sampler: str | None
+    batch_size: int
+    seed: int
+    one_at_a_time: bool
+    compile: bool
+    model: str | None
+
+    def open(self) -> StepAdaptivePipeline:
+        """Load the pipeline."""
+        from proxyprune.diffusion.pipeline import StepAdaptivePipeline
+        from proxyprune.modelfile import load_model_file
+
+        factory = None if self.model is None else load_model_file(self.model).build_model
+        found = StepAdaptivePipeline.from_pretrained(self.pipeline, factory=factory, resident=not self.one_at_a_time)
+        if self.sampler is not None:
+            found.use(self.sampler)
+        return found.compile() if self.compile else found
+
+
+_DRAWING = (
+    click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
+    click.option("--count", "-n", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images."),
+    click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
+    click.option("--sampler", metavar="NAME", help=f"{SAMPLERS}; the saved one by default."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time; changes no image."),
+    click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images."),
+    click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
+    click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
+    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", help="Model file, if the networks came from one."),
+)
+drawing_options = gathered("drawing", Drawing, _DRAWING)
+
+
+@diffusion.command(cls=Command)
+@drawing_options
+@file_option("--grid", "PATH", "Write a picture of all images.")
+@file_option("--out", "FILE.npz", "Write the images as bytes.")
+@json_option
+@traceback_option
+def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool) -> None:
+    """Draw images; write a grid, an npz file, or both."""
+    import time
+
+    from proxyprune.cli.console import output
+    from proxyprune.diffusion import images
+
+    if grid is None and out is None:
+        raise click.UsageError("Say where the images go: --grid PICTURE, --out FILE.npz, or both.")
+    with output(as_json) as shown:
+        pipeline = drawing.open()
+        started = time.perf_counter()
+        found = pipeline.generate(drawing.count, steps=drawing.steps, batch_size=drawing.batch_size, seed=drawing.seed)
+        seconds = time.perf_counter() - started
+        if grid is not None:
+            images.save_picture(images.grid(found, scale=max(1, 64 // found.shape[-1])), grid)
+        if out is not None:
+            images.save_arrays(found, out)
+        macs, relative = pipeline.sampling_macs(drawing.steps), pipeline.relative_macs(drawing.steps)
+        shown.show(f"{len(found)} images in {seconds:.1f} s; {macs:,} MACs an image, {relative:.1%} of the unpruned network's.")
+        shown.emit(
+            {
+                "schema": SCHEMA,
+                "images": len(found),
+                "seconds": seconds,
+                "sampling_macs": macs,
+                "relative_macs": relative,
+                "sampler": type(pipeline.scheduler).__name__,
+                "steps": drawing.steps,
+                "seed": drawing.seed,
+                "grid": None if grid is None else str(grid),
+                "out": None if out is None else str(out),
+            }
+        )
+
+
+@diffusion.command(cls=Command)
+@drawing_options
+@file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
+@click.option("--features", metavar="NAME", help="fashion-mnist, digits or inception; follows from the data by default.")
+@json_option
+@traceback_option
+def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: bool) -> None:
+    """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert."""
+    from proxyprune.cli.console import output
+    from proxyprune.cli.diffusion_tables import evaluation_table
+    from proxyprune.diffusion.config import StepAdaptiveConfig
+    from proxyprune.diffusion.data import load_data
+    from proxyprune.diffusion.evaluate import evaluate as judge
+    from proxyprune.diffusion.features import load_features
+    from proxyprune.diffusion.presets import image_size
+    from proxyprune.diffusion.schedule import NoiseSchedule
+
+    with output(as_json) as out:
+        config = StepAdaptiveConfig.from_json((run or drawing.pipeline.parent) / "config.json")
+        data = load_data(config.data, image_size(config))
+        compared = load_features(features or config.data.source)
+        found = judge(
+            drawing.open(),
+            data,
+            compared,
+            images=drawing.count,
+            steps=drawing.steps,
+            batch_size=drawing.batch_size,
+            seed=drawing.seed,
+            schedule=NoiseSchedule.of(config.noise),
+        )
+        out.show(evaluation_table(found))
+        out.emit(found.to_dict())

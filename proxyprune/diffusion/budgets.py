@@ -1,0 +1,166 @@
+"""How much compute each interval's expert gets: the published formula, or what measured damage says.
+
+The formula (arXiv:2312.13307): FLOPs(i) = (i / N + (N - i) / N * k) * F for i = 1 ... N, with k in (0, 1]. Which end is i = N is not
+published; `capacity` says which. Its mean over intervals is (N + 1) / (2N) + k (N - 1) / (2N), which tends to (1 + k) / 2. What a user pays
+is the mean over the *sampler's* steps, and k is solved for that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxyprune.errors import InputError, TargetError
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Fractions of the base's MACs, by interval.
+
+    Attributes:
+        fractions: One for each interval, cleanest first; 1.0 stays whole.
+        steps: Sampler steps in each interval, which the mean is weighted with.
+        method: How they were chosen.
+        k: k of the formula, or None.
+        notes: Sentences for the reader.
+    """
+
+    fractions: tuple[float, ...]
+    steps: tuple[int, ...]
+    method: str
+    k: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.fractions) != len(self.steps) or not all(0.0 < f <= 1.0 for f in self.fractions) or sum(self.steps) <= 0:
+            raise InputError(f"Expected fractions in (0, 1] and a number of steps for each interval, found {self.fractions}, {self.steps}.")
+
+    @property
+    def mean(self) -> float:
+        """Mean fraction over the sampler's steps."""
+        return weighted_mean(self.fractions, self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": 1,
+            "fractions": list(self.fractions),
+            "steps": list(self.steps),
+            "method": self.method,
+            "k": self.k,
+            "mean": self.mean,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Budgets:
+        """The inverse of `to_dict`."""
+        return cls(tuple(data["fractions"]), tuple(data["steps"]), str(data["method"]), data["k"], tuple(data["notes"]))
+
+
+def weighted_mean(fractions: Sequence[float], steps: Sequence[int]) -> float:
+    """Mean of the fractions over the sampler's steps."""
+    return math.fsum(f * n for f, n in zip(fractions, steps, strict=True)) / sum(steps)
+
+
+def formula(count: int, k: float, capacity: str = "clean") -> tuple[float, ...]:
+    """The published fractions, cleanest interval first.
+
+    Args:
+        count: Number of intervals N.
+        k: What the smallest would be without its own share, in (0, 1].
+        capacity: "clean" gives the cleanest interval i = N, "noisy" the noisiest.
+    """
+    rising = tuple(min(1.0, i / count + (count - i) / count * k) for i in range(1, count + 1))
+    return rising[::-1] if capacity == "clean" else rising
+
+
+def solve_k(target: float, steps: Sequence[int], capacity: str = "clean") -> float:
+    """k for which the mean over the sampler's steps is `target`; the formula is linear in k, so this is exact.
+
+    Raises:
+        TargetError: If no k in (0, 1] does it.
+    """
+    count = len(steps)
+    lowest = weighted_mean(formula(count, 0.0, capacity), steps)
+    slope = weighted_mean(formula(count, 1.0, capacity), steps) - lowest
+    k = (target - lowest) / slope if slope > 0 else math.nan
+    if target == 1.0:
+        return 1.0
+    if not 0.0 < k <= 1.0:
+        raise TargetError(
+            f"With {count} intervals and {tuple(steps)} sampler steps in them, the formula gives a mean above {lowest:.3f} and at most 1, "
+            f"so {target} cannot be reached with k in (0, 1]. Use more intervals, the other end (budgets.capacity), or the measured method."
+        )
+    return k
+
+
+def by_formula(target: float, steps: Sequence[int], capacity: str = "clean", k: float | None = None) -> Budgets:
+    """Budgets by the formula, with k given or solved."""
+    solved = solve_k(target, steps, capacity) if k is None else k
+    fractions = formula(len(steps), solved, capacity)
+    note = f"k = {solved:.4f} {'was solved for the target' if k is None else 'was given'}; the larger experts work at the {capacity} end."
+    return Budgets(fractions, tuple(steps), "formula", solved, (note,))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One size that an interval's expert may have.
+
+    Attributes:
+        fraction: Of the base's MACs, as planned; 1.0 is the whole network.
+        macs: Exact MACs.
+        damage: What it costs in loss after a short recovery, over the whole network with the same training.
+    """
+
+    fraction: float
+    macs: int
+    damage: float
+
+
+def allocate(options: Sequence[Sequence[Option]], steps: Sequence[int], limit_macs: int) -> tuple[Option, ...]:
+    """One option for each interval, so that damage summed over the sampler's steps is least and MACs fit.
+
+    This is a multiple-choice knapsack. States (MACs, damage) that another state beats on both counts are dropped, nothing else is, so
+    the result is optimal; costs are integers, so the limit is met exactly. Ties go to fewer MACs.
+
+    Args:
+        options: For each interval.
+        steps: Sampler steps in each interval.
+        limit_macs: Most MACs over all steps of one image.
+
+    Raises:
+        TargetError: If even the smallest options are too large.
+    """
+    least = sum(n * min(o.macs for o in choices) for n, choices in zip(steps, options, strict=True))
+    if least > limit_macs:
+        raise TargetError(
+            f"The smallest sizes tried need {least:,} MACs an image over the sampler's steps, the budget is {limit_macs:,}. "
+            "Add smaller fractions to budgets.sizes or raise budgets.target."
+        )
+    states: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
+    for weight, choices in zip(steps, options, strict=True):
+        grown = [(m + weight * o.macs, d + weight * o.damage, (*chosen, o)) for m, d, chosen in states for o in choices]
+        states = _undominated([state for state in grown if state[0] <= limit_macs])
+    return min(states, key=lambda state: (state[1], state[0]))[2]
+
+
+def _undominated(states: list[tuple[int, float, tuple[Option, ...]]]) -> list[tuple[int, float, tuple[Option, ...]]]:
+    kept: list[tuple[int, float, tuple[Option, ...]]] = []
+    for state in sorted(states, key=lambda state: (state[0], state[1])):
+        if not kept or state[1] < kept[-1][1]:
+            kept.append(state)
+    return kept
+
+
+def by_measurement(options: Sequence[Sequence[Option]], steps: Sequence[int], target: float, base_macs: int) -> Budgets:
+    """Budgets from measured damage.
+
+    The sum over steps of MACs may be at most `target` of the whole network's.
+    """
+    chosen = allocate(options, steps, math.floor(target * base_macs * sum(steps)))
+    damage = sum(n * o.damage for n, o in zip(steps, chosen, strict=True)) / sum(steps)
+    note = f"The optimal choice of {math.prod(map(len, options)):,}; mean damage {damage:.4g} a sampler step."
+    return Budgets(tuple(o.fraction for o in chosen), tuple(steps), "measured", None, (note,))

@@ -1,0 +1,446 @@
+"""Every knob of a step-adaptive run, frozen, with JSON both ways; all mistakes in a configuration are reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from proxyprune.errors import InputError, StorageError, UnknownNameError
+
+SCHEMA = 1
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "flow")
+INTERVAL_METHODS = ("uniform", "equal-db", "dynamic", "measured")
+BUDGET_METHODS = ("formula", "measured", "full", "even")
+ENDS = ("clean", "noisy")
+TEACHERS = ("none", "base", "expert")
+DECAYS = ("cosine", "linear", "constant")
+PRECISIONS = ("no", "fp16", "bf16")
+DAMAGES = ("relative", "absolute")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images.
+
+    Attributes:
+        source: "digits", "fashion-mnist", an .npz file, a folder of images, or "hub:NAME" through the package `datasets`.
+        path: Where the files are, when not at the usual place.
+        size: Pixels along a side; None keeps what the preset of the model says.
+        held_out: Images that are never trained on (from the end of a fixed shuffle); sources with a test split use that.
+        labels: Give labels to the denoiser.
+        channels: 1 or 3 for folders and hub data.
+    """
+
+    source: str = "digits"
+    path: str | None = None
+    size: int | None = None
+    held_out: int = 297
+    labels: bool = False
+    channels: int = 3
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The noise process; samplers are chosen when sampling.
+
+    Attributes:
+        schedule: Beta schedule as diffusers names it, or "flow" for straight paths.
+        prediction: What the network predicts.
+        timesteps: Steps of the training process.
+        zero_terminal_snr: Rescale so that the last timestep is pure noise.
+        clip_db: SNR is clipped to +- this before intervals are made.
+        shift: Shift of the flow sigmas.
+    """
+
+    schedule: str = "linear"
+    prediction: str = "epsilon"
+    timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    clip_db: float = 20.0
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class IntervalConfig:
+    """How timesteps are split.
+
+    Attributes:
+        count: Number of intervals N.
+        method: "uniform" in t, "equal-db", "dynamic" (least absolute deviation of clipped dB), or "measured" on the base model.
+        bins: Bins of timesteps that "measured" looks at.
+        images: Images in each bin.
+        loss_weight: Weight of the loss beside the gradients' direction in "measured".
+    """
+
+    count: int = 4
+    method: str = "equal-db"
+    bins: int = 16
+    images: int = 64
+    loss_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How much compute each interval gets.
+
+    Attributes:
+        method: "formula", "measured", "full" (no pruning), or "even" (the target for every interval).
+        target: Mean sampling MACs over the sampler's timesteps, as a fraction of the base.
+        capacity: Which end the formula favours: "clean" (low noise) or "noisy".
+        k: k of the formula; None solves it from the target.
+        sampler_steps: Steps of the (evenly spaced) sampler that the mean is taken over.
+        sizes: Fractions that "measured" tries.
+        trial_steps: Recovery steps of each trial.
+        trial_images: Held-out images that each trial is judged on.
+        damage: "relative" (log ratio of losses) or "absolute" loss that the allocation adds up.
+    """
+
+    method: str = "formula"
+    target: float = 0.8
+    capacity: str = "clean"
+    k: float | None = None
+    sampler_steps: int = 50
+    sizes: tuple[float, ...] = (0.85, 0.7, 0.55, 0.4)
+    trial_steps: int = 50
+    trial_images: int = 256
+    damage: str = "relative"
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """How an expert is cut.
+
+    Attributes:
+        scorer: Registered name; `proxyprune scorers` lists them.
+        mode: "width", "depth" or "both".
+        round_to: Widths become multiples of this where they can.
+        keep: Patterns that stay as they are.
+        norm_groups: As for `proxyprune.trace`.
+        calibration_batches: Batches for scorers that measure; drawn from the interval's timesteps.
+        calibration_images: Images in each.
+        rounds: Cuts on the way to the budget, equal steps in log size, with training in between.
+        options: Arguments for making the scorer.
+    """
+
+    scorer: str = "taylor"
+    mode: str = "width"
+    round_to: int = 1
+    keep: tuple[str, ...] = ()
+    norm_groups: str = "balanced"
+    calibration_batches: int = 8
+    calibration_images: int = 64
+    rounds: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one stage is trained.
+
+    Attributes:
+        learning_rate: Peak.
+        warmup: Share of the steps in which it rises.
+        decay: How it falls afterwards.
+        floor: What is left of it at the end, as a share.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        clip: Largest gradient norm; None for no clipping.
+        ema: Decay of the averaged weights; 0 turns averaging off. Shorter at the start of training.
+        min_snr_gamma: Cap of the loss weight (arXiv:2303.09556), or None.
+        teacher: "none", "base", or "expert" (the full-size expert before the first cut).
+        teacher_weight: Share of the distillation term in the loss.
+    """
+
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    decay: str = "cosine"
+    floor: float = 0.02
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 1.0
+    ema: float = 0.999
+    min_snr_gamma: float | None = None
+    teacher: str = "none"
+    teacher_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How much is trained, all of it measured against one full-size model.
+
+    Attributes:
+        reference_steps: Optimizer steps of the full-size model that the whole run may cost as much as.
+        base_share: Share of that compute for the base; the rest goes to the experts.
+        whole_share: Share of an expert's compute that is spent before its first cut.
+        between_share: Share spent between the first cut and the last, when there are several.
+        saved_to_recovery: Give the steps that a smaller expert saves to its own training; otherwise all experts get as many steps as a
+            full-size one would.
+        expert_weights: How the experts' compute is split; empty means equally.
+    """
+
+    reference_steps: int = 1000
+    base_share: float = 0.6
+    whole_share: float = 0.0
+    between_share: float = 0.3
+    saved_to_recovery: bool = True
+    expert_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run behaves, without influence on what one process on one machine computes.
+
+    Attributes:
+        batch_size: Images of one optimizer step, over all processes.
+        mixed_precision: "no", "fp16" or "bf16".
+        cpu: Stay on the CPU even where there is something faster.
+        checkpoint_every: Steps between checkpoints; 1 loses nothing but the unfinished step.
+        log_every: Steps between lines of the log.
+        sample_every: Steps between sample grids; 0 draws only at the end of a stage.
+        trackers: Further trackers of accelerate, such as "tensorboard".
+        divergence: Stop when the averaged loss is this many times the best so far.
+    """
+
+    batch_size: int = 64
+    mixed_precision: str = "no"
+    cpu: bool = False
+    checkpoint_every: int = 200
+    log_every: int = 20
+    sample_every: int = 0
+    trackers: tuple[str, ...] = ()
+    divergence: float = 50.0
+
+
+@dataclass(frozen=True)
+class StepAdaptiveConfig:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        model: A preset (see `proxyprune.diffusion.presets`), or a model file `path.py[:factory]`.
+        weights: Safetensors file to start the base from, or None.
+        seed: All randomness follows from it.
+    """
+
+    model: str = "digits"
+    weights: str | None = None
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    intervals: IntervalConfig = field(default_factory=IntervalConfig)
+    budgets: BudgetConfig = field(default_factory=BudgetConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    base: StageConfig = field(default_factory=StageConfig)
+    experts: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=5e-4))
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if problems := _problems(self):
+            raise InputError(f"The configuration cannot be used; {len(problems)} to mend: " + "; ".join(problems) + ".")
+
+    @classmethod
+    def preset(cls, name: str) -> StepAdaptiveConfig:
+        """A whole configuration by name: "digits", "fashion16", "fashion28", "fashion32" or "ddpm-cifar10".
+
+        Raises:
+            UnknownNameError: If there is none of this name.
+        """
+        from proxyprune.diffusion.presets import CONFIGS
+
+        if name not in CONFIGS:
+            raise UnknownNameError(f"There is no preset {name!r}; there are {', '.join(CONFIGS)}. A model file goes with --model.")
+        return cls.from_dict(CONFIGS[name])
+
+    def with_values(self, values: Mapping[str, Any]) -> StepAdaptiveConfig:
+        """A copy with other values, by dotted name: {"budgets.target": 0.5}.
+
+        Raises:
+            UnknownNameError: If a name does not exist.
+            InputError: If a value does not fit.
+        """
+        data = self.to_dict()
+        for name, value in values.items():
+            *path, last = name.split(".")
+            place: Any = data
+            for part in path:
+                place = place.get(part) if isinstance(place, dict) else None
+            free = path == ["pruning", "options"]
+            if not isinstance(place, dict) or last == "schema" or (last not in place and not free):
+                raise UnknownNameError(f"There is no setting {name!r}.{_close(name)}")
+            place[last] = value
+        return self.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the schema number."""
+        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+
+    @classmethod
+    def from_dict(cls, data: object) -> StepAdaptiveConfig:
+        """The inverse of `to_dict`; what is left out keeps its default.
+
+        Raises:
+            InputError: If a setting is unknown or of the wrong kind; all of them at once.
+        """
+        if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise InputError(f"Expected a configuration with schema {SCHEMA}, found {found!r}.")
+        problems: list[str] = []
+        values = _read(cls, {name: value for name, value in data.items() if name != "schema"}, "", problems)
+        if problems:
+            raise InputError(f"The configuration cannot be used; {len(problems)} to mend: " + "; ".join(problems) + ".")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> StepAdaptiveConfig:
+        """Read a configuration file.
+
+        Raises:
+            StorageError: If it cannot be read.
+            InputError: If it is no configuration.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise StorageError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is not JSON: {error}.") from error
+
+    def to_text(self) -> str:
+        """JSON, one setting a line."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+
+def settings() -> dict[str, Any]:
+    """Every setting by dotted name, with its default."""
+    found: dict[str, Any] = {}
+    for name, value in StepAdaptiveConfig().to_dict().items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": default for inner, default in value.items()}
+        elif name != "schema":
+            found[name] = value
+    return found
+
+
+def _close(name: str) -> str:
+    close = difflib.get_close_matches(name, list(settings()), n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else " `proxyprune diffusion plan --json` prints all of them."
+
+
+def _read(kind: type, data: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    types = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        label = f"{where}{name}"
+        if name not in types:
+            problems.append(f"there is no setting {label!r}{_close(label).rstrip('?.')}")
+            continue
+        expected = types[name]
+        if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+            if isinstance(value, Mapping):
+                values[name] = expected(**_read(expected, value, f"{label}.", problems))
+            else:
+                problems.append(f"{label} holds settings, found {value!r}")
+            continue
+        try:
+            values[name] = _as(expected, value)
+        except TypeError:
+            problems.append(f"{label} must be {_kind(expected)}, found {value!r}")
+    return values
+
+
+def _as(expected: Any, value: Any) -> Any:
+    """`value` as the type of a field."""
+    options = typing.get_args(expected)
+    origin = typing.get_origin(expected)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return tuple(_as(options[0], item) for item in value)
+    if type(None) in options:
+        return None if value is None else _as(next(option for option in options if option is not type(None)), value)
+    if origin is not None:
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return dict(value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise TypeError
+    return value
+
+
+def _kind(expected: Any) -> str:
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+    return names.get(expected, str(expected).replace("typing.", "").replace("collections.abc.", ""))
+
+
+def _problems(config: StepAdaptiveConfig) -> list[str]:
+    found: list[str] = []
+    choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+        ("noise.schedule", config.noise.schedule, SCHEDULES),
+        ("noise.prediction", config.noise.prediction, PREDICTIONS),
+        ("intervals.method", config.intervals.method, INTERVAL_METHODS),
+        ("budgets.method", config.budgets.method, BUDGET_METHODS),
+        ("budgets.capacity", config.budgets.capacity, ENDS),
+        ("budgets.damage", config.budgets.damage, DAMAGES),
+        ("base.teacher", config.base.teacher, ("none",)),
+        ("experts.teacher", config.experts.teacher, TEACHERS),
+        ("base.decay", config.base.decay, DECAYS),
+        ("experts.decay", config.experts.decay, DECAYS),
+        ("run.mixed_precision", config.run.mixed_precision, PRECISIONS),
+    )
+    found += [f"{name} must be one of {', '.join(allowed)}, found {value!r}" for name, value, allowed in choices if value not in allowed]
+    positive: tuple[str, ...] = (
+        "noise.timesteps",
+        "intervals.count",
+        "intervals.bins",
+        "intervals.images",
+        "budgets.sampler_steps",
+        "pruning.rounds",
+    )
+    positive += ("compute.reference_steps", "run.batch_size", "run.checkpoint_every", "run.log_every", "pruning.calibration_batches")
+    flat = {f"{group}.{name}": value for group, part in _parts(config) for name, value in vars(part).items()}
+    found += [f"{name} must be at least 1, found {flat[name]!r}" for name in positive if flat[name] < 1]
+    shares: tuple[str, ...] = (
+        "compute.whole_share",
+        "compute.between_share",
+        "base.warmup",
+        "experts.warmup",
+        "base.floor",
+        "experts.floor",
+    )
+    shares += ("experts.teacher_weight", "base.ema", "experts.ema")
+    found += [f"{name} must lie in [0, 1], found {flat[name]!r}" for name in shares if not 0.0 <= flat[name] <= 1.0]
+    for name in ("base.learning_rate", "experts.learning_rate", "noise.clip_db", "noise.shift", "run.divergence"):
+        if not (math.isfinite(flat[name]) and flat[name] > 0):
+            found.append(f"{name} must be above 0, found {flat[name]!r}")
+    if not 0.0 < config.budgets.target <= 1.0:
+        found.append(f"budgets.target must lie in (0, 1], found {config.budgets.target!r}")
+    if not 0.0 < config.compute.base_share <= 1.0:
+        found.append(f"compute.base_share must lie in (0, 1], found {config.compute.base_share!r}")
+    if config.budgets.k is not None and not 0.0 < config.budgets.k <= 1.0:
+        found.append(f"budgets.k must lie in (0, 1], found {config.budgets.k!r}")
+    if any(not 0.0 < size < 1.0 for size in config.budgets.sizes) or not config.budgets.sizes:
+        found.append(f"budgets.sizes must be fractions between 0 and 1, found {config.budgets.sizes!r}")
+    if config.compute.expert_weights and len(config.compute.expert_weights) != config.intervals.count:
+        found.append(f"compute.expert_weights must hold {config.intervals.count} weights, found {len(config.compute.expert_weights)}")
+    if config.experts.teacher == "expert" and config.compute.whole_share == 0.0:
+        found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
+    if (config.noise.schedule == "flow") != (config.noise.prediction == "flow"):
+        found.append("noise.schedule 'flow' and noise.prediction 'flow' go together")
+    if config.noise.zero_terminal_snr and config.noise.prediction == "epsilon":
+        found.append("noise.zero_terminal_snr leaves nothing to predict noise from at the last timestep; use v_prediction or sample")
+    return found
+
+
+def _parts(config: StepAdaptiveConfig) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(config).items() if dataclasses.is_dataclass(value)]

@@ -1,0 +1,144 @@
+"""Experts on disk and in memory: what a folder of networks, one for each interval, looks like, and how one of them is brought back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+from proxyprune.diffusion.checkpoint import write_json, write_text
+from proxyprune.errors import PlanFormatError, StorageError
+from proxyprune.flow import PruneResult
+from proxyprune.modelfile import load_weights
+from proxyprune.storage import MANIFEST, load, save
+from proxyprune.surgery import Surgery, perform
+
+WHOLE = "model.safetensors"
+EARLIER = "earlier"
+
+Factory = Callable[[], nn.Module]
+
+
+def save_expert(folder: Path, model: nn.Module, cuts: Sequence[PruneResult]) -> None:
+    """Write an expert: `proxyprune.save`'s folder for one that was cut, weights alone for one that is whole.
+
+    Args:
+        folder: Where to.
+        model: The trained network.
+        cuts: How it was pruned, in order; the surgeries of all but the last go into a folder `earlier`.
+    """
+    if not cuts:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(folder / WHOLE))
+        return
+    last = cuts[-1]
+    save(PruneResult(model, last.plan, last.ranking, last.report, last.surgery, last.graph), folder)
+    for number, cut in enumerate(cuts[:-1]):
+        write_json(folder / EARLIER / f"{number}.surgery.json", cut.surgery.to_dict())
+        write_text(folder / EARLIER / f"{number}.plan.json", cut.plan.to_text())
+
+
+def load_expert(folder: Path, factory: Factory) -> nn.Module:
+    """Bring an expert back.
+
+    Args:
+        folder: What `save_expert` wrote.
+        factory: Builds the unpruned network.
+
+    Raises:
+        StorageError: If the folder holds no expert.
+        ProxyPruneError: As `proxyprune.load` does.
+    """
+    if (folder / MANIFEST).is_file():
+        return load(folder, lambda: _cut_before(factory, folder / EARLIER)).eval()
+    if not (folder / WHOLE).is_file():
+        raise StorageError(f"'{folder}' holds no expert: there is neither {MANIFEST} nor {WHOLE}. Train or copy it again.")
+    model = factory()
+    load_weights(model, folder / WHOLE)
+    return model.eval()
+
+
+def _cut_before(factory: Factory, folder: Path) -> nn.Module:
+    model = factory()
+    for path in sorted(folder.glob("*.surgery.json"), key=lambda path: int(path.name.split(".")[0])) if folder.is_dir() else ():
+        perform(model, read_surgery(path))
+    return model
+
+
+def read_surgery(path: Path) -> Surgery:
+    """Read a surgery record.
+
+    Raises:
+        PlanFormatError: If it is damaged.
+    """
+    try:
+        return Surgery.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise PlanFormatError(f"'{path}' cannot be read: {error}. Prune the model again.") from error
+
+
+@dataclass
+class Experts:
+    """The networks of a pipeline: all in memory, or one at a time.
+
+    Attributes:
+        macs: Exact MACs of each, per image.
+        params: Parameters of each.
+        load: Makes the network of an interval.
+        resident: Keep all of them in memory.
+        device: Where they run.
+    """
+
+    macs: tuple[int, ...]
+    params: tuple[int, ...]
+    load: Callable[[int], nn.Module] = field(repr=False)
+    resident: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compile_options: Mapping[str, Any] | None = None
+    _held: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
+    _compiled: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.macs)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        """The network of an interval, on the device, ready to run."""
+        if index not in self._held:
+            if not self.resident:
+                self._held.clear()
+                self._compiled.clear()
+            self._held[index] = self.load(index).eval().requires_grad_(False).to(self.device)
+        return self._held[index]
+
+    def callable(self, index: int) -> Any:
+        """The network as it is called: compiled, when that was asked for."""
+        model = self[index]
+        if self.compile_options is None:
+            return model
+        if index not in self._compiled:
+            self._compiled[index] = torch.compile(model, **dict(self.compile_options))
+        return self._compiled[index]
+
+    def to(self, device: torch.device) -> None:
+        """Move what is loaded, and what will be."""
+        self.device = device
+        for model in self._held.values():
+            model.to(device)
+        self._compiled.clear()
+
+    @property
+    def in_memory(self) -> int:
+        """How many are loaded."""
+        return len(self._held)
+
+    @classmethod
+    def of(cls, models: Sequence[nn.Module], macs: Sequence[int]) -> Experts:
+        """Networks that are in memory already."""
+        params = tuple(sum(p.numel() for p in model.parameters()) for model in models)
+        return cls(tuple(macs), params, lambda index: models[index])

@@ -1,0 +1,134 @@
+"""What images are compared by: a small classifier on the data set, with its weights in the package, or Inception where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from proxyprune.diffusion.data import to_float
+from proxyprune.errors import UnknownNameError, WeightsError
+
+FEATURES = 64
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class FeatureNet(nn.Module):
+    """Three convolutional stages and a layer of 64 features before the classes; the features are what metrics see.
+
+    Trained by benchmarks/train_features.py, which also records the accuracy.
+    """
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 96), classes: int = 10) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.stages = nn.Sequential(
+            _block(1, first),
+            _block(first, first),
+            nn.MaxPool2d(2),
+            _block(first, second),
+            nn.MaxPool2d(2),
+            _block(second, third),
+        )
+        self.features = nn.Linear(third * 4, FEATURES)
+        self.classes = nn.Linear(FEATURES, classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features [images, 64] of images in [-1, 1]."""
+        pooled = functional.adaptive_avg_pool2d(self.stages(images), 2).flatten(1)
+        return functional.relu(self.features(pooled))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [images, classes]."""
+        logits: Tensor = self.classes(functional.dropout(self.embed(images), 0.3, self.training))
+        return logits
+
+
+def _block(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU())
+
+
+SIZES: Mapping[str, tuple[int, tuple[int, int, int]]] = {"fashion-mnist": (28, (32, 64, 96)), "digits": (8, (16, 32, 48))}
+"""Data set -> pixels that its classifier sees, and its widths. Other sizes are resized to it (bilinear, antialiased)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A map from images to vectors.
+
+    Attributes:
+        name: What figures are labelled with.
+    """
+
+    name: str
+    _embed: Callable[[Tensor], Tensor] = field(repr=False)
+
+    def of(self, images: Tensor, batch_size: int = 250) -> NDArray[np.float64]:
+        """Features [images, D] of bytes [images, channels, height, width]."""
+        with torch.inference_mode():
+            parts = [self._embed(images[start : start + batch_size]).double() for start in range(0, len(images), batch_size)]
+        return np.asarray(torch.cat(parts).numpy())
+
+
+def load_features(name: str) -> Features:
+    """Features by name: "fashion-mnist", "digits", or "inception" (needs torch-fidelity).
+
+    Raises:
+        UnknownNameError: If there are none of this name.
+        WeightsError: If weights are missing.
+    """
+    if name == "inception":
+        return Features("inception-v3-compat (torch-fidelity)", _inception())
+    if name not in SIZES:
+        raise UnknownNameError(f"There are no features {name!r}; there are {', '.join(SIZES)} and inception.")
+    size, widths = SIZES[name]
+    network = FeatureNet(widths)
+    load_into(network, WEIGHTS / f"{name}.safetensors")
+    network.eval()
+
+    def embed(images: Tensor) -> Tensor:
+        return network.embed(resized(to_float(_grey(images)), size))
+
+    return Features(f"proxyprune-{name}-{FEATURES}", embed)
+
+
+def load_into(network: nn.Module, path: Path) -> None:
+    """Fill a network from a safetensors file; half precision is widened."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"The weights {path.name} of the features are missing from {path.parent}; install the package again.")
+    network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()})
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Square images at the classifier's size."""
+    if images.shape[-1] == size:
+        return images
+    return functional.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _grey(images: Tensor) -> Tensor:
+    return images if images.shape[1] == 1 else images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+
+
+def _inception() -> Callable[[Tensor], Tensor]:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise UnknownNameError("Inception features need torch-fidelity: pip install torch-fidelity.") from error
+    network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+
+    def embed(images: Tensor) -> Tensor:
+        colour = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
+        found: Tensor = network(colour)[0]
+        return found
+
+    return embed

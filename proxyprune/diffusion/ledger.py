@@ -1,0 +1,123 @@
+"""What training costs, in multiply-accumulates, against what one full-size model would have cost.
+
+A backward pass is counted as two forward passes, so a training image costs three. Everything that a run computes with a network is entered:
+training, teachers, scoring, measuring, trials and sample grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from proxyprune.errors import ComputeError
+
+TRAINING_PASSES = 3
+"""Forward passes that one training image counts as: forward, and backward at twice the price."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line.
+
+    Attributes:
+        stage: "base", "intervals", "budgets" or "expert".
+        interval: Index of the expert, or None.
+        what: "training", "teacher", "scoring", "measuring" or "samples".
+        images: Images (or passes of one image) that were run.
+        macs: What that cost.
+    """
+
+    stage: str
+    interval: int | None
+    what: str
+    images: int
+    macs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All entries, and the limit.
+
+    Attributes:
+        limit_macs: Training MACs of the full-size reference; None sets no limit.
+        entries: In the order of spending.
+    """
+
+    limit_macs: int | None = None
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def spent_macs(self) -> int:
+        """Sum of all entries."""
+        return sum(entry.macs for entry in self.entries)
+
+    @property
+    def share(self) -> float | None:
+        """Spent, as a share of the limit."""
+        return self.spent_macs / self.limit_macs if self.limit_macs else None
+
+    def add(self, *entries: Entry) -> Ledger:
+        """A ledger with more entries.
+
+        Raises:
+            ComputeError: If that would exceed the limit.
+        """
+        grown = Ledger(self.limit_macs, (*self.entries, *(entry for entry in entries if entry.macs)))
+        if self.limit_macs is not None and grown.spent_macs > self.limit_macs:
+            asked = ", ".join(f"{entry.stage} {entry.what}" for entry in entries)
+            raise ComputeError(
+                f"The ledger allows {self.limit_macs:,} training MACs, {self.spent_macs:,} are spent, and {asked} would bring that to "
+                f"{grown.spent_macs:,}. Train for fewer steps, measure with fewer images, or raise compute.reference_steps."
+            )
+        return grown
+
+    def by_stage(self) -> dict[str, int]:
+        """MACs by "stage", experts by "expert N", and what they were spent on: "expert 2 scoring"."""
+        sums: dict[str, int] = {}
+        for entry in self.entries:
+            name = entry.stage if entry.interval is None else f"{entry.stage} {entry.interval}"
+            key = f"{name} {entry.what}"
+            sums[key] = sums.get(key, 0) + entry.macs
+        return sums
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": 1,
+            "limit_macs": self.limit_macs,
+            "spent_macs": self.spent_macs,
+            "share": self.share,
+            "entries": [entry.to_dict() for entry in self.entries],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
+        """The inverse of `to_dict`."""
+        return cls(data["limit_macs"], tuple(Entry(**entry) for entry in data["entries"]))
+
+    @classmethod
+    def merged(cls, limit_macs: int | None, parts: Iterable[Ledger]) -> Ledger:
+        """One ledger of what several jobs spent; the limit is reported, not enforced, because it is spent already."""
+        return cls(limit_macs, tuple(entry for part in parts for entry in part.entries))
+
+
+def training_macs(macs: int, images: int) -> int:
+    """Cost of training on so many images."""
+    return TRAINING_PASSES * macs * images
+
+
+def affordable_steps(budget_macs: int, macs: int, batch_size: int, teacher_macs: int = 0) -> int:
+    """Optimizer steps that a budget pays for.
+
+    Args:
+        budget_macs: What may be spent.
+        macs: MACs of the trained network.
+        batch_size: Images of one step.
+        teacher_macs: MACs of a teacher that runs forward on every image.
+    """
+    return budget_macs // (batch_size * (TRAINING_PASSES * macs + teacher_macs))

@@ -1,0 +1,234 @@
+"""The training loop: forward, backward, clip, step, average; logged, checkpointed, and stopped when it diverges."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from proxyprune.diffusion.checkpoint import NAME, Checkpoint, optimizer_state, restore_optimizer, rng_state
+from proxyprune.diffusion.config import RunConfig, StageConfig
+from proxyprune.diffusion.draws import Draws
+from proxyprune.diffusion.ema import AveragedWeights
+from proxyprune.diffusion.ledger import Ledger
+from proxyprune.diffusion.objective import Objective
+from proxyprune.diffusion.progress import bar
+from proxyprune.errors import DivergedError
+
+_SMOOTHING = 0.98  # of the loss that divergence is judged by
+_SETTLING_STEPS = 50
+
+
+def learning_rate(stage: StageConfig, progress: float) -> float:
+    """Warmup, then decay to a floor; `progress` is the share of the stage's compute that is spent, in [0, 1]."""
+    if progress < stage.warmup:
+        return stage.learning_rate * max(progress, 1e-3) / stage.warmup
+    if stage.decay == "constant":
+        return stage.learning_rate
+    left = (1.0 - progress) / (1.0 - stage.warmup) if stage.warmup < 1.0 else 0.0
+    shape = left if stage.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+    return stage.learning_rate * (stage.floor + (1.0 - stage.floor) * shape)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training between two cuts.
+
+    Attributes:
+        number: Cuts before it.
+        start: Step of the stage at which it begins.
+        stop: Step at which it ends.
+        progress: Share of the stage's compute that is spent at its start and at its end; the learning rate follows it.
+    """
+
+    number: int
+    start: int
+    stop: int
+    progress: tuple[float, float]
+
+    def at(self, step: int) -> float:
+        """Progress at a step."""
+        begin, end = self.progress
+        return begin + (end - begin) * (step - self.start) / max(1, self.stop - self.start)
+
+
+@dataclass
+class Training:
+    """What changes while a stage is trained.
+
+    Attributes:
+        model: The network.
+        ema: Its averaged weights.
+        optimizer: AdamW, or what was carried over a cut.
+        step: Steps done in this stage.
+        phase: The phase that it is in.
+        ledger: What this stage has spent on anything but the phase that is running.
+        smooth: Smoothed loss, and the lowest that it has been.
+        scaler: State of the gradient scaler (fp16), or {}.
+    """
+
+    model: nn.Module
+    ema: AveragedWeights
+    optimizer: Optimizer
+    step: int = 0
+    phase: Phase = field(default_factory=lambda: Phase(0, 0, 0, (0.0, 0.0)))
+    ledger: Ledger = field(default_factory=Ledger)
+    smooth: tuple[float, float] = (math.inf, math.inf)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, model: nn.Module, stage: StageConfig, ledger: Ledger) -> Training:
+        """Start a stage."""
+        return cls(model, AveragedWeights(model, stage.ema), new_optimizer(model, stage), ledger=ledger)
+
+    def checkpoint(self, accelerator: Any) -> Checkpoint:
+        """Everything, in a form that can be written; to be called by every process."""
+        tensors, plain = optimizer_state(self.optimizer, self.model)
+        state = accelerator.gather(rng_state().to(accelerator.device).unsqueeze(0)).cpu()
+        record = {
+            "step": self.step,
+            "phase": {"number": self.phase.number, "start": self.phase.start, "stop": self.phase.stop, "progress": self.phase.progress},
+            "ledger": self.ledger.to_dict(),
+            "smooth": [value if math.isfinite(value) else None for value in self.smooth],
+            "ema_updates": self.ema.updates,
+            "optimizer": plain,
+            "scaler": self.scaler,
+        }
+        return Checkpoint(self.model.state_dict(), self.ema.state, tensors, state, record)
+
+    def restore(self, found: Checkpoint, rank: int) -> None:
+        """The inverse of `checkpoint`, for a network of the right shape."""
+        record = found.record
+        self.model.load_state_dict(dict(found.model))
+        self.ema.load(found.ema, record["ema_updates"])
+        restore_optimizer(self.optimizer, self.model, found.optimizer, record["optimizer"])
+        phase = record["phase"]
+        self.step = record["step"]
+        self.phase = Phase(phase["number"], phase["start"], phase["stop"], (phase["progress"][0], phase["progress"][1]))
+        self.ledger = Ledger.from_dict(record["ledger"])
+        first, second = (math.inf if value is None else value for value in record["smooth"])
+        self.smooth = (first, second)
+        self.scaler = record["scaler"]
+        torch.set_rng_state(found.rng[min(rank, len(found.rng) - 1)].clone())
+
+
+def new_optimizer(model: nn.Module, stage: StageConfig) -> AdamW:
+    """AdamW; the fused kind where there is one."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = all(parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point() for parameter in parameters)
+    return AdamW(parameters, stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, fused=fused)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Trains a stage, phase by phase.
+
+    Attributes:
+        name: Of the stage, such as "base" or "expert-2".
+        folder: Where checkpoints and logs of the stage go.
+        stage: Optimizer settings.
+        run: Checkpointing and logging.
+        draws: Batches.
+        objective: The loss.
+        accelerator: accelerate's Accelerator.
+        preview: Called now and then with the training state, or None.
+    """
+
+    name: str
+    folder: Path
+    stage: StageConfig
+    run: RunConfig
+    draws: Draws
+    objective: Objective
+    accelerator: Any
+    preview: Callable[[Training], None] | None = None
+
+    def save(self, training: Training) -> None:
+        """Write a checkpoint."""
+        found = training.checkpoint(self.accelerator)
+        if self.accelerator.is_main_process:
+            found.write(self.folder)
+
+    def train(self, training: Training) -> None:
+        """Run the steps that are left of the current phase, then write a checkpoint.
+
+        Raises:
+            DivergedError: If the loss is not finite any more, or far above its best.
+        """
+        phase = training.phase
+        if training.step >= phase.stop:
+            return
+        training.model.train()
+        prepared = self.accelerator.prepare_model(training.model)
+        optimizer = self.accelerator.prepare_optimizer(training.optimizer)
+        training.optimizer = optimizer.optimizer
+        self._load_scaler(training)
+        started, done = time.perf_counter(), training.step
+        with bar(self.name, phase.stop, shown=self.accelerator.is_main_process) as advance:
+            while training.step < phase.stop:
+                rate = learning_rate(self.stage, phase.at(training.step))
+                loss = self._step(training, prepared, optimizer, rate)
+                training.step += 1
+                self._judge(training, loss)
+                speed = (training.step - done) * self.run.batch_size / (time.perf_counter() - started)
+                advance(training.step, f"loss {training.smooth[0]:.4f}  {speed:.0f} images/s")
+                self._after(training, {"loss": loss, "learning_rate": rate, "images_per_s": round(speed, 1), "phase": phase.number})
+        training.model.eval()
+        self.accelerator._models.clear()
+        self.accelerator._optimizers.clear()
+
+    def _step(self, training: Training, prepared: nn.Module, optimizer: Any, rate: float) -> float:
+        batch = self.draws.batch(training.step, self.accelerator.device)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        with self.accelerator.autocast():
+            loss: Tensor = self.objective(prepared, batch)
+        self.accelerator.backward(loss)
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))
+        if not math.isfinite(value):
+            raise self._diverged(training, f"the loss is {value}")
+        if self.stage.clip is not None:
+            self.accelerator.clip_grad_norm_(training.model.parameters(), self.stage.clip)
+        optimizer.step()
+        training.ema.update(training.model)
+        return value
+
+    def _after(self, training: Training, values: dict[str, Any]) -> None:
+        step, last = training.step, training.step == training.phase.stop
+        if step % self.run.log_every == 0 or last:
+            self.accelerator.log({f"{self.name}/{key}": value for key, value in values.items()}, step=step)
+        if step % self.run.checkpoint_every == 0 or last:
+            if self.accelerator.scaler is not None:
+                training.scaler = self.accelerator.scaler.state_dict()
+            self.save(training)
+        if self.preview is not None and self.run.sample_every and step % self.run.sample_every == 0:
+            self.preview(training)
+            training.model.train()
+
+    def _judge(self, training: Training, loss: float) -> None:
+        before, lowest = training.smooth
+        smooth = loss if math.isinf(before) else _SMOOTHING * before + (1.0 - _SMOOTHING) * loss
+        training.smooth = (smooth, min(lowest, smooth))
+        if training.step > _SETTLING_STEPS and smooth > self.run.divergence * lowest:
+            raise self._diverged(training, f"the smoothed loss is {smooth:.4g}, and was {lowest:.4g} at its best")
+
+    def _diverged(self, training: Training, what: str) -> DivergedError:
+        path = self.folder / NAME
+        found = Checkpoint.read(self.folder)
+        good = f"The last good checkpoint is {path}, step {found.record['step']}." if found is not None else "There is no checkpoint yet."
+        return DivergedError(
+            f"Training of {self.name} diverged at step {training.step}: {what}. {good} Lower the learning rate of that stage, lengthen its "
+            "warmup, or clip gradients (clip)."
+        )
+
+    def _load_scaler(self, training: Training) -> None:
+        if self.accelerator.scaler is not None and training.scaler:
+            self.accelerator.scaler.load_state_dict(training.scaler)

@@ -1,0 +1,213 @@
+"""What is measured on the base: loss and gradient by noise level, loss of a network in an interval, damage of pruning to a size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxyprune.diffusion.budgets import Option
+from proxyprune.diffusion.draws import fixed_batches
+from proxyprune.diffusion.intervals import Interval, Intervals, measured
+from proxyprune.diffusion.ledger import Entry, training_macs
+from proxyprune.diffusion.loop import learning_rate, new_optimizer
+from proxyprune.diffusion.objective import NoisyBatch, Objective, Process
+from proxyprune.diffusion.schedule import FloatArray
+from proxyprune.diffusion.setup import Setup
+from proxyprune.errors import TargetError
+from proxyprune.flow import PruneResult, prune
+from proxyprune.scoring.brief import Brief
+from proxyprune.scoring.registry import find
+
+_PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
+
+
+@dataclass
+class CountedLoss:
+    """A loss that counts the images it is shown, for the ledger.
+
+    Attributes:
+        objective: The loss.
+        images: Shown so far.
+    """
+
+    objective: Objective
+    images: int = field(default=0, init=False)
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        """The loss of one batch."""
+        self.images += len(batch)
+        return self.objective(model, batch)
+
+
+def interval_loss(model: nn.Module, objective: Objective, batches: Sequence[NoisyBatch]) -> float:
+    """Mean loss over fixed batches, in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        return math.fsum(float(objective(model, batch)) * len(batch) for batch in batches) / sum(map(len, batches))
+
+
+def cut(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str) -> tuple[PruneResult, Entry]:
+    """Prune a network to a number of MACs, judged on the timesteps of an interval; and what the judging cost."""
+    settings = setup.config.pruning
+    process = Process(setup.schedule, setup.config.experts.min_snr_gamma)
+    images = settings.calibration_batches * settings.calibration_images
+    batches = fixed_batches(
+        setup.data,
+        process,
+        interval.first,
+        interval.last,
+        images=images,
+        batch_size=settings.calibration_images,
+        seed=setup.config.seed,
+        held_out=False,
+        device=setup.device,
+    )
+    loss = CountedLoss(Objective(setup.calling))
+    scorer = find(settings.scorer, dict(settings.options))
+    brief = Brief(interval=interval.brief(setup.schedule.snr_db))
+    result = prune(
+        model,
+        {name: value.to(setup.device) for name, value in setup.example_inputs.items()},
+        macs,
+        scorer,
+        mode=settings.mode,
+        round_to=settings.round_to,
+        keep=settings.keep,
+        norm_groups=settings.norm_groups,
+        batches=batches,
+        loss_fn=loss,
+        seed=setup.config.seed,
+        brief=brief,
+    )
+    price = result.plan.base_macs
+    spent = training_macs(price, loss.images) if "gradients" in scorer.needs else price * loss.images
+    return result, Entry(stage, interval.index, "scoring", loss.images, spent)
+
+
+def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, FloatArray, Entry]:
+    """Loss and gradient of the base in bins of timesteps.
+
+    Returns:
+        Edges of the bins, gradients [bins, D] (randomly projected), losses [bins], and what that cost.
+    """
+    settings = setup.config.intervals
+    total = len(setup.schedule.times)
+    bins = min(settings.bins, total)
+    edges = [round(total * k / bins) for k in range(bins + 1)]
+    objective, process = Objective(setup.calling), Process(setup.schedule)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients, losses = [], []
+    model.eval()
+    for first, stop in itertools.pairwise(edges):
+        (batch,) = fixed_batches(
+            setup.data,
+            process,
+            first,
+            stop - 1,
+            images=settings.images,
+            batch_size=settings.images,
+            seed=setup.config.seed,
+            held_out=True,
+            device=setup.device,
+        )
+        loss = objective(model, batch)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients.append(_projected([gradient for gradient in found if gradient is not None], setup.config.seed))
+        losses.append(float(loss.detach()))
+    images = bins * settings.images
+    entry = Entry("intervals", None, "measuring", images, training_macs(setup.base_macs, images))
+    return edges, np.stack(gradients), np.asarray(losses), entry
+
+
+def _projected(gradients: Sequence[Tensor], seed: int) -> FloatArray:
+    """A gradient in fewer dimensions: signed sums over buckets, the same for every bin (count sketch)."""
+    flat = torch.cat([gradient.detach().reshape(-1).double().cpu() for gradient in gradients])
+    generator = torch.Generator().manual_seed(seed)
+    bucket = torch.randint(0, _PROJECTED, (len(flat),), generator=generator)
+    sign = torch.randint(0, 2, (len(flat),), generator=generator).double() * 2.0 - 1.0
+    return np.asarray(torch.zeros(_PROJECTED, dtype=torch.float64).index_add_(0, bucket, flat * sign).numpy())
+
+
+def measured_intervals(setup: Setup, model: nn.Module) -> tuple[Intervals, Entry]:
+    """Intervals from the base's own loss and gradients."""
+    edges, gradients, losses, entry = affinity(setup, model)
+    settings = setup.config.intervals
+    return measured(setup.schedule, settings.count, edges, gradients, losses, settings.loss_weight), entry
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What pruning to each size costs in one interval.
+
+    Attributes:
+        options: One for each size that could be reached, the whole network among them.
+        losses: Held-out loss behind each.
+        entries: What trying cost.
+        notes: Sizes that could not be reached.
+    """
+
+    options: tuple[Option, ...]
+    losses: tuple[float, ...]
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+
+
+def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> Trial:
+    """Prune to each size, train for a few steps, look at the held-out loss; the whole network is trained as long."""
+    settings = setup.config.budgets
+    objective, process = Objective(setup.calling), Process(setup.schedule)
+    judged = fixed_batches(
+        setup.data,
+        process,
+        interval.first,
+        interval.last,
+        images=settings.trial_images,
+        batch_size=128,
+        seed=setup.config.seed,
+        held_out=True,
+        device=setup.device,
+    )
+    entries, notes, found = [], [], []
+    for fraction in (1.0, *sorted(settings.sizes, reverse=True)):
+        model, macs = setup.base_model(weights), setup.base_macs
+        if fraction < 1.0:
+            try:
+                result, entry = cut(setup, model, interval, int(fraction * macs), "budgets")
+            except TargetError as error:
+                notes.append(f"Interval {interval.index}: size {fraction} cannot be reached ({error})")
+                continue
+            model, macs = result.model, result.plan.macs
+            entries.append(entry)
+        _recover(setup, model, interval, settings.trial_steps)
+        images = settings.trial_steps * setup.config.run.batch_size
+        entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))
+        entries.append(Entry("budgets", interval.index, "measuring", settings.trial_images, macs * settings.trial_images))
+        found.append((fraction, macs, interval_loss(model, objective, judged)))
+    whole = found[0][2]
+    damages = [math.log(loss / whole) if settings.damage == "relative" else loss - whole for _, _, loss in found]
+    options = tuple(Option(fraction, macs, damage) for (fraction, macs, _), damage in zip(found, damages, strict=True))
+    return Trial(options, tuple(loss for _, _, loss in found), tuple(entries), tuple(notes))
+
+
+def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int) -> None:
+    """A short training with the experts' settings, warmup and decay included; every process does the same."""
+    stage = setup.config.experts
+    draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last)
+    draws.rank, draws.world = 0, 1
+    objective, optimizer = Objective(setup.calling), new_optimizer(model, stage)
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss: Tensor = objective(model, draws.batch(step, setup.device))
+        torch.autograd.backward(loss)
+        if stage.clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
+        optimizer.step()

@@ -1,0 +1,348 @@
+"""`StepAdaptivePipeline`: experts, intervals and a scheduler as one diffusers pipeline, saved without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from torch import Tensor
+
+from proxyprune.diffusion.checkpoint import read_json, write_json
+from proxyprune.diffusion.data import to_bytes
+from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.experts import WHOLE, Experts, Factory, load_expert
+from proxyprune.diffusion.intervals import Intervals
+from proxyprune.diffusion.presets import from_record
+from proxyprune.diffusion.progress import bar
+from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.schedule import sampler
+from proxyprune.errors import InputError, ModelFileError, StorageError
+
+SCHEMA = 1
+INDEX, RECORD = "model_index.json", "step_adaptive.json"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What is known about a pipeline besides its weights.
+
+    Attributes:
+        intervals: Which expert works where.
+        calling: How networks are called.
+        shape: Channels, height and width of an image.
+        classes: Number of classes, 0 for none.
+        macs: Exact MACs of each expert.
+        params: Parameters of each expert.
+        base_macs: MACs of the unpruned network.
+        network: Class and settings of the unpruned diffusers network, or None for a model file.
+        notes: For the reader.
+    """
+
+    intervals: Intervals
+    calling: Calling
+    shape: tuple[int, int, int]
+    classes: int
+    macs: tuple[int, ...]
+    params: tuple[int, ...]
+    base_macs: int
+    network: Mapping[str, Any] | None = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": SCHEMA,
+            "intervals": self.intervals.to_dict(),
+            "calling": asdict(self.calling),
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "macs": list(self.macs),
+            "params": list(self.params),
+            "base_macs": self.base_macs,
+            "network": None if self.network is None else dict(self.network),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Blueprint:
+        """The inverse of `to_dict`.
+
+        Raises:
+            StorageError: If the data is of another schema or malformed.
+        """
+        if data.get("schema") != SCHEMA:
+            raise StorageError(f"Expected a pipeline with schema {SCHEMA}, found {data.get('schema')!r}. Save it again.")
+        try:
+            channels, height, width = (int(size) for size in data["shape"])
+            return cls(
+                Intervals.from_dict(data["intervals"]),
+                Calling(**data["calling"]),
+                (channels, height, width),
+                int(data["classes"]),
+                tuple(int(value) for value in data["macs"]),
+                tuple(int(value) for value in data["params"]),
+                int(data["base_macs"]),
+                data["network"],
+                tuple(str(note) for note in data["notes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"{RECORD} is malformed ({type(error).__name__}: {error}). Save the pipeline again.") from error
+
+
+class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
+    """One denoiser for each interval of noise levels, and any diffusers scheduler to sample with.
+
+    Args:
+        experts: The networks.
+        blueprint: Everything else about them.
+        scheduler: A diffusers scheduler for the process that they were trained on; see `use`.
+        folders: Where each expert is saved, or None for one that is whole and only in memory.
+    """
+
+    def __init__(self, experts: Experts, blueprint: Blueprint, scheduler: Any, folders: Sequence[Path | None] = ()) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+        self.experts = experts
+        self.blueprint = blueprint
+        self.folders = tuple(folders) or (None,) * len(experts)
+        self._trained_with = scheduler
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experts run."""
+        return self.experts.device
+
+    def to(self, *args: Any, **kwargs: Any) -> StepAdaptivePipeline:
+        """Move the experts to a device."""
+        device = kwargs.get("device", next((arg for arg in args if isinstance(arg, str | int | torch.device)), None))
+        if device is not None:
+            self.experts.to(torch.device(device))
+        return self
+
+    def use(self, name: str) -> StepAdaptivePipeline:
+        """Sample with another scheduler for the same process: "ddim", "dpm++", "euler", "flow" or a class name of diffusers."""
+        self.scheduler = sampler(name, self._trained_with)
+        return self
+
+    def compile(self, **options: Any) -> StepAdaptivePipeline:
+        """Compile every expert with torch.compile when it is first needed."""
+        self.experts.compile_options = options
+        return self
+
+    def sampling_macs(self, steps: int) -> int:
+        """Exact MACs of one image at so many steps of the present scheduler."""
+        return self._sampler().macs(steps)
+
+    def relative_macs(self, steps: int) -> float:
+        """The same, as a share of what the unpruned network would cost."""
+        sampling = self._sampler()
+        return sampling.macs(steps) / (self.blueprint.base_macs * len(sampling.route(steps)))
+
+    def _sampler(self) -> Sampler:
+        return Sampler(self.experts, self.blueprint.intervals, self.blueprint.calling, self.scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 50,
+        seed: int = 0,
+        condition: Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Sample one batch.
+
+        Args:
+            batch_size: Number of images.
+            num_inference_steps: Steps of the scheduler.
+            seed: Image i depends on the seed and on i, not on the batch size.
+            condition: Labels or embeddings, one for each image; None takes the classes in turn.
+            generator: Used instead of the seed: one for each image, or one to draw theirs from.
+            output_type: "pil", "np" ([images, height, width, channels] in [0, 1]) or "pt" (bytes [images, channels, height, width]).
+            return_dict: Return diffusers' ImagePipelineOutput instead of a tuple.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise InputError(f"Expected output_type 'pil', 'np' or 'pt', found {output_type!r}.")
+        generators = _as_many(generator, batch_size) if generator is not None else image_generators(seed, 0, batch_size)
+        found = to_bytes(self._batch(generators, num_inference_steps, condition, 0)).cpu()
+        images: Any = found
+        if output_type != "pt":
+            images = found.permute(0, 2, 3, 1).float().numpy() / 255.0
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def generate(
+        self, count: int, *, steps: int = 50, batch_size: int = 64, seed: int = 0, condition: Tensor | None = None, progress: bool = True
+    ) -> Tensor:
+        """Sample many images in batches; bytes [count, channels, height, width]. The batch size does not change what is drawn.
+
+        Args:
+            count: Number of images.
+            steps: Steps of the scheduler.
+            batch_size: Images at a time.
+            seed: As in a call.
+            condition: Labels or embeddings for all of them, or None.
+            progress: Show a bar on a terminal.
+        """
+        parts = []
+        with bar("sampling", count, shown=progress) as advance:
+            for first in range(0, count, batch_size):
+                size = min(batch_size, count - first)
+                given = None if condition is None else condition[first : first + size]
+                parts.append(to_bytes(self._batch(image_generators(seed, first, size), steps, given, first)).cpu())
+                advance(first + size, "images")
+        return torch.cat(parts)
+
+    def _batch(self, generators: Sequence[torch.Generator], steps: int, condition: Tensor | None, first: int) -> Tensor:
+        wanted = self.blueprint.calling.condition
+        if wanted is not None and condition is None:
+            condition = conditions(self.blueprint.classes, first, len(generators))
+            if condition is None:
+                raise InputError(f"The networks take {wanted}; give condition=, one embedding for each image.")
+        if condition is not None:
+            condition = condition.to(self.device)
+        noise = initial_noise(generators, self.blueprint.shape, self.device)
+        return self._sampler().denoise(noise, steps, condition, generators)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a folder: model_index.json and scheduler/ as diffusers does, step_adaptive.json, and experts/N with plans and safetensors.
+
+        Written beside its place and moved there when complete.
+
+        Raises:
+            StorageError: If the folder cannot be written, or holds something else.
+        """
+        if kwargs:
+            raise InputError(f"save_pretrained takes a folder only here, found {', '.join(kwargs)}.")
+        target = Path(save_directory).expanduser()
+        if target.exists() and not (target / RECORD).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise StorageError(f"Cannot save to '{target}': it holds something else. Choose a new or empty folder.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
+            try:
+                self._write(fresh)
+                _put_in_place(fresh, target)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+        except OSError as error:
+            raise StorageError(f"The pipeline cannot be saved to '{target}': {error}. Check the free space and permissions.") from error
+
+    def _write(self, folder: Path) -> None:
+        self.scheduler.save_pretrained(str(folder / "scheduler"))
+        write_json(folder / RECORD, self.blueprint.to_dict())
+        write_json(
+            folder / INDEX,
+            {
+                "_class_name": type(self).__name__,
+                "_diffusers_version": diffusers.__version__,
+                "scheduler": ["diffusers", type(self.scheduler).__name__],
+            },
+        )
+        for index, source in enumerate(self.folders):
+            place = folder / "experts" / str(index)
+            if source is not None:
+                shutil.copytree(source, place)
+                continue
+            from safetensors.torch import save_model
+
+            place.mkdir(parents=True)
+            save_model(self.experts[index], str(place / WHOLE))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        factory: Factory | None = None,
+        resident: bool = True,
+        scheduler: Any = None,
+        device: str | torch.device = "cpu",
+    ) -> StepAdaptivePipeline:
+        """Load what `save_pretrained` wrote; nothing is unpickled and no code of the folder is run.
+
+        Args:
+            pretrained_model_name_or_path: The folder.
+            factory: Builds the unpruned network; needed when it came from a model file.
+            resident: Keep all experts in memory; otherwise one at a time is.
+            scheduler: Another scheduler than the saved one.
+            device: Where experts run.
+
+        Raises:
+            StorageError: If the folder is no pipeline.
+            ModelFileError: If the network cannot be built.
+        """
+        folder = Path(pretrained_model_name_or_path).expanduser()
+        data, index = read_json(folder / RECORD), read_json(folder / INDEX)
+        if not isinstance(data, Mapping) or not isinstance(index, Mapping):
+            raise StorageError(
+                f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. `proxyprune diffusion train` makes one."
+            )
+        blueprint = Blueprint.from_dict(data)
+        build = factory or _factory(blueprint)
+        folders = [folder / "experts" / str(number) for number in range(len(blueprint.macs))]
+        for place in folders:
+            if not place.is_dir():
+                raise StorageError(f"'{folder}' lacks the expert {place.name} of {len(folders)}. Copy the whole folder again.")
+        experts = Experts(
+            blueprint.macs, blueprint.params, lambda number: load_expert(folders[number], build), resident, torch.device(device)
+        )
+        return cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
+
+
+def _factory(blueprint: Blueprint) -> Factory:
+    network = blueprint.network
+    if network is None:
+        raise ModelFileError(
+            "The networks of this pipeline came from a model file; give its build_model as factory= (--model on the command line)."
+        )
+    return lambda: from_record(network)
+
+
+def _scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
+    name = index.get("scheduler", ["", ""])[1]
+    kind: Any = getattr(diffusers, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
+        raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
+    try:
+        return kind.from_pretrained(str(folder / "scheduler"))
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
+
+
+def _as_many(generator: torch.Generator | Sequence[torch.Generator], count: int) -> list[torch.Generator]:
+    if isinstance(generator, torch.Generator):
+        seeds = torch.randint(0, 2**62, (count,), generator=generator).tolist()
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+    if len(generator) != count:
+        raise InputError(f"Expected {count} generators, one for each image, found {len(generator)}.")
+    return list(generator)
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    fresh.chmod(0o755)
+    if not target.exists():
+        fresh.rename(target)
+        return
+    kept = fresh.with_suffix(".previous")
+    target.rename(kept)
+    try:
+        fresh.rename(target)
+    except OSError:
+        kept.rename(target)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)

@@ -1,0 +1,74 @@
+"""From noise to images: any diffusers scheduler, with the expert of each step chosen by the step's SNR."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.intervals import Intervals
+from proxyprune.diffusion.schedule import snr_of_steps
+from proxyprune.scoring.seeds import derived_seed
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Experts, and how they take turns.
+
+    Attributes:
+        experts: One for each interval.
+        intervals: Which expert works at which SNR.
+        calling: How a network is called.
+        scheduler: A diffusers scheduler.
+    """
+
+    experts: Experts
+    intervals: Intervals
+    calling: Calling
+    scheduler: Any = field(repr=False)
+
+    def route(self, steps: int) -> tuple[int, ...]:
+        """Index of the expert of each call of the network."""
+        self.scheduler.set_timesteps(steps)
+        return tuple(int(index) for index in self.intervals.interval_of(snr_of_steps(self.scheduler)))
+
+    def macs(self, steps: int) -> int:
+        """Exact MACs of one image."""
+        return sum(self.experts.macs[index] for index in self.route(steps))
+
+    @torch.no_grad()
+    def denoise(self, noise: Tensor, steps: int, condition: Tensor | None, generators: Sequence[torch.Generator]) -> Tensor:
+        """Images [images, channels, height, width] in [-1, 1] from unit noise of the same shape."""
+        scheduler = self.scheduler
+        route = self.route(steps)
+        images = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        extra = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for time, index in zip(scheduler.timesteps, route, strict=True):
+            scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
+            times = time.to(images.device).expand(len(images))
+            predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)
+            images = scheduler.step(predicted, time, images, **extra).prev_sample
+        return images.clamp(-1.0, 1.0)
+
+
+def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    """A generator for each image, so that an image does not depend on its neighbours in a batch."""
+    return [torch.Generator().manual_seed(derived_seed(seed, "image", index)) for index in range(first, first + count)]
+
+
+def initial_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Unit noise [images, *shape]."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+
+def conditions(classes: int, first: int, count: int) -> Tensor | None:
+    """Labels drawn evenly, by the number of the image; None without classes."""
+    if not classes:
+        return None
+    return torch.arange(first, first + count) % classes

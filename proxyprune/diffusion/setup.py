@@ -1,0 +1,136 @@
+"""What every stage of a run needs: data, network, process, accelerator; built once."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxyprune.diffusion.config import StageConfig, StepAdaptiveConfig
+from proxyprune.diffusion.data import ImageData, load_data
+from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.draws import Draws
+from proxyprune.diffusion.ledger import training_macs
+from proxyprune.diffusion.objective import Process
+from proxyprune.diffusion.presets import Source, image_size, source_of
+from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, sampler, snr_of_steps, training_scheduler
+from proxyprune.errors import InputError
+from proxyprune.graph import ModelGraph
+from proxyprune.read import trace
+
+
+@dataclass
+class Setup:
+    """A configuration, brought to life.
+
+    Attributes:
+        config: The configuration.
+        data: The images.
+        source: The network's structure.
+        schedule: The noise process.
+        calling: How the network is called.
+        accelerator: accelerate's Accelerator, or None for planning alone.
+    """
+
+    config: StepAdaptiveConfig
+    data: ImageData
+    source: Source
+    schedule: NoiseSchedule
+    calling: Calling
+    accelerator: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, config: StepAdaptiveConfig, accelerator: Any = None) -> Setup:
+        """Read the data and build the network once, so that what is wrong with them shows at once."""
+        data = load_data(config.data, image_size(config))
+        source = source_of(config, data.shape, data.classes)
+        model = source.build()
+        calling = Calling.of(model, conditional=data.labels is not None)
+        found = cls(config, data, source, NoiseSchedule.of(config.noise), calling, accelerator)
+        world = 1 if accelerator is None else accelerator.num_processes
+        if config.run.batch_size % world:
+            raise InputError(f"run.batch_size is {config.run.batch_size}, which {world} processes cannot share evenly.")
+        with torch.no_grad():
+            shape = calling.predict(model.eval(), *found._example()).shape
+        if tuple(shape[1:]) != data.shape:
+            raise InputError(f"The network turns images {data.shape} into {tuple(shape[1:])}; a denoiser keeps the shape.")
+        return found
+
+    def _example(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        labels = self.data.labels
+        dtype = torch.long if self.config.noise.schedule != "flow" else torch.float32
+        return torch.zeros(1, *self.data.shape), torch.zeros(1, dtype=dtype), None if labels is None else torch.zeros_like(labels[:1])
+
+    @property
+    def example_inputs(self) -> dict[str, Tensor]:
+        """What the network is traced with: one image."""
+        return self.calling.arguments(*self._example())
+
+    @functools.cached_property
+    def graph(self) -> ModelGraph:
+        """Trace of the unpruned network."""
+        return trace(self.source.build().eval(), self.example_inputs, norm_groups=self.config.pruning.norm_groups, probe=False)
+
+    @property
+    def base_macs(self) -> int:
+        """MACs of the unpruned network, one image."""
+        return self.graph.macs
+
+    @functools.cached_property
+    def limit_macs(self) -> int:
+        """Training MACs of the full-size reference."""
+        return training_macs(self.base_macs, self.config.compute.reference_steps * self.config.run.batch_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where training runs."""
+        return torch.device("cpu") if self.accelerator is None else self.accelerator.device
+
+    def base_model(self, weights: dict[str, Tensor] | None = None) -> nn.Module:
+        """The unpruned network on the device, with weights when given."""
+        model = self.source.build()
+        if weights is not None:
+            model.load_state_dict(weights)
+        return model.to(self.device)
+
+    def draws(self, stage: str, settings: StageConfig, first: int, last: int) -> Draws:
+        """Batches of a stage."""
+        process = Process(self.schedule, settings.min_snr_gamma)
+        rank, world = (0, 1) if self.accelerator is None else (self.accelerator.process_index, self.accelerator.num_processes)
+        return Draws(self.data, process, self.config.seed, stage, first, last, self.config.run.batch_size, rank, world)
+
+    def default_sampler(self) -> Any:
+        """The scheduler that budgets are counted with and grids are drawn with: DDIM, or Euler for flow matching."""
+        scheduler = training_scheduler(self.config.noise)
+        return scheduler if self.config.noise.schedule == "flow" else sampler("ddim", scheduler)
+
+    def sampler_snr(self) -> FloatArray:
+        """SNR of the steps of that sampler, in dB."""
+        scheduler = self.default_sampler()
+        scheduler.set_timesteps(self.config.budgets.sampler_steps)
+        return snr_of_steps(scheduler)
+
+
+def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
+    """An Accelerator with the trackers of a run.
+
+    Raises:
+        InputError: If a tracker is not installed.
+    """
+    from accelerate import Accelerator
+
+    from proxyprune.diffusion.trackers import JsonLines
+
+    trackers: list[Any] = [JsonLines(folder), *config.run.trackers]
+    try:
+        accelerator = Accelerator(
+            cpu=config.run.cpu, mixed_precision=config.run.mixed_precision, log_with=trackers, project_dir=str(folder / "trackers")
+        )
+        accelerator.init_trackers("proxyprune")
+    except (ImportError, ValueError) as error:
+        raise InputError(f"accelerate cannot be set up: {error}. Install what run.trackers ({list(config.run.trackers)}) needs.") from error
+    return accelerator

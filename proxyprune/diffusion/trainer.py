@@ -1,0 +1,364 @@
+"""`StepAdaptiveTrainer`: base, intervals, budgets, experts, pipeline; each stage once, each resumable."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from proxyprune.diffusion.budgets import Budgets, Option, by_formula, by_measurement
+from proxyprune.diffusion.checkpoint import Checkpoint, read_json, to_disk, write_json, write_text
+from proxyprune.diffusion.config import StepAdaptiveConfig
+from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.images import grid, save_picture
+from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_db, uniform
+from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
+from proxyprune.diffusion.loop import Loop, Phase, Training
+from proxyprune.diffusion.measure import measured_intervals, try_sizes
+from proxyprune.diffusion.objective import Objective
+from proxyprune.diffusion.pipeline import Blueprint, StepAdaptivePipeline
+from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.schedule import training_scheduler
+from proxyprune.diffusion.setup import Setup, make_accelerator
+from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
+from proxyprune.diffusion.trackers import rewind
+from proxyprune.errors import InputError, StorageError, TrainingError
+
+CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
+LAYOUT = "layout.json"
+PREVIEW = (20, 16)
+"""Steps and images of a sample grid during training."""
+_FREE = {"run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence")}
+"""Settings that may differ when a run goes on."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Intervals and budgets of a run.
+
+    Attributes:
+        intervals: The boundaries.
+        members: The intervals with their timesteps.
+        budgets: What each gets.
+        trials: Measured damage by interval, or nothing.
+        ledger: What deciding cost.
+    """
+
+    intervals: Intervals
+    members: tuple[Interval, ...]
+    budgets: Budgets
+    trials: tuple[tuple[Option, ...], ...] = field(default=(), repr=False)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class StepAdaptiveTrainer:
+    """Trains a step-adaptive pipeline into a folder.
+
+    A run that was killed goes on where it was when it is started again with the same configuration and folder. Every stage can be run
+    alone, and experts in jobs of their own.
+
+    Args:
+        config: Everything that decides what is computed.
+        folder: Where the run lives; created.
+        base: Folder of another run whose base (and its cost) is taken over instead of training one.
+        accelerator: accelerate's Accelerator; made from the configuration when left out.
+
+    Raises:
+        InputError: If data or network cannot be used; before anything is trained.
+        StorageError: If the folder belongs to another run.
+    """
+
+    def __init__(self, config: StepAdaptiveConfig, folder: str | Path, *, base: str | Path | None = None, accelerator: Any = None) -> None:
+        self.config = config
+        self.folder = Path(folder)
+        self._base_run = None if base is None else Path(base)
+        _check_folder(self.folder, config)
+        self.accelerator = accelerator or make_accelerator(config, self.folder)
+        self.setup = Setup.of(config, self.accelerator)
+        if self.accelerator.is_main_process:
+            write_text(self.folder / CONFIG, config.to_text())
+        self.accelerator.wait_for_everyone()
+
+    def train(self) -> StepAdaptivePipeline:
+        """All stages."""
+        self.train_base()
+        layout = self.layout()
+        if self.config.compute.base_share < 1.0:
+            for index in range(len(layout.members)):
+                self.train_expert(index)
+        return self.assemble()
+
+    def train_base(self) -> dict[str, Tensor]:
+        """Stage 1: one denoiser for all timesteps; returns its (averaged) weights."""
+        place = self.folder / "base"
+        if read_json(place / RESULT) is None:
+            if self._base_run is not None:
+                self._adopt(self._base_run, place)
+            else:
+                self._train_base(place)
+            self.accelerator.wait_for_everyone()
+        return load_file(place / WEIGHTS)
+
+    def _train_base(self, place: Path) -> None:
+        stage, run = self.config.base, self.config.run
+        allowance = int(self.config.compute.base_share * self.setup.limit_macs)
+        steps = affordable_steps(allowance - self._preview_macs(allowance), self.setup.base_macs, run.batch_size)
+        training = Training.begin(self.setup.base_model(), stage, Ledger(allowance))
+        training.phase = Phase(0, 0, steps, (0.0, 1.0))
+        found = Checkpoint.read(place)
+        if self.accelerator.is_main_process:
+            rewind(place, 0 if found is None else found.record["step"])
+        if found is not None:
+            training.restore(found, self.accelerator.process_index)
+        draws = self.setup.draws("base", stage, 0, len(self.setup.schedule.times) - 1)
+        Loop("base", place, stage, run, draws, Objective(self.setup.calling), self.accelerator, self._preview).train(training)
+        images = training.step * run.batch_size
+        ledger = training.ledger.add(Entry("base", None, "training", images, training_macs(self.setup.base_macs, images)))
+        if self.accelerator.is_main_process:
+            weights = {name: value.contiguous().clone() for name, value in training.ema.best(training.model).items()}
+            place.mkdir(parents=True, exist_ok=True)
+            save_file(weights, place / f".{WEIGHTS}.saving")
+            (place / f".{WEIGHTS}.saving").replace(place / WEIGHTS)
+            to_disk(place)
+            record = {"schema": 1, "steps": training.step, "macs": self.setup.base_macs, "ledger": ledger.to_dict()}
+            write_json(place / RESULT, record)
+
+    def _adopt(self, source: Path, place: Path) -> None:
+        """Take over the base of another run, if that is the base that this one would train."""
+        other = StepAdaptiveConfig.from_json(source / CONFIG)
+        for part in ("model", "weights", "seed", "data", "noise", "base"):
+            if getattr(other, part) != getattr(self.config, part):
+                raise InputError(f"The base in {source} was trained with another {part}: {getattr(other, part)!r}. Train one for this run.")
+        if read_json(source / "base" / RESULT) is None:
+            raise TrainingError(f"The base in {source} is not finished. Finish it first: proxyprune diffusion train --stage base.")
+        if self.accelerator.is_main_process:
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / "base" / WEIGHTS, place / WEIGHTS)
+            shutil.copyfile(source / "base" / RESULT, place / RESULT)
+
+    def layout(self) -> Layout:
+        """Stage 1 1/2: intervals and budgets, measured on the base where that is asked for; decided once, then read back."""
+        found = read_layout(self.folder, self.setup)
+        self.accelerator.wait_for_everyone()
+        if found is not None:
+            return found
+        layout = decide(self.setup, self.train_base())
+        if self.accelerator.is_main_process:
+            write_json(self.folder / LAYOUT, layout_record(layout))
+        self.accelerator.wait_for_everyone()
+        return layout
+
+    def train_expert(self, index: int) -> dict[str, Any]:
+        """Stage 2 of one interval; jobs on several machines may each run one and share the folder.
+
+        Raises:
+            InputError: If there is no such interval.
+        """
+        weights, layout = self.train_base(), self.layout()
+        count = len(layout.members)
+        if not 0 <= index < count:
+            raise InputError(f"There are {count} intervals, 0 to {count - 1}; found {index}.")
+        parts = split_allowance(self._left(layout), self.config.compute.expert_weights or (1.0,) * count)
+        fraction = layout.budgets.fractions[index]
+        return Specialist(self.setup, layout.members[index], fraction, parts[index], weights, self._expert(index)).run()
+
+    def _expert(self, index: int) -> Path:
+        return self.folder / f"expert-{index}"
+
+    def _left(self, layout: Layout) -> int:
+        """Compute that is left for all experts.
+
+        Raises:
+            TrainingError: If nothing is.
+        """
+        spent = Ledger.from_dict(read_json(self.folder / "base" / RESULT)["ledger"]).spent_macs + layout.ledger.spent_macs
+        left = self.setup.limit_macs - spent
+        if left <= 0:
+            raise TrainingError(
+                f"Base and measuring cost {spent:,} of {self.setup.limit_macs:,} training MACs; nothing is left for experts. "
+                "Lower compute.base_share or measure with less (budgets.trial_steps, budgets.sizes)."
+            )
+        return left
+
+    def ledger(self) -> Ledger:
+        """What has been spent so far, against the full-size reference."""
+        parts = [read_json(path) for path in (self.folder / "base" / RESULT, self.folder / LAYOUT, *self._results())]
+        return Ledger.merged(self.setup.limit_macs, [Ledger.from_dict(part["ledger"]) for part in parts if part is not None])
+
+    def _results(self) -> list[Path]:
+        return [self._expert(index) / RESULT for index in range(self.config.intervals.count)]
+
+    def assemble(self) -> StepAdaptivePipeline:
+        """Merge base, experts and layout into a pipeline.
+
+        Raises:
+            TrainingError: If an expert is not finished, or the ledger's limit was exceeded.
+        """
+        layout = self.layout()
+        whole = self.config.compute.base_share >= 1.0
+        intervals = Intervals((), "none") if whole else layout.intervals
+        records = [read_json(path) for path in ([self.folder / "base" / RESULT] if whole else self._results())]
+        if missing := [str(index) for index, record in enumerate(records) if record is None]:
+            raise TrainingError(f"Not finished yet: expert {', '.join(missing)}. Run: proxyprune diffusion train --interval N for each.")
+        ledger = self.ledger()
+        if ledger.spent_macs > self.setup.limit_macs:
+            raise TrainingError(f"The experts cost {ledger.spent_macs:,} training MACs, the full-size reference {self.setup.limit_macs:,}.")
+        macs = tuple(record["macs"] for record in records)
+        if whole:
+            experts = Experts.of([self.setup.base_model(self.train_base())], macs)
+            folders: list[Path | None] = [None]
+        else:
+            from proxyprune.diffusion.experts import load_expert
+
+            places = [self._expert(index) / NETWORK for index in range(len(records))]
+            experts = Experts(macs, tuple(r["params"] for r in records), lambda index: load_expert(places[index], self.setup.source.build))
+            folders = list(places)
+        experts.device = self.setup.device
+        blueprint = Blueprint(
+            intervals,
+            self.setup.calling,
+            self.setup.data.shape,
+            self.setup.data.classes,
+            macs,
+            experts.params,
+            self.setup.base_macs,
+            self.setup.source.record,
+            layout.budgets.notes,
+        )
+        pipeline = StepAdaptivePipeline(experts, blueprint, self.setup.default_sampler(), folders)
+        pipeline._trained_with = training_scheduler(self.config.noise)
+        if self.accelerator.is_main_process:
+            pipeline.save_pretrained(self.folder / PIPELINE)
+            write_json(self.folder / LEDGER, ledger.to_dict())
+        self.accelerator.wait_for_everyone()
+        return pipeline
+
+    def _preview_macs(self, allowance: int) -> int:
+        """What sample grids will cost at most while the base is trained."""
+        if not self.config.run.sample_every:
+            return 0
+        grids = affordable_steps(allowance, self.setup.base_macs, self.config.run.batch_size) // self.config.run.sample_every
+        return grids * math.prod(PREVIEW) * self.setup.base_macs
+
+    def _preview(self, training: Training) -> None:
+        """A grid of samples from the averaged weights; what it costs is in the ledger."""
+        steps, count = PREVIEW
+        with training.ema.swapped_in(training.model):
+            experts = Experts.of([training.model.eval()], [self.setup.base_macs])
+            experts.device = self.setup.device
+            generators = image_generators(self.config.seed, 0, count)
+            labels = conditions(self.setup.data.classes, 0, count)
+            if self.setup.calling.condition and labels is None and self.setup.data.labels is not None:
+                labels = self.setup.data.labels[:count]
+            noise = initial_noise(generators, self.setup.data.shape, self.setup.device)
+            source = Sampler(experts, Intervals((), "none"), self.setup.calling, self.setup.default_sampler())
+            condition = None if labels is None else labels.to(self.setup.device)
+            requires = [parameter.requires_grad for parameter in training.model.parameters()]
+            images = source.denoise(noise, steps, condition, generators)
+            for parameter, wanted in zip(training.model.parameters(), requires, strict=True):
+                parameter.requires_grad_(wanted)
+        training.ledger = training.ledger.add(Entry("base", None, "samples", count * steps, self.setup.base_macs * count * steps))
+        if self.accelerator.is_main_process:
+            from proxyprune.diffusion.data import to_bytes
+
+            save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "base" / "samples" / f"{training.step:07d}.png")
+
+
+def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[Intervals, tuple[Entry, ...]]:
+    """Intervals by the configured method.
+
+    Raises:
+        InputError: If the method measures and there is no base yet.
+    """
+    settings, clip = setup.config.intervals, setup.config.noise.clip_db
+    if settings.count == 1:
+        return Intervals((), settings.method), ()
+    if settings.method == "measured":
+        if weights is None:
+            raise InputError("Measured intervals need a trained base; run the base stage first.")
+        found, entry = measured_intervals(setup, setup.base_model(weights))
+        return found, (entry,)
+    if settings.method == "uniform":
+        return uniform(setup.schedule, settings.count), ()
+    return (dynamic if settings.method == "dynamic" else equal_db)(setup.schedule, settings.count, clip), ()
+
+
+def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
+    """Intervals and budgets; without weights only what needs no measuring."""
+    intervals, entries = choose_intervals(setup, weights)
+    members = intervals.over(setup.schedule)
+    settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
+    ledger = Ledger(None, entries)
+    if settings.method == "full" or setup.config.compute.base_share >= 1.0:
+        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger)
+    if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
+        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), (), ledger)
+    if settings.method == "formula":
+        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger)
+    if weights is None:
+        raise InputError("Measured budgets need a trained base; run the base stage first.")
+    trials = [try_sizes(setup, weights, member) for member in members]
+    for trial in trials:
+        ledger = ledger.add(*trial.entries)
+    budgets = by_measurement([trial.options for trial in trials], counts, settings.target, setup.base_macs)
+    return Layout(intervals, members, budgets, tuple(trial.options for trial in trials), ledger)
+
+
+def read_layout(folder: Path, setup: Setup) -> Layout | None:
+    """What a run decided; None when it has not yet."""
+    found = read_json(folder / LAYOUT)
+    if found is None:
+        return None
+    intervals = Intervals.from_dict(found["intervals"])
+    trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
+    return Layout(intervals, intervals.over(setup.schedule), Budgets.from_dict(found["budgets"]), trials, Ledger.from_dict(found["ledger"]))
+
+
+def layout_record(layout: Layout) -> dict[str, Any]:
+    """A layout as plain JSON types."""
+    return {
+        "schema": 1,
+        "intervals": layout.intervals.to_dict(),
+        "members": [{**vars(m), "low_snr_db": _finite(m.low_snr_db), "high_snr_db": _finite(m.high_snr_db)} for m in layout.members],
+        "budgets": layout.budgets.to_dict(),
+        "trials": [[vars(option) for option in options] for options in layout.trials],
+        "ledger": layout.ledger.to_dict(),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _check_folder(folder: Path, config: StepAdaptiveConfig) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"The run's folder {folder} is a file. Choose another name.")
+    if not (folder / CONFIG).is_file():
+        return
+    before, now = StepAdaptiveConfig.from_json(folder / CONFIG).to_dict(), config.to_dict()
+    changed = sorted(_differences(before, now))
+    if changed:
+        raise StorageError(
+            f"{folder} holds a run with other settings: {', '.join(changed)}. Go on with its own (--config {folder / CONFIG}), or choose "
+            "another folder."
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    found = set()
+    for name, value in now.items():
+        if isinstance(value, dict) and name != "options":
+            free = _FREE.get(name, ())
+            found |= {f"{name}.{key}" for key, item in value.items() if key not in free and before[name].get(key) != item}
+        elif before.get(name) != value:
+            found.add(name)
+    return found
+
+
+__all__ = ["Layout", "StepAdaptiveTrainer", "decide"]

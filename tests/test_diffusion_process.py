@@ -1,0 +1,237 @@
+"""Noise schedules, intervals, budgets, ledgers and configurations: closed forms and properties."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxyprune.diffusion.budgets import Option, allocate, by_formula, formula, solve_k, weighted_mean
+from proxyprune.diffusion.config import NoiseConfig, StepAdaptiveConfig, settings
+from proxyprune.diffusion.intervals import Intervals, best_cuts, dynamic, equal_db, measured, squared_deviation, uniform
+from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps
+from proxyprune.diffusion.objective import TARGETS, min_snr_weight
+from proxyprune.diffusion.presets import CONFIGS
+from proxyprune.diffusion.schedule import NoiseSchedule, sampler, snr_of_steps, training_scheduler
+from proxyprune.errors import ComputeError, InputError, TargetError, UnknownNameError
+
+COSINE = NoiseSchedule.of(NoiseConfig(schedule="squaredcos_cap_v2"))
+PROCESSES = (
+    NoiseConfig(schedule="linear"),
+    NoiseConfig(schedule="squaredcos_cap_v2"),
+    NoiseConfig(schedule="scaled_linear", prediction="v_prediction", zero_terminal_snr=True),
+    NoiseConfig(schedule="flow", prediction="flow"),
+    NoiseConfig(schedule="flow", prediction="flow", shift=3.0),
+)
+
+
+def firsts(intervals: Intervals, schedule: NoiseSchedule = COSINE) -> list[int]:
+    return [member.first for member in intervals.over(schedule)][1:]
+
+
+def test_snr_is_that_of_cumulative_alphas():
+    """SNR(t) = 10 log10(abar / (1 - abar)), from diffusers' own abar."""
+    abar = training_scheduler(NoiseConfig()).alphas_cumprod.double().numpy()
+    schedule = NoiseSchedule.of(NoiseConfig())
+    np.testing.assert_allclose(schedule.snr_db, 10 * np.log10(abar / (1 - abar)), rtol=1e-9)
+
+
+def test_known_cuts_of_the_cosine_schedule():
+    """At T = 1000 and N = 4: equal dB degenerates without a clip, +-20 dB spreads it, dynamic programming on dB lies between."""
+    assert firsts(equal_db(COSINE, 4, clip_db=1e9)) == [161, 943, 998]
+    assert firsts(equal_db(COSINE, 4)) == [188, 496, 803]
+    assert firsts(dynamic(COSINE, 4)) == [189, 510, 825]
+    assert firsts(uniform(COSINE, 4)) == [250, 500, 750]
+
+
+def test_zero_terminal_snr_is_clipped():
+    """An SNR of -inf at the last timestep makes no boundary infinite and belongs to the noisiest interval."""
+    schedule = NoiseSchedule.of(PROCESSES[2])
+    assert schedule.snr_db[-1] == -math.inf
+    for intervals in (equal_db(schedule, 4), dynamic(schedule, 4), uniform(schedule, 4)):
+        assert np.isfinite(intervals.boundaries_db).all()
+        assert intervals.interval_of(-math.inf) == 3
+        assert intervals.interval_of(math.inf) == 0
+
+
+@pytest.mark.parametrize("method", [uniform, equal_db, dynamic])
+@pytest.mark.parametrize("config", PROCESSES, ids=lambda c: f"{c.schedule}-{c.shift}")
+def test_intervals_partition_the_timesteps(config, method):
+    """Every timestep lies in exactly one interval, in order, and the intervals survive JSON."""
+    schedule = NoiseSchedule.of(config)
+    intervals = method(schedule, 4)
+    members = intervals.over(schedule)
+    assert [t for m in members for t in range(m.first, m.last + 1)] == list(range(1000))
+    assert Intervals.from_dict(intervals.to_dict()) == intervals
+
+
+@pytest.mark.parametrize("steps", [1000, 100, 10])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++", "euler", "heun", "unipc"])
+def test_samplers_agree_with_training_about_intervals(name, steps):
+    """A step of any sampler at training timestep t is sent to the interval that trained on t."""
+    config = NoiseConfig(schedule="linear")
+    schedule = NoiseSchedule.of(config)
+    scheduler = sampler(name, training_scheduler(config))
+    scheduler.set_timesteps(steps)
+    intervals = equal_db(schedule, 4)
+    chosen = intervals.interval_of(snr_of_steps(scheduler))
+    timesteps = scheduler.timesteps.numpy()
+    # Where a sampler rounds its sigmas to timesteps, a step may lie at a boundary; it is then within one timestep of it.
+    owner = intervals.interval_of(schedule.snr_db)
+    for t, index in zip(timesteps, chosen, strict=True):
+        around = {int(owner[int(np.clip(round(float(t)) + d, 0, 999))]) for d in (-1, 0, 1)}
+        assert index in around
+    assert {1, 2, 3} <= set(chosen)  # ten steps of DPM-Solver++ end above the noise of the cleanest interval
+    assert (np.diff(chosen) <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["flow", "dpm++"])
+def test_flow_samplers_agree_whatever_the_shift(name):
+    """Flow matching: the expert follows sigma, so a shifted sampler takes other numbers of steps in each, at the same SNR."""
+    trained = training_scheduler(PROCESSES[3])
+    intervals = equal_db(NoiseSchedule.of(PROCESSES[3]), 3)
+    for shift in (1.0, 3.0):
+        scheduler = sampler(name, training_scheduler(NoiseConfig(schedule="flow", prediction="flow", shift=shift)))
+        scheduler.set_timesteps(20)
+        sigmas = scheduler.sigmas[:20].double().numpy()
+        with np.errstate(divide="ignore"):
+            expected = intervals.interval_of(20 * np.log10((1 - sigmas) / sigmas))
+        assert (intervals.interval_of(snr_of_steps(scheduler)) == expected).all()
+    assert trained.config.shift == 1.0
+
+
+def test_samplers_keep_the_process():
+    """A sampler made for a process has that process's cumulative alphas, whatever its class's own defaults are."""
+    trained = training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction"))
+    for name in ("ddim", "dpm++", "euler", "heun"):
+        other = sampler(name, trained)
+        torch.testing.assert_close(other.alphas_cumprod, trained.alphas_cumprod)
+        assert other.config.prediction_type == "v_prediction"
+
+
+def test_best_cuts_are_best():
+    """Dynamic programming finds the cheapest of all partitions."""
+    points = np.random.default_rng(0).normal(size=(9, 2))
+    cost = squared_deviation(points)
+    every = [sum(cost[a, b] for a, b in itertools.pairwise((0, *cuts, 9))) for cuts in itertools.combinations(range(1, 9), 2)]
+    found = best_cuts(cost, 3)
+    assert sum(cost[a, b] for a, b in itertools.pairwise((0, *found, 9))) == pytest.approx(min(every))
+
+
+def test_measured_intervals_follow_the_gradients():
+    """Bins whose gradients point the same way stay together."""
+    directions = np.eye(3)[[0, 0, 0, 1, 1, 2, 2, 2]]
+    edges = [125 * k for k in range(9)]
+    intervals = measured(COSINE, 3, edges, directions, np.ones(8), weight=0.0)
+    assert firsts(intervals) == [375, 625]
+
+
+def test_too_many_intervals_are_refused():
+    """Intervals without timesteps are an error."""
+    small = NoiseSchedule.of(NoiseConfig(timesteps=3))
+    with pytest.raises(InputError, match="fewer intervals"):
+        uniform(small, 5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 50])
+def test_mean_of_the_formula(count):
+    """The mean over intervals is (N + 1) / 2N + k (N - 1) / 2N, which tends to (1 + k) / 2."""
+    k = 0.3
+    expected = (count + 1) / (2 * count) + k * (count - 1) / (2 * count)
+    assert np.mean(formula(count, k)) == pytest.approx(expected)
+    assert np.mean(formula(2000, k)) == pytest.approx((1 + k) / 2, abs=1e-3)
+    assert formula(count, k, "clean") == formula(count, k, "noisy")[::-1]
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=8), st.floats(0.01, 1.0), st.sampled_from(["clean", "noisy"]))
+def test_k_is_solved(steps, k, end):
+    """k from the mean gives back that mean, for any steps in the intervals and either end."""
+    target = weighted_mean(formula(len(steps), k, end), steps)
+    assert solve_k(target, steps, end) == pytest.approx(k, abs=1e-9)
+    assert by_formula(target, steps, end).mean == pytest.approx(target)
+
+
+def test_unreachable_target_is_refused():
+    """The formula cannot go below what k = 0 gives, and the message says what that is."""
+    with pytest.raises(TargetError, match=r"0\.625"):
+        solve_k(0.5, (1, 1, 1, 1))
+
+
+@given(st.data())
+def test_allocation_is_optimal(data):
+    """No choice that fits has less damage: compared with all of them."""
+    count = data.draw(st.integers(1, 4))
+    option = st.tuples(st.integers(1, 30), st.integers(0, 50)).map(lambda v: Option(0.5, v[0], float(v[1])))
+    options = [data.draw(st.lists(option, min_size=1, max_size=4)) for _ in range(count)]
+    steps = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    limit = data.draw(st.integers(1, 600))
+    fitting = [c for c in itertools.product(*options) if sum(n * o.macs for n, o in zip(steps, c, strict=True)) <= limit]
+    if not fitting:
+        with pytest.raises(TargetError):
+            allocate(options, steps, limit)
+        return
+    chosen = allocate(options, steps, limit)
+    assert sum(n * o.macs for n, o in zip(steps, chosen, strict=True)) <= limit
+    best = min(sum(n * o.damage for n, o in zip(steps, c, strict=True)) for c in fitting)
+    assert sum(n * o.damage for n, o in zip(steps, chosen, strict=True)) == pytest.approx(best)
+
+
+def test_ledger_enforces_its_limit():
+    """Entries add up to the last MAC, and one too many is refused."""
+    ledger = Ledger(100).add(Entry("base", None, "training", 10, 60), Entry("expert", 1, "scoring", 1, 40))
+    assert ledger.share == 1.0
+    assert Ledger.from_dict(ledger.to_dict()) == ledger
+    with pytest.raises(ComputeError, match="100"):
+        ledger.add(Entry("expert", 2, "training", 1, 1))
+
+
+def test_affordable_steps_count_backward_twice_and_the_teacher_once():
+    """A step of 4 images costs 4 * (3 * macs + teacher)."""
+    assert affordable_steps(1000, 10, 4, teacher_macs=20) == 5
+    assert affordable_steps(999, 10, 4, teacher_macs=20) == 4
+
+
+@pytest.mark.parametrize("prediction", list(TARGETS))
+def test_targets_give_the_clean_image_back(prediction):
+    """From the noisy image and the target, the clean image follows by each prediction's own formula."""
+    image, noise = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    a, s = (0.6, 0.8) if prediction != "flow" else (0.3, 0.7)
+    x = a * image + s * noise
+    target = TARGETS[prediction](image, noise, torch.tensor(a), torch.tensor(s))
+    back = {"epsilon": (x - s * target) / a, "v_prediction": a * x - s * target, "sample": target, "flow": x - s * target}[prediction]
+    torch.testing.assert_close(back, image, rtol=1e-6, atol=1e-6)
+
+
+def test_min_snr_weights_agree_between_predictions():
+    """The same error of the clean image weighs the same, whatever is predicted."""
+    snr = torch.tensor([0.01, 1.0, 5.0, 100.0], dtype=torch.float64)
+    noise, signal = (1 / (1 + snr)).sqrt(), (snr / (1 + snr)).sqrt()
+    of_image = min_snr_weight("sample", snr, noise, 5.0)
+    torch.testing.assert_close(min_snr_weight("epsilon", snr, noise, 5.0) * (signal / noise) ** 2, of_image)
+    torch.testing.assert_close(min_snr_weight("v_prediction", snr, noise, 5.0) / noise**2, of_image)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_configurations_survive_json(name):
+    """Every preset is valid and comes back from JSON as it was."""
+    config = StepAdaptiveConfig.preset(name)
+    assert StepAdaptiveConfig.from_dict(config.to_dict()) == config
+
+
+def test_every_setting_can_be_set_by_name():
+    """Each dotted name takes its own default back."""
+    assert StepAdaptiveConfig().with_values(settings()) == StepAdaptiveConfig()
+    with pytest.raises(UnknownNameError, match=r"budgets\.target"):
+        StepAdaptiveConfig().with_values({"budget.target": 0.5})
+
+
+def test_all_mistakes_are_reported_at_once():
+    """Three mistakes in a configuration make one message with all three."""
+    with pytest.raises(InputError) as caught:
+        StepAdaptiveConfig.from_dict({"noise": {"prediction": "x"}, "budgets": {"target": 2.0}, "run": {"batch_size": 0}})
+    assert all(name in str(caught.value) for name in ("noise.prediction", "budgets.target", "run.batch_size"))

@@ -1,0 +1,323 @@
+"""Training, resuming, cutting, saving and sampling: real runs of small networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import signal
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusion_runs import losses, small_config, start, weights
+
+from proxyprune.cli import main
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
+from proxyprune.diffusion.checkpoint import Checkpoint
+from proxyprune.diffusion.config import NoiseConfig
+from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.intervals import equal_db
+from proxyprune.diffusion.loop import learning_rate
+from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.schedule import NoiseSchedule, sampler, training_scheduler
+from proxyprune.errors import DivergedError, InputError, StorageError, TrainingError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run with a teacher and two cuts, and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = small_config(folder, pruning__rounds=2, experts__teacher="base", run__sample_every=10, compute__reference_steps=80)
+    trainer = StepAdaptiveTrainer(config, folder / "run")
+    return trainer, trainer.train(), folder / "run"
+
+
+def test_run_ends_within_its_compute(finished):
+    """Base, teacher, scoring, grids and training together cost at most what one full-size model would, and nearly as much."""
+    trainer, _, run = finished
+    ledger = trainer.ledger()
+    assert 0.9 < ledger.share <= 1.0
+    assert {"base training", "base samples", "expert 1 scoring", "expert 1 teacher", "expert 1 training"} <= ledger.by_stage().keys()
+    assert json.loads((run / "ledger.json").read_text())["spent_macs"] == ledger.spent_macs
+    assert list((run / "base" / "samples").glob("*.png"))
+
+
+def test_ledger_entries_are_what_was_computed(finished):
+    """Training entries are 3 * MACs * images of the steps that were logged, network by network."""
+    trainer, _, run = finished
+    (entry,) = [e for e in trainer.ledger().entries if e.stage == "base" and e.what == "training"]
+    assert entry.macs == 3 * trainer.setup.base_macs * 16 * len(losses(run, "base"))
+    expert = [e for e in trainer.ledger().entries if e.interval == 1 and e.what == "training"]
+    assert sum(e.images for e in expert) == 16 * len(losses(run, "expert-1"))
+
+
+def test_sampling_cost_is_within_the_target(finished):
+    """The mean MACs over the sampler's steps are at most the target, and within 2 % of it."""
+    trainer, pipeline, _ = finished
+    assert trainer.config.budgets.target - 0.02 < pipeline.relative_macs(20) <= trainer.config.budgets.target
+    assert pipeline.blueprint.macs[0] == trainer.setup.base_macs
+    assert pipeline.blueprint.macs[1] < trainer.setup.base_macs
+
+
+def test_pipeline_survives_the_disk(finished, tmp_path):
+    """Loaded pipelines give the same images bit for bit, resident or one expert at a time; so does a copy saved elsewhere."""
+    _, pipeline, run = finished
+    images = pipeline.generate(6, steps=6, progress=False)
+    one = StepAdaptivePipeline.from_pretrained(run / "pipeline", resident=False)
+    assert torch.equal(one.generate(6, steps=6, progress=False), images)
+    assert one.experts.in_memory == 1
+    one.save_pretrained(tmp_path / "copy")
+    one.save_pretrained(tmp_path / "copy")  # over an earlier one
+    copied = StepAdaptivePipeline.from_pretrained(tmp_path / "copy")
+    assert torch.equal(copied.generate(6, steps=6, progress=False), images)
+    with pytest.raises(StorageError, match="something else"):
+        one.save_pretrained(run)
+
+
+def test_images_depend_on_seed_and_place_only(finished):
+    """Another batch size gives the same images; another seed does not; the call and `generate` agree."""
+    _, pipeline, _ = finished
+    images = pipeline.generate(7, steps=5, batch_size=7, seed=3, progress=False)
+    parts = pipeline.generate(7, steps=5, batch_size=3, seed=3, progress=False)
+    assert (images.int() - parts.int()).abs().max() <= 1
+    assert torch.equal(pipeline(batch_size=7, num_inference_steps=5, seed=3, output_type="pt").images, images)
+    assert not torch.equal(pipeline.generate(7, steps=5, seed=4, progress=False), images)
+
+
+class Oracle(torch.nn.Module):
+    """Knows the clean image, so its prediction of the noise is exact at every timestep, whole or not."""
+
+    def __init__(self, schedule, image):
+        super().__init__()
+        self.signal, self.noise = torch.from_numpy(schedule.signal), torch.from_numpy(schedule.noise)
+        self.image = image
+
+    def forward(self, sample, timestep):
+        low = timestep.double().floor().long().clamp(0, 999)
+        high, part = (low + 1).clamp(max=999), (timestep.double() - low)[:, None, None, None]
+        ratio = [(self.noise / self.signal)[t].log()[:, None, None, None] for t in (low, high)]
+        sigma = torch.lerp(*ratio, part).exp()
+        signal = 1 / (1 + sigma**2).sqrt()
+        return ((sample - signal * self.image) / (sigma * signal)).to(sample.dtype)
+
+
+NAMES = ["ddim", "ddpm", "dpm++", "euler", "heun", "unipc", "EulerAncestralDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_scheduler_samples(name):
+    """With networks that know the clean image, every scheduler of the process ends at that image."""
+    config = NoiseConfig(schedule="linear")
+    schedule = NoiseSchedule.of(config)
+    image = torch.linspace(-0.9, 0.9, 16).view(1, 1, 4, 4)
+    experts = Experts.of([Oracle(schedule, image) for _ in range(3)], [1, 1, 1])
+    source = Sampler(experts, equal_db(schedule, 3), Calling("sample", "timestep", None), sampler(name, training_scheduler(config)))
+    generators = image_generators(0, 0, 2)
+    found = source.denoise(initial_noise(generators, (1, 4, 4), torch.device("cpu")), 40, None, generators)
+    assert (found - image).abs().max() < 0.05
+    assert set(source.route(40)) == {0, 1, 2}
+
+
+def test_finished_stages_are_not_repeated(finished):
+    """Training again returns the same pipeline without a step."""
+    trainer, pipeline, run = finished
+    before = (run / "base" / "checkpoint.safetensors").stat().st_mtime_ns
+    again = StepAdaptiveTrainer(trainer.config, run).train()
+    assert (run / "base" / "checkpoint.safetensors").stat().st_mtime_ns == before
+    assert torch.equal(again.generate(2, steps=4, progress=False), pipeline.generate(2, steps=4, progress=False))
+
+
+def test_other_settings_are_refused(finished):
+    """A folder of another configuration is refused, naming what differs; how often to log may differ."""
+    trainer, _, run = finished
+    with pytest.raises(StorageError, match=r"budgets\.target"):
+        StepAdaptiveTrainer(trainer.config.with_values({"budgets.target": 0.9}), run)
+    StepAdaptiveTrainer(trainer.config.with_values({"run.log_every": 7}), run)
+
+
+def test_resuming_is_bit_identical(finished, tmp_path):
+    """SIGKILL at several moments, from the first steps to the experts: the resumed run's weights equal those of one that ran through."""
+    trainer, _, run = finished
+    out = tmp_path / "run"
+    moments = (("base", 9), ("expert-1", 2))
+    for stage, step in moments:
+        process = start(trainer.config, out)
+        log = out / stage / "log.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.is_file() and len(log.read_text().splitlines()) >= step:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert log.is_file(), f"the run never reached {stage}"
+    StepAdaptiveTrainer(trainer.config, out).train()
+    found, expected = weights(out), weights(run)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    for stage in ("base", "expert-0", "expert-1"):
+        assert losses(out, stage) == losses(run, stage)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path):
+    """Two processes on gloo log the losses of one with the same global batch, within 1e-5."""
+    config = small_config(tmp_path)
+    StepAdaptiveTrainer(config, tmp_path / "one").train()
+    process = start(config, tmp_path / "two", processes=2)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    for stage in ("base", "expert-0", "expert-1"):
+        assert losses(tmp_path / "two", stage) == pytest.approx(losses(tmp_path / "one", stage), rel=1e-5)
+
+
+def test_intervals_can_be_trained_in_jobs_of_their_own(finished, tmp_path):
+    """Experts trained one a job, in any order, and merged equal those of one job; merging too early says what is missing."""
+    trainer, _, run = finished
+    out = tmp_path / "fan"
+    StepAdaptiveTrainer(trainer.config, out, base=run).train_expert(1)
+    job = StepAdaptiveTrainer(trainer.config, out)
+    with pytest.raises(TrainingError, match="expert 0"):
+        job.assemble()
+    job.train_expert(0)
+    job.assemble()
+    assert all(torch.equal(weights(out)[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_another_run_can_use_the_base(tmp_path):
+    """A base is taken over with its cost; one that was trained otherwise is refused."""
+    config = small_config(tmp_path, compute__reference_steps=24)
+    StepAdaptiveTrainer(config, tmp_path / "first").train_base()
+    second = StepAdaptiveTrainer(config.with_values({"budgets.method": "full"}), tmp_path / "second", base=tmp_path / "first")
+    pipeline = second.train()
+    assert pipeline.relative_macs(10) == 1.0
+    assert second.ledger().by_stage()["base training"] > 0
+    other = config.with_values({"base.learning_rate": 1e-4})
+    with pytest.raises(InputError, match="base"):
+        StepAdaptiveTrainer(other, tmp_path / "third", base=tmp_path / "first").train_base()
+
+
+def test_measured_intervals_and_budgets(tmp_path):
+    """Both are decided on the base, are in the ledger, and meet the target; a teacher that is the full expert is remembered."""
+    config = small_config(
+        tmp_path,
+        compute__reference_steps=80,
+        compute__whole_share=0.3,
+        experts__teacher="expert",
+        intervals__method="measured",
+        intervals__images=8,
+        intervals__bins=4,
+        budgets__method="measured",
+        budgets__sizes=[0.6],
+        budgets__trial_steps=2,
+        budgets__trial_images=32,
+    )
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    pipeline = trainer.train()
+    layout = trainer.layout()
+    assert [len(options) for options in layout.trials] == [2, 2]
+    assert all(options[0].damage == 0.0 for options in layout.trials)
+    assert layout.budgets.mean <= 0.8
+    assert pipeline.relative_macs(20) <= 0.8
+    assert {"intervals measuring", "budgets 0 training", "budgets 1 scoring"} <= trainer.ledger().by_stage().keys()
+    assert trainer.ledger().share <= 1.0
+
+
+ZERO_TERMINAL = {"noise.prediction": "v_prediction", "noise.zero_terminal_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("digits-dit", {"pruning.scorer": "magnitude"}),
+        (
+            "digits-class",
+            {"pruning.scorer": "random", "pruning.mode": "both", "noise.prediction": "v_prediction", "noise.zero_terminal_snr": True},
+        ),
+        ("digits", {"noise.schedule": "flow", "noise.prediction": "flow", "experts.min_snr_gamma": 5.0}),
+    ],
+)
+def test_other_networks_and_processes(tmp_path, preset, changes):
+    """A DiT, a class-conditional U-Net with another prediction, and flow matching go through the same commands."""
+    small = {"compute.reference_steps": 8, "intervals.count": 2, "run.batch_size": 8, "pruning.calibration_batches": 1, "run.cpu": True}
+    small |= {"pruning.calibration_images": 8, "budgets.target": 0.9, "budgets.capacity": "noisy"}
+    path = tmp_path / "config.json"
+    path.write_text(StepAdaptiveConfig.preset(preset).with_values(small | changes).to_text())
+    run = CliRunner().invoke(main, ["diffusion", "train", "--config", str(path), "--out", str(tmp_path / "run"), "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["ledger"]["share"] <= 1.0
+    drawn = CliRunner().invoke(
+        main,
+        [
+            "diffusion",
+            "sample",
+            "-p",
+            str(tmp_path / "run" / "pipeline"),
+            "-n",
+            "3",
+            "--steps",
+            "4",
+            "--grid",
+            str(tmp_path / "g.png"),
+            "--json",
+        ],
+    )
+    assert drawn.exit_code == 0, drawn.output
+    assert json.loads(drawn.stdout)["relative_macs"] < 1.0
+    assert (tmp_path / "g.png").is_file()
+
+
+def test_plan_and_evaluate_commands(finished, tmp_path):
+    """`plan` shows intervals and budgets before anything trains; `evaluate` prints figures with what they depend on."""
+    _, _, run = finished
+    picture = tmp_path / "plan.svg"
+    planned = CliRunner().invoke(main, ["diffusion", "plan", "--config", str(run / "config.json"), "--plot", str(picture)])
+    assert planned.exit_code == 0, planned.output
+    assert "saved" in planned.output
+    assert picture.is_file()
+    judged = CliRunner().invoke(main, ["diffusion", "evaluate", "-p", str(run / "pipeline"), "-n", "20", "--steps", "4", "--json"])
+    assert judged.exit_code == 0, judged.output
+    figures = json.loads(judged.stdout)
+    assert figures["features"] == "proxyprune-digits-64"
+    assert figures["images"] == 20
+    assert figures["frechet"]["low"] <= figures["frechet"]["value"] <= figures["frechet"]["high"]
+    assert len(figures["losses"]) == 2
+
+
+def test_divergence_names_the_last_good_checkpoint(tmp_path):
+    """A learning rate that explodes stops with the checkpoint's path, whose weights are finite."""
+    config = small_config(tmp_path, base__learning_rate=1e12, base__warmup=0.0, base__clip=None, compute__reference_steps=60)
+    config = config.with_values({"run.checkpoint_every": 1, "base.decay": "constant"})
+    with pytest.raises(DivergedError, match=r"checkpoint\.safetensors"):
+        StepAdaptiveTrainer(config, tmp_path / "run").train_base()
+    found = Checkpoint.read(tmp_path / "run" / "base")
+    assert found is not None
+    assert found.record["step"] >= 1
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    """A truncated checkpoint is an error that names the file, not a fresh start in silence."""
+    config = small_config(tmp_path, compute__reference_steps=10)
+    StepAdaptiveTrainer(config, tmp_path / "run").train_base()
+    (tmp_path / "run" / "base" / "result.json").unlink()
+    path = tmp_path / "run" / "base" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StorageError, match=r"checkpoint\.safetensors"):
+        StepAdaptiveTrainer(config, tmp_path / "run").train_base()
+
+
+def test_learning_rate_follows_progress():
+    """It rises over the warmup, peaks there, and ends at the floor."""
+    stage = dataclasses.replace(StepAdaptiveConfig().base, learning_rate=1.0, warmup=0.1, floor=0.02)
+    assert learning_rate(stage, 0.05) == pytest.approx(0.5)
+    assert learning_rate(stage, 0.1) == pytest.approx(1.0)
+    assert learning_rate(stage, 1.0) == pytest.approx(0.02)
+    assert learning_rate(dataclasses.replace(stage, decay="linear"), 0.55) == pytest.approx(0.02 + 0.98 * 0.5)
+    rates = [learning_rate(stage, p / 100) for p in range(10, 101)]
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert not math.isnan(rates[0])
