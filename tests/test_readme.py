@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from proxyprune.cli import main
@@ -34,8 +36,16 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(page, shlex.split(line[2:], comments=True)) for page, line in lines if line.startswith("$ ")]
 
 
+def parse(words: list[str]) -> None:
+    """Let the parser read a command line, that of a command within a group too; it raises what it would tell the user."""
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(str(command.name), list(words))
+
+
 def makefile_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 PROXYPRUNE_COMMANDS = [(page, words) for page, words in commands() if words[0] == "proxyprune"]
@@ -52,8 +62,7 @@ def test_there_is_something_to_check():
 )
 def test_proxyprune_commands_parse(page, words):
     """Every command line in the docs is accepted by the parser, and the example files that it names exist."""
-    command = main.commands[words[1]]
-    command.make_context(words[1], words[2:])
+    parse(words[1:])
     for word in words[2:]:
         if word.startswith("examples/"):
             assert (ROOT / word.partition(":")[0]).is_file()
@@ -72,6 +81,11 @@ def test_other_commands(words):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = re.findall(r"\[([\w,]+)\]", words[-1])
         assert all(extra in extras for group in wanted for extra in group.split(","))
+    elif "proxyprune" in words:  # under a launcher: [NAME=VALUE] accelerate launch ... -m proxyprune ...
+        launcher = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+        module = launcher[launcher.index("-m") + 1] if launcher[0] == "python" else launcher[0]
+        assert importlib.util.find_spec(module) is not None
+        parse(words[words.index("proxyprune") + 1 :])
     else:
         assert (ROOT / words[0]).is_file()
 
