@@ -17,7 +17,7 @@ PACKAGE = ROOT / "proxyprune"
 # The flow of docs/design/index.md, from the bottom up: a module may import from its own stage and from the ones above it in this table.
 # A new module needs a place here; "name.*" is a package with all that is in it.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("errors", "graph", "ranking")),
+    ("words", ("errors", "versions", "graph", "ranking")),
     ("trace", ("capture",)),
     ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
@@ -25,7 +25,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
     ("apply", ("surgery", "predict", "skeleton", "bypass", "layers", "verify", "follow", "apply")),
     ("read", ("read",)),
-    ("store", ("storage", "carry")),
+    ("store", ("manifest", "storage", "carry")),
     ("prune", ("flow", "testing")),
     ("show", ("modelfile", "plots", "doctor")),
     ("command line", ("cli.*", "__main__")),
@@ -43,6 +43,7 @@ HEAVY = (
     "torch_pruning",
     "thop",
     "rich",
+    "jinja2",
 )
 
 
