@@ -28,6 +28,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("store", ("manifest", "storage", "carry")),
     ("prune", ("flow", "testing")),
     ("show", ("modelfile", "plots", "doctor")),
+    ("report", ("reporting.*",)),
     ("command line", ("cli.*", "__main__")),
 )
 HEAVY = (

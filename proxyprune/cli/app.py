@@ -7,6 +7,7 @@ import click
 from proxyprune.cli.describe import describe
 from proxyprune.cli.doctor import doctor
 from proxyprune.cli.prune import prune
+from proxyprune.cli.report import report
 from proxyprune.cli.score import score
 from proxyprune.cli.scorers import scorers
 
@@ -20,5 +21,5 @@ def main() -> None:
     """
 
 
-for command in (describe, score, prune, scorers, doctor):
+for command in (describe, score, prune, report, scorers, doctor):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,8 @@ def _finish(built: Built, result: PruneResult, files: Files, out: Output) -> Non
     out.text(
         f"\nVerified, and saved to {destination}. Load it with:\n\n"
         f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
-        "A short fine-tuning brings back most of what the cut cost."
+        "A short fine-tuning brings back most of what the cut cost. To see what was done, as one HTML page:\n\n"
+        f"    proxyprune report {shlex.quote(str(destination))}"
     )
     out.emit(
         {
