@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from proxyprune.reporting.layout import NODE_HEIGHT, NODE_WIDTH, draw
+from proxyprune.reporting.layout import NODE_HEIGHT, NODE_WIDTH, Node, draw
 from proxyprune.reporting.structure import BlockRecord, Structure
 from proxyprune.reporting.svg import Named, Scale, line, picture, polyline, rect, tag, text, tick_text
 from proxyprune.reporting.wording import quantity
@@ -18,15 +19,36 @@ SHADES = 10
 
 BAR = 120.0
 
-
-def shade(score: float | None) -> str:
-    """CSS class of an importance in [0, 1]."""
-    return "s-none" if score is None else f"s{min(SHADES - 1, int(score * SHADES))}"
+_MOST_STRETCH = 2.5
 
 
-def importance_bar(score: float) -> Markup:
-    """A bar in the colour of its importance."""
-    return _small(rect(0, 2, BAR, 8, "track", 2), rect(0, 2, max(2.0, BAR * score), 8, shade(score), 2))
+@dataclass(frozen=True)
+class Shades:
+    """Colours for the importances of one ranking, by rank: equal parts of the blocks get equal parts of the scale.
+
+    By value, one outlier would leave all others the same colour; the values stand in the table.
+
+    Attributes:
+        scores: All importances, rising.
+    """
+
+    scores: tuple[float, ...]
+
+    @classmethod
+    def over(cls, scores: Iterable[float]) -> Shades:
+        """For the importances of a ranking."""
+        return cls(tuple(sorted(scores)))
+
+    def of(self, score: float | None) -> str:
+        """CSS class of an importance; equal ones share a colour."""
+        if score is None or not self.scores:
+            return "s-none"
+        below, up_to = bisect.bisect_left(self.scores, score), bisect.bisect_right(self.scores, score)
+        return f"s{min(SHADES - 1, int(SHADES * (below + up_to) / 2 / len(self.scores)))}"
+
+    def legend(self) -> tuple[str, ...]:
+        """Every class, from the least important on."""
+        return tuple(f"s{step}" for step in range(SHADES))
 
 
 def pair_bar(before: float, after: float, most: float) -> Markup:
@@ -59,7 +81,7 @@ class Shown:
     removed: bool = False
 
 
-def network_map(structure: Structure, shown: Mapping[str, Shown]) -> Markup:
+def network_map(structure: Structure, shown: Mapping[str, Shown], shades: Shades) -> Markup:
     """The block graph: coloured by importance, with what each block keeps, numbered as in the table below it."""
     placed = draw(structure)
     parts: list[Markup] = []
@@ -69,22 +91,23 @@ def network_map(structure: Structure, shown: Mapping[str, Shown]) -> Markup:
     parts += [tag("path", d=wire.path, class_=f"wire {wire.kind}") for wire in sorted(placed.wires, key=lambda wire: wire.kind != "side")]
     for node in placed.nodes:
         block = structure.blocks[node.index]
-        parts.append(_node(block, node.index, node.x, node.y, shown.get(block.id, Shown())))
-    skips = sum(edge.skip for edge in structure.edges)
-    description = f"{len(structure.blocks)} blocks in execution order, {len(structure.edges)} connections, {skips} of them skips."
+        parts.append(_node(block, node, shown.get(block.id, Shown()), shades))
+    description = f"{len(structure.blocks)} blocks in execution order, {len(structure.edges)} connections, {structure.skips} of them skips."
     named = Named("map", f"Block graph of {structure.model_class or 'the network'}", description)
     return picture(named, placed.width, placed.height, *parts)
 
 
-def _node(block: BlockRecord, index: int, x: float, y: float, shown: Shown) -> Markup:
+def _node(block: BlockRecord, node: Node, shown: Shown, shades: Shades) -> Markup:
+    x, y, index = node.x, node.y, node.index
     left, top = x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2
+    colour = "removed" if shown.removed else shades.of(shown.score)
     said = [f"{index + 1}: {block.id}", block.kind, f"{quantity(block.macs)} MACs"]
     said += [] if shown.score is None else [f"importance {shown.score:.2f}"]
     said += ["removed"] if shown.removed else [] if shown.kept is None else [f"keeps {shown.kept:.0%} of its MACs"]
     parts = [
         tag("title", ", ".join(said)),
-        rect(left, top, NODE_WIDTH, NODE_HEIGHT, f"node {'removed' if shown.removed else shade(shown.score)}", 6),
-        text(x, y + 4, str(index + 1), f"node-text {'on-removed' if shown.removed else 'on-' + shade(shown.score)}", "middle"),
+        rect(left, top, NODE_WIDTH, NODE_HEIGHT, f"node {colour}", 6),
+        text(x, y + 4, str(index + 1), f"node-text on-{colour}", "middle"),
     ]
     if shown.kept is not None and not shown.removed:
         parts.append(rect(left + 3, top + NODE_HEIGHT + 2.5, NODE_WIDTH - 6, 3, "kept-track", 1.5))
@@ -125,7 +148,9 @@ def line_chart(
     """
     width, height, left, right, top, bottom = 720.0, 300.0, 68.0, 130.0, 18.0, 46.0
     xs = [x for entry in series for x, _ in entry.points]
-    ys = [y for entry in series for _, y in entry.points] + list((levels or {}).values())
+    ys = [y for entry in series for _, y in entry.points]
+    near = {name: value for name, value in (levels or {}).items() if _near(value, ys)}
+    ys += near.values()
     across, up = Scale.around(xs, left, width - right), Scale.around(ys, height - bottom, top)
     parts = [text(left, 11, labels[1], "axis-name"), text(width - right, height - 8, labels[0], "axis-name", "end")]
     for tick in up.ticks(5):
@@ -136,8 +161,13 @@ def line_chart(
             parts.append(text(across(tick), height - bottom + 18, tick_text(tick), "tick", "middle"))
     ends: list[tuple[float, str, str]] = []
     for name, value in (levels or {}).items():
-        parts.append(line(left, up(value), width - right, up(value), "level"))
-        ends.append((up(value), name, "level-name"))
+        if name in near:
+            parts.append(line(left, up(value), width - right, up(value), "level"))
+            ends.append((up(value), name, "level-name"))
+        else:
+            ends.append(
+                (top if value > max(ys) else height - bottom, f"{name} {value:.4g} {'↑' if value > max(ys) else '↓'}", "level-name")
+            )
     for entry in series:
         placed = [(across(x), up(y)) for x, y in entry.points]
         if entry.class_.startswith("line"):
@@ -150,6 +180,12 @@ def line_chart(
     for y, label, class_ in _apart(ends, 15.0):
         parts.append(text(width - right + 8, y + 4, label, f"end {class_}"))
     return picture(named, width, height, *parts)
+
+
+def _near(level: float, values: Sequence[float]) -> bool:
+    """Whether a level can be drawn without pressing the values together."""
+    low, high = min(values), max(values)
+    return max(high, level) - min(low, level) <= _MOST_STRETCH * (high - low)
 
 
 def _apart(labels: Sequence[tuple[float, str, str]], gap: float) -> list[tuple[float, str, str]]:
@@ -172,17 +208,21 @@ class Spread:
 
 def dot_plot(named: Named, rows: Sequence[Spread], axis: str, level: tuple[str, float] | None = None) -> Markup:
     """Every value as a dot, the mean as a bar across, the deviation as a line; one row a label."""
-    longest = max(len(row.label) for row in rows)
-    left = min(220.0, 20.0 + 7.2 * longest)
+    left = min(220.0, 20.0 + 7.2 * max(len(row.label) for row in rows))
     width, right, top, pitch = 720.0, 24.0, 26.0 if level else 12.0, 30.0
     height = top + pitch * len(rows) + 44.0
     values = [value for row in rows for value in (*row.values, row.mean - row.deviation, row.mean + row.deviation)]
-    across = Scale.around([*values, *([] if level is None else [level[1]])], left, width - right)
+    shown = level is not None and _near(level[1], values)
+    across = Scale.around([*values, *([level[1]] if level is not None and shown else [])], left, width - right)
     bottom = top + pitch * len(rows)
     parts = [text(width - right, height - 6, axis, "axis-name", "end")]
     for tick in across.ticks(6):
         parts += [line(across(tick), top, across(tick), bottom, "grid"), text(across(tick), bottom + 18, tick_text(tick), "tick", "middle")]
-    if level is not None:
+    if level is not None and not shown:
+        below = level[1] < min(values)
+        told = f"← {level[0]} {level[1]:.4g}" if below else f"{level[0]} {level[1]:.4g} →"
+        parts.append(text(left if below else width - right, top - 11, told, "level-name", None if below else "end"))
+    elif level is not None:
         x = across(level[1])
         parts += [line(x, top - 6, x, bottom, "level"), text(x, top - 11, level[0], "level-name", "middle")]
     for index, row in enumerate(rows):
@@ -241,15 +281,14 @@ def stacked_bar(named: Named, pieces: Sequence[tuple[str, float]], limit: float 
 
 __all__ = [
     "Series",
+    "Shades",
     "Shown",
     "Spread",
     "dot_plot",
-    "importance_bar",
     "interval_strip",
     "line_chart",
     "network_map",
     "pair_bar",
-    "shade",
     "share_bar",
     "stacked_bar",
 ]

@@ -6,19 +6,21 @@ from collections.abc import Iterator
 
 from proxyprune.reporting import diffusion, measured, sections
 from proxyprune.reporting.charts import share_bar
-from proxyprune.reporting.parts import Fact, Page
+from proxyprune.reporting.parts import Fact, Page, Remarks
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.wording import counted, figure, quantity, share
 
 
 def compose(result: Result) -> Page:
     """The page for a result of any kind."""
-    found = [sections.attention(result), measured.search(result), *measured.comparison(result)]
+    remarks = sections.remarks(result)
+    warned = remarks is not None and any(part.tone == "warning" for part in remarks.parts if isinstance(part, Remarks))
+    found = [remarks if warned else None, measured.search(result), *measured.comparison(result)]
     found += [] if result.diffusion is None else list(diffusion.sections(result.diffusion))
     found += [
         section(result) for section in (sections.graph, sections.ranking, measured.time, sections.cost, sections.widths, sections.pinned)
     ]
-    found.append(sections.provenance(result))
+    found += [None if warned else remarks, sections.provenance(result)]
     return Page(
         title=result.model_class or result.name,
         kind=result.kind,
@@ -65,8 +67,8 @@ def _facts(result: Result) -> Iterator[Fact]:
     elif result.structure is not None and result.structure.blocks:
         structure = result.structure
         yield Fact("MACs", quantity(structure.macs), "one run on the example inputs")
-        yield Fact("blocks", str(len(structure.blocks)), f"{counted(sum(edge.skip for edge in structure.edges), 'skip connection')}")
-    if result.ranking is not None:
+        yield Fact("blocks", str(len(structure.blocks)), f"{counted(structure.skips, 'skip connection')}")
+    if result.ranking is not None and (result.search is None or result.ranking.confidence is not None):
         yield _confidence(result)
     if result.figures is not None and result.figures.seconds is not None:
         before_s, after_s = result.figures.seconds

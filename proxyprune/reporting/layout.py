@@ -88,16 +88,19 @@ def draw(structure: Structure) -> Drawing:
 
 def _places(blocks: Sequence[BlockRecord]) -> tuple[list[str], list[_Place]]:
     """Names of the rows, and row and column of each block."""
-    sizes = sorted({block.resolution for block in blocks if block.resolution}, key=lambda size: -math.prod(size))
+    names: dict[int, tuple[int, ...]] = {}  # 64 by 64 and a sequence of 4096 are one row, named after the more telling of the two
+    for size in {block.resolution for block in blocks if block.resolution}:
+        names[math.prod(size)] = max(names.get(math.prod(size), ()), size, key=lambda shape: (len(shape), shape))
+    levels = sorted(names, reverse=True)
     vectors = any(not block.resolution for block in blocks)
-    if len(sizes) <= 1 and len(blocks) > BLOCKS_A_LINE:
+    if len(levels) <= 1 and len(blocks) > BLOCKS_A_LINE:
         count = math.ceil(len(blocks) / BLOCKS_A_LINE)
         a_line = math.ceil(len(blocks) / count)
         labels = [f"{start + 1} to {min(start + a_line, len(blocks))}" for start in range(0, len(blocks), a_line)]
         return labels, [_Place(index // a_line, index % a_line) for index in range(len(blocks))]
-    row_of: dict[tuple[int, ...], int] = {size: row + vectors for row, size in enumerate(sizes)} | {(): 0}
-    labels = ["no size"] * vectors + ["×".join(map(str, size)) for size in sizes]
-    return labels, [_Place(row_of[block.resolution], index) for index, block in enumerate(blocks)]
+    labels = ["no size"] * vectors + ["×".join(map(str, names[positions])) for positions in levels]
+    row_of = {positions: row for row, positions in enumerate(levels, start=int(vectors))}
+    return labels, [_Place(row_of[math.prod(b.resolution)] if b.resolution else 0, index) for index, b in enumerate(blocks)]
 
 
 def _lanes(structure: Structure, skips: Iterable[Edge], places: Sequence[_Place]) -> dict[Edge, int]:

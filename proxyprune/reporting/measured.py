@@ -92,7 +92,7 @@ def _agreement(found: ComparisonRecord) -> Section | None:
             Row(
                 (
                     Cell(name),
-                    Cell(_mean(taus)),
+                    Cell(_mean(taus, ".2f")),
                     Cell(seconds(statistics.fmean(took)) if took else "–"),
                     Cell(money),
                     Cell(str(len(scorings))),
@@ -186,11 +186,11 @@ def _spread(name: str, values: Sequence[float]) -> Spread:
     return Spread(name, values, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], form: str = ".4g") -> str:
     if not values:
         return "–"
     spread = _spread("", values)
-    return f"{spread.mean:.4g} ± {spread.deviation:.2g}" if len(values) > 1 else f"{spread.mean:.4g}"
+    return f"{spread.mean:{form}} ± {spread.deviation:.2g}" if len(values) > 1 else f"{spread.mean:{form}}"
 
 
 def time(result: Result) -> Section | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from markupsafe import Markup
@@ -75,12 +75,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing with its caption and legend; a wide one scrolls sideways in a frame of its own."""
+    """A drawing with its caption.
+
+    Attributes:
+        caption: What it is.
+        svg: The drawing.
+        legend: CSS class of each shade, or nothing.
+        natural: Keep its size and scroll sideways; others grow and shrink with the page.
+    """
 
     part: ClassVar[str] = "drawing"
     caption: str
     svg: Markup
-    legend: tuple[tuple[str, str], ...] = field(default=())
+    legend: tuple[str, ...] = ()
+    natural: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -17,9 +18,11 @@ from proxyprune.reporting.reading import Result, read_result
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 SUFFIXES = (".html", ".htm")
 
+_AFTER_DOTS = re.compile(r"(?<=[./])(?=[^\d\s.])")
 _TEMPLATES = resources.files("proxyprune.reporting") / "templates"
 
 
@@ -92,9 +95,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["breakable"] = lambda text: Markup("{}").format(text).replace(".", Markup(".<wbr>"))
+    environment.filters["breakable"] = _breakable
     environment.filters["own_style"] = Markup
     return environment
+
+
+def _breakable(text: str) -> Markup:
+    """Escaped, with a place to break a long dotted name after each dot that does not stand before a digit."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(_AFTER_DOTS.split(text))
 
 
 def write_page(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from proxyprune.reporting.charts import SHADES, Shown, importance_bar, network_map, pair_bar
+from proxyprune.reporting.charts import Shades, Shown, network_map, pair_bar, share_bar
 from proxyprune.reporting.parts import Cell, Column, Details, Drawing, Part, Remarks, Row, Section, Table
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.records import flat
@@ -14,7 +14,7 @@ from proxyprune.reporting.wording import counted, quantity, share
 _MOST_NAMES = 12
 
 
-def attention(result: Result) -> Section | None:
+def remarks(result: Result) -> Section | None:
     """What to know before trusting a figure."""
     warnings = list(result.warnings)
     if result.ranking is not None and result.ranking.unreliable:
@@ -33,7 +33,7 @@ def attention(result: Result) -> Section | None:
         parts.append(Remarks(tuple(warnings), "warning"))
     if notes:
         parts.append(Remarks(tuple(notes)))
-    return Section("notes", "Before you trust a figure", "", tuple(parts)) if parts else None
+    return Section("notes", "Before you trust a figure" if warnings else "Notes", "", tuple(parts)) if parts else None
 
 
 def _ops(result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -48,15 +48,20 @@ def graph(result: Result) -> Section | None:
         return None
     shown = {block.id: _shown(result, block) for block in structure.blocks}
     scored = any(entry.score is not None for entry in shown.values())
-    legend = [(f"s{step}", f"{step / SHADES:.1f}") for step in range(SHADES)] if scored else []
+    shades = _shades(result)
     told = ["Each box is a block, numbered in execution order as in the tables below; the rows are resolutions."]
     if scored:
-        told.append("The deeper the colour, the more important the block.")
+        told.append("The colour is the block's place in the ranking, in tenths.")
     if any(entry.kept is not None for entry in shown.values()):
         told.append("The line under a box is the share of its MACs that it keeps; a dashed box was removed.")
     told.append("Skip connections run above their row.")
-    drawing = Drawing("The block graph" + (", coloured by importance" if scored else ""), network_map(structure, shown), tuple(legend))
+    caption = "The block graph, coloured by rank" if scored else "The block graph"
+    drawing = Drawing(caption, network_map(structure, shown, shades), shades.legend() if scored else (), natural=True)
     return Section("graph", "The network", " ".join(told), (drawing,))
+
+
+def _shades(result: Result) -> Shades:
+    return Shades.over(() if result.ranking is None else result.ranking.scores.values())
 
 
 def _shown(result: Result, block: BlockRecord) -> Shown:
@@ -84,7 +89,7 @@ def ranking(result: Result) -> Section | None:
     rows = []
     for rank, name in enumerate(found.order, start=1):
         score, block = found.scores[name], blocks.get(name)
-        cells = [Cell(str(rank), tone="quiet"), _block_cell(name, numbers), Cell(f"{score:.3f}", importance_bar(score))]
+        cells = [Cell(str(rank), tone="quiet"), _block_cell(name, numbers), Cell(f"{score:.3f}", share_bar(score))]
         if blocks:
             cells += [Cell("" if block is None else block.kind, tone="quiet"), Cell("" if block is None else share(block.macs, total))]
         rows.append(Row(tuple(cells)))
@@ -103,7 +108,7 @@ def _trust(result: Result) -> Iterator[tuple[str, str]]:
         yield "confidence", "asked once, so there is no agreement to measure"
     else:
         yield "confidence", f"{found.confidence:.2f} (mean Kendall tau of repeated answers: 1 agrees fully, 0 is chance)"
-    yield "reliability", found.unreliable or "nothing speaks against it"
+    yield "reliability", found.unreliable or "not flagged as unreliable"
     names = {"provider": "asked", "model": "model", "samples": "samples", "requests": "requests", "replayed": "replies from the cache"}
     for key, label in names.items():
         if key in result.asked:

@@ -87,6 +87,12 @@ class Structure:
         return tuple(found)
 
     @property
+    def skips(self) -> int:
+        """Skip connections between blocks; what an embedding without a resolution feeds is none."""
+        sizes = {block.id: block.resolution for block in self.blocks}
+        return sum(edge.skip and bool(sizes.get(edge.source)) for edge in self.edges)
+
+    @property
     def macs(self) -> int:
         """Of all blocks together."""
         return sum(block.macs for block in self.blocks)
