@@ -19,7 +19,11 @@ SHADES = 10
 
 BAR = 120.0
 
+PAGE_WIDTH = 1160.0
+"""What fits on the page without scrolling."""
+
 _MOST_STRETCH = 2.5
+_BODY = "map-body"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Shown:
 
 
 def network_map(structure: Structure, shown: Mapping[str, Shown], shades: Shades) -> Markup:
-    """The block graph: coloured by importance, with what each block keeps, numbered as in the table below it."""
+    """The block graph: coloured by importance, with what each block keeps, numbered as in the tables below it."""
     placed = draw(structure)
     parts: list[Markup] = []
     for row in placed.rows:
@@ -94,7 +98,16 @@ def network_map(structure: Structure, shown: Mapping[str, Shown], shades: Shades
         parts.append(_node(block, node, shown.get(block.id, Shown()), shades))
     description = f"{len(structure.blocks)} blocks in execution order, {len(structure.edges)} connections, {structure.skips} of them skips."
     named = Named("map", f"Block graph of {structure.model_class or 'the network'}", description)
-    return picture(named, placed.width, placed.height, *parts)
+    return picture(named, placed.width, placed.height, tag("g", *parts, id=_BODY))
+
+
+def overview(structure: Structure) -> Markup | None:
+    """The same map again, fitted to the page, when it is wider than that; it repeats the drawing by reference."""
+    placed = draw(structure)
+    if placed.width <= PAGE_WIDTH:
+        return None
+    named = Named("overview", "The whole network at a glance", "The block graph below, reduced to the width of the page.")
+    return picture(named, placed.width, placed.height, tag("use", href=f"#{_BODY}"))
 
 
 def _node(block: BlockRecord, node: Node, shown: Shown, shades: Shades) -> Markup:
@@ -288,6 +301,7 @@ __all__ = [
     "interval_strip",
     "line_chart",
     "network_map",
+    "overview",
     "pair_bar",
     "share_bar",
     "stacked_bar",

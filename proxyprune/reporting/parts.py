@@ -82,6 +82,7 @@ class Drawing:
         svg: The drawing.
         legend: CSS class of each shade, or nothing.
         natural: Keep its size and scroll sideways; others grow and shrink with the page.
+        glance: The same at a glance, fitted to the page, or None.
     """
 
     part: ClassVar[str] = "drawing"
@@ -89,6 +90,7 @@ class Drawing:
     svg: Markup
     legend: tuple[str, ...] = ()
     natural: bool = False
+    glance: Markup | None = None
 
 
 @dataclass(frozen=True)

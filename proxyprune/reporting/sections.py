@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from proxyprune.reporting.charts import Shades, Shown, network_map, pair_bar, share_bar
+from proxyprune.reporting.charts import Shades, Shown, network_map, overview, pair_bar, share_bar
 from proxyprune.reporting.parts import Cell, Column, Details, Drawing, Part, Remarks, Row, Section, Table
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.records import flat
@@ -56,7 +56,9 @@ def graph(result: Result) -> Section | None:
         told.append("The line under a box is the share of its MACs that it keeps; a dashed box was removed.")
     told.append("Skip connections run above their row.")
     caption = "The block graph, coloured by rank" if scored else "The block graph"
-    drawing = Drawing(caption, network_map(structure, shown, shades), shades.legend() if scored else (), natural=True)
+    drawing = Drawing(
+        caption, network_map(structure, shown, shades), shades.legend() if scored else (), natural=True, glance=overview(structure)
+    )
     return Section("graph", "The network", " ".join(told), (drawing,))
 
 
