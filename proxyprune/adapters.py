@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from proxyprune.axes import Axis, Labels
-from proxyprune.capture import Program
+from proxyprune.program import Program
 
 Leaves = Mapping[str, tuple[Axis, ...]]
 

@@ -10,11 +10,11 @@ from torch.fx import Node
 
 from proxyprune.axes import Axis
 from proxyprune.blocks import BlockFinder, Span, kind_of
-from proxyprune.capture import Program
 from proxyprune.cost import CostModel, Polynomial
 from proxyprune.couple import Amendments, couple
 from proxyprune.graph import Block, ChannelGroup, ModelGraph
 from proxyprune.groups import Coupling
+from proxyprune.program import Program
 from proxyprune.rules import Options, op_name
 
 _LAYERS = frozenset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.bypass import watch
-from proxyprune.capture import ExampleInputs, call_arguments, evaluation, on_device_of, tensors_of
+from proxyprune.calling import ExampleInputs, call_arguments, evaluation, on_device_of, tensors_of
 from proxyprune.errors import VerificationError
-from proxyprune.follow import Follower, confirm, layer_attributes
+from proxyprune.follow import Follower, confirm, layer_attributes, obvious_changes
 from proxyprune.graph import ModelGraph
+from proxyprune.observe import Observer, Parted
 from proxyprune.plan import PrunePlan
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, skeleton
@@ -65,15 +66,45 @@ def apply(
         graph = trace_like(model, example_inputs, plan.options)
     plan.check(graph)
     prediction = Prediction.of(graph, plan)
+    at_once = _at_once(model, prediction, example_inputs, inplace=inplace)
+    if at_once is not None:
+        return at_once
     surgery = plan_surgery(model, prediction, example_inputs)
+    return Applied(_cut(model, surgery, lambda pruned: _run(pruned, prediction, example_inputs), inplace=inplace), surgery)
+
+
+def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None], *, inplace: bool) -> nn.Module:
+    """The model after a surgery that passed a check; what the check raises leaves the caller's model as it was."""
     if inplace:
         with _restored_on_error(model):
             perform(model, surgery)
-            _run(model, prediction, example_inputs)
-        return Applied(model, surgery)
+            check(model)
+        return model
     pruned = pruned_copy(model, surgery)
-    _run(pruned, prediction, example_inputs)
-    return Applied(pruned, surgery)
+    check(pruned)
+    return pruned
+
+
+def _at_once(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, *, inplace: bool) -> Applied | None:
+    """Cut with the obvious attributes, and verify while the result runs; None where that does not work out and a search is needed."""
+    if prediction.removed or _has_no_values(model):
+        return None
+    changes = obvious_changes(model, prediction)
+    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *changes), ())
+
+    def observed(pruned: nn.Module) -> None:
+        observer = Observer(prediction)
+        _run(pruned, prediction, example_inputs, observer)
+        observer.ended()
+
+    try:
+        return Applied(_cut(model, surgery, observed, inplace=inplace), surgery)
+    except (Parted, VerificationError):
+        return None
+
+
+def _has_no_values(model: nn.Module) -> bool:
+    return any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in model.parameters())
 
 
 def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> Surgery:
@@ -161,14 +192,14 @@ def _failure(prediction: Prediction, difference: Difference) -> VerificationErro
     )
 
 
-def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> None:
-    """Run the pruned model and check the shapes of its outputs."""
-    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in model.parameters()):
+def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, observer: Observer | None = None) -> None:
+    """Run the pruned model, under the eyes of an observer if there is one, and check the shapes of its outputs."""
+    if _has_no_values(model):
         return
     args, kwargs = call_arguments(on_device_of(model, example_inputs))
     generators = torch.random.get_rng_state()
     try:
-        with evaluation(model):
+        with evaluation(model), observer or contextlib.nullcontext():
             outputs = tensors_of(model(*args, **kwargs))
     except Exception as error:
         raise VerificationError(

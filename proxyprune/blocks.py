@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.capture import Program
+from proxyprune.program import Program
 from proxyprune.rules import op_name
 
 _PASSING_ON = frozenset(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.capture import ExampleInputs
+from proxyprune.calling import ExampleInputs
 from proxyprune.errors import VerificationError
 from proxyprune.predict import Prediction
 from proxyprune.rules import op_name

@@ -1,124 +1,38 @@
-"""Read a model once: torch.export turns it into one graph of ATen ops that still knows its modules.
+"""Read a model once: one graph of ATen ops that still knows its modules.
 
-Non-strict export keeps linear, convolution, norms and attention whole and records the owning module of every op. Autograd is off while
-tracing, which halves the time, and nn.MultiheadAttention's fused inference kernel is off, because its single op hides the projections.
+The recorder does it where it can; torch.export, non-strict, does the rest. Both keep linear, convolution, norms and attention whole and
+note the owning module of every op. Autograd is off while tracing, which halves the time, and nn.MultiheadAttention's fused inference
+kernel is off, because its single op hides the projections.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 
+from proxyprune.calling import (
+    ExampleInputs,
+    TensorOutputs,
+    call_arguments,
+    evaluation,
+    failing_module,
+    on_device_of,
+    tensors_of,
+)
 from proxyprune.errors import ExampleInputsError, InputError, TraceError
+from proxyprune.program import Program, assemble, named_state
+from proxyprune.recorder import record
 
-ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+__all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "export", "on_device_of", "tensors_of"]
 
 _PREFIX = "model"
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """The ATen program of one model for one set of example inputs.
-
-    Attributes:
-        graph: Call nodes in execution order; every tensor node has its fake value in `meta["val"]`.
-        state: Placeholder name -> name of the parameter or buffer it stands for.
-        shapes: Shape of every parameter and buffer that the forward pass reads or that the state dict holds.
-        trainable: Names in `shapes` that are parameters.
-        integers: Names in `shapes` that hold integers or flags.
-        aliases: Other names of shared parameters -> the name used here.
-        owners: Node name -> qualified name of the module whose forward issued the op ("" is the model itself).
-        classes: Qualified module name -> class name.
-        repeated: Modules whose forward runs more than once.
-    """
-
-    graph: Graph = field(repr=False)
-    state: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]]
-    trainable: frozenset[str]
-    integers: frozenset[str]
-    aliases: Mapping[str, str]
-    owners: Mapping[str, str]
-    classes: Mapping[str, str]
-    repeated: frozenset[str]
-
-    @property
-    def calls(self) -> Iterator[Node]:
-        """The ops, in execution order."""
-        return (node for node in self.graph.nodes if node.op == "call_function")
-
-
-class TensorOutputs(nn.Module):
-    """A model whose outputs are reduced to the tensors they hold, in a fixed order; what is no tensor is dropped."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """Run the model and flatten what it returns."""
-        return tuple(tensors_of(self.model(*args, **kwargs)))
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Tensors inside nested tuples, lists, mappings and dataclasses, in order; caches and other objects are passed over."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in tensors_of(item)]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_of(item)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [tensor for entry in dataclasses.fields(value) for tensor in tensors_of(getattr(value, entry.name))]
-    if hasattr(value, "sample") and isinstance(value.sample, Tensor):
-        return [value.sample]
-    return []
-
-
-def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Split example inputs into positional and keyword arguments.
-
-    Raises:
-        InputError: If they are neither a tensor, a tuple or list, nor a mapping with string keys.
-    """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        if not all(isinstance(key, str) for key in example_inputs):
-            raise InputError("example_inputs is a mapping with keys that are not strings; use the forward's argument names as keys.")
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, list | tuple):
-        return tuple(example_inputs), {}
-    raise InputError(
-        f"example_inputs must be a tensor, a tuple of arguments, or a dict of named arguments; found {type(example_inputs).__name__}."
-    )
-
-
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no autograd and no fused attention inside; every module's own mode is put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    for module, _ in modes:
-        module.training = False
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager
@@ -136,7 +50,7 @@ def _without_stack_traces() -> Iterator[None]:
 
 
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
-    """Export a model into a `Program`.
+    """Read a model into a `Program`.
 
     The model may live on any device, on the meta device, or be built under FakeTensorMode; inputs follow it.
 
@@ -156,6 +70,16 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
         )
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
+    return record(model, args, kwargs) or export(model, args, kwargs)
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """The program of a model by torch.export.
+
+    Raises:
+        ExampleInputsError: If the model itself raises on these inputs.
+        TraceError: If the model runs but torch.export cannot follow it.
+    """
     wrapper = TensorOutputs(model)
     wrapper.training = model.training
     with evaluation(wrapper), _without_stack_traces():
@@ -188,27 +112,10 @@ def _values(node: Node) -> list[Tensor]:
 
 
 def _program(model: nn.Module, graph: Graph, signature: Any) -> Program:
-    names = {id(value): name for name, value in reversed(list(_named_state(model)))}
-    aliases = {name: names[id(value)] for name, value in _named_state(model) if names[id(value)] != name}
-    state = {}
-    for spec in signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            target = spec.target.removeprefix(f"{_PREFIX}.")
-            state[spec.arg.name] = aliases.get(target, target)
-    shapes = {name: tuple(value.shape) for name, value in _named_state(model) if name not in aliases}
-    trainable = frozenset(name for name, _ in model.named_parameters())
-    integers = frozenset(name for name, value in _named_state(model) if not (value.is_floating_point() or value.is_complex()))
-    owners: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op == "call_function":
-            owners[node.name] = _owner(node)
-    classes = {name: type(module).__name__ for name, module in model.named_modules()}
-    return Program(graph, state, shapes, trainable, integers, aliases, owners, classes, _repeated(graph))
-
-
-def _named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    placeholders = {spec.arg.name: spec.target.removeprefix(f"{_PREFIX}.") for spec in signature.input_specs if spec.kind in kinds}
+    owners = {node.name: _owner(node) for node in graph.nodes if node.op == "call_function"}
+    return assemble(model, graph, placeholders, owners, _repeated(graph))
 
 
 def _owner(node: Node) -> str:
@@ -219,29 +126,10 @@ def _owner(node: Node) -> str:
 
 
 def _repeated(graph: Graph) -> frozenset[str]:
-    paths = {str(entry[0]) for node in graph.nodes for entry in (node.meta.get("nn_module_stack") or {}).values()}
-    return frozenset(path.split("@")[0].removeprefix(f"{_PREFIX}.") for path in paths if "@" in path)
-
-
-def on_device_of(model: nn.Module, value: Any) -> Any:
-    """Move example inputs to where the weights are: a fake mode, the meta device, or a real device."""
-    reference = next((tensor for _, tensor in _named_state(model)), None)
-    if reference is None:
-        return value
-    mode: FakeTensorMode | None = reference.fake_mode if isinstance(reference, FakeTensor) else None
-
-    def move(item: Any) -> Any:
-        if isinstance(item, FakeTensor):
-            return item
-        if isinstance(item, Tensor):
-            return mode.from_tensor(item) if mode is not None else item.to(reference.device)
-        if isinstance(item, Mapping):
-            return {key: move(entry) for key, entry in item.items()}
-        if type(item) in (list, tuple):
-            return type(item)(move(entry) for entry in item)
-        return item
-
-    return move(value)
+    """Export marks the second call of a module "block@1", in the keys of the stack or, in older versions, in the paths."""
+    stacks = [node.meta.get("nn_module_stack") or {} for node in graph.nodes]
+    again = {str(path) for stack in stacks for key, (path, _) in stack.items() if "@" in str(key) or "@" in str(path)}
+    return frozenset(path.split("@")[0].removeprefix(_PREFIX).removeprefix(".") for path in again)
 
 
 def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Exception:
@@ -249,7 +137,7 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     module = failing_module(model, error)
     where = f"module '{module}' ({type(model.get_submodule(module)).__name__})"
     reason = _first_line(error)
-    if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for _, tensor in _named_state(model)):
+    if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for _, tensor in named_state(model)):
         try:
             with evaluation(model):
                 model(*args, **kwargs)
@@ -266,17 +154,6 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
         "Usually a branch or a size depends on the data of a tensor there; make it depend on shapes only, "
         "or trace the part of the model without that module."
     )
-
-
-def failing_module(model: nn.Module, error: BaseException) -> str:
-    """Qualified name of the innermost module of `model` on the traceback of `error`; "" when none is."""
-    names = {id(module): name for name, module in model.named_modules()}
-    found = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and id(owner) in names:
-            found = names[id(owner)]
-    return found
 
 
 def _first_line(error: BaseException) -> str:

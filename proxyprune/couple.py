@@ -16,8 +16,8 @@ from torch.fx import Node
 
 from proxyprune.adapters import relate
 from proxyprune.axes import FIXED, Axis, Labels
-from proxyprune.capture import Program
 from proxyprune.groups import Coupling, Walked, form_groups
+from proxyprune.program import Program
 from proxyprune.rules import TABLE, Factored, Options, Outcome, Rule, Walk, op_name, output_shapes
 from proxyprune.rules.base import fixed
 from proxyprune.rules.pointwise import is_pointwise, pointwise

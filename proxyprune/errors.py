@@ -8,12 +8,23 @@
     │   ├── KeepPatternError      a keep, floor or ceiling pattern matches nothing
     │   ├── ResultFileError       a file is no result of proxyprune, or is damaged
     │   ├── WeightsError          weights are missing, misshapen, NaN or infinite
+    │   ├── UnreliableRankingError  a ranking says of itself that it should decide nothing
     │   └── UnknownNameError      no scorer, block or group has this name  (also LookupError)
     ├── TraceError                torch.export cannot read the model
     ├── ScoringError              a scorer could not do its work
     │   ├── MissingNeedError      it needs weights, gradients or batches that were not given
     │   ├── InvalidScoreError     it returned too few, unknown or non-finite scores
-    │   └── ScorerLoadError       a plug-in cannot be imported
+    │   ├── ScorerLoadError       a plug-in cannot be imported
+    │   └── LLMError              a language model gave no usable ranking
+    │       ├── LLMUnavailableError   no connection, or the service cannot serve the request  (also ConnectionError)
+    │       ├── LLMAuthError          the key is missing or refused          (also PermissionError)
+    │       ├── LLMRateLimitError     too many requests, or the quota is used up
+    │       ├── LLMTimeoutError       no answer in time                      (also TimeoutError)
+    │       ├── LLMRefusalError       the model declined
+    │       ├── LLMTruncatedError     the answer stops in the middle
+    │       ├── LLMInvalidAnswerError the answer is no valid score map, even after it was asked again
+    │       ├── LLMBudgetError        the money or prompt budget does not suffice
+    │       └── LLMReplayMissError    a replay needs an answer that is not recorded (also LookupError)
     ├── PlanError                 a plan cannot be used
     │   ├── PlanMismatchError     it belongs to another structure
     │   └── PlanFormatError       its file is truncated, tampered with, or from another schema
@@ -62,6 +73,10 @@ class UnknownNameError(InputError, LookupError):
     """A name was given that nothing here has; the message lists the closest ones."""
 
 
+class UnreliableRankingError(InputError):
+    """A ranking says of itself that it should decide nothing, and the caller did not accept that."""
+
+
 class TraceError(ProxyPruneError):
     """torch.export could not turn the model into a graph."""
 
@@ -80,6 +95,66 @@ class InvalidScoreError(ScoringError):
 
 class ScorerLoadError(ScoringError):
     """A scorer plug-in is installed but cannot be imported or does not fit the contract."""
+
+
+class LLMError(ScoringError):
+    """A language model gave no usable ranking.
+
+    Attributes:
+        retryable: Whether the same request may succeed a moment later.
+        retry_after: Seconds that the service asked to wait, or None.
+        status: HTTP status, or None.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, retry_after: float | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.status = status
+
+
+class LLMUnavailableError(LLMError, ConnectionError):
+    """The service cannot be reached, or does not serve the request."""
+
+
+class LLMAuthError(LLMError, PermissionError):
+    """The key is missing, or the service refuses it."""
+
+
+class LLMRateLimitError(LLMError):
+    """The service asks for fewer requests, or the quota of the account is used up."""
+
+
+class LLMTimeoutError(LLMError, TimeoutError):
+    """No answer came in time."""
+
+
+class LLMRefusalError(LLMError):
+    """The model declined to answer. Asking again the same way does not help."""
+
+
+class LLMTruncatedError(LLMError):
+    """The answer stops in the middle, because it reached its limit of tokens."""
+
+
+class LLMInvalidAnswerError(LLMError):
+    """The answer is no valid score map, even after the model was told what is wrong with it.
+
+    Attributes:
+        problems: What is wrong, a sentence each.
+    """
+
+    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class LLMBudgetError(LLMError):
+    """The limit of money or of prompt length is too low for what was asked."""
+
+
+class LLMReplayMissError(LLMError, LookupError):
+    """A replay needs an answer that the cache does not hold, or holds damaged."""
 
 
 class PlanError(ProxyPruneError):

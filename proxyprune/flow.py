@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proxyprune.apply import Applied, apply
 from proxyprune.budget import Target
-from proxyprune.capture import ExampleInputs
+from proxyprune.calling import ExampleInputs
 from proxyprune.errors import VerificationError
 from proxyprune.graph import ModelGraph
 from proxyprune.plan import PrunePlan
@@ -114,6 +114,7 @@ def prune(
     batches: Sequence[Any] | None = None,
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     seed: int = 0,
+    accept_unreliable: bool = False,
     inplace: bool = False,
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
@@ -137,6 +138,7 @@ def prune(
         batches: Calibration batches, for scorers that need them.
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it.
         seed: For scorers that draw.
+        accept_unreliable: Go on although the ranking says of itself that it should decide nothing.
         inplace: Cut `model` itself.
 
     Returns:
@@ -150,7 +152,17 @@ def prune(
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     while True:
         plan = make_plan(
-            graph, ranking, target, mode=mode, round_to=round_to, keep=keep, floors=floors, ceilings=ceilings, metric=metric, model=model
+            graph,
+            ranking,
+            target,
+            mode=mode,
+            round_to=round_to,
+            keep=keep,
+            floors=floors,
+            ceilings=ceilings,
+            metric=metric,
+            model=model,
+            accept_unreliable=accept_unreliable,
         )
         try:
             applied = apply(model, plan, example_inputs, inplace=inplace, graph=graph)

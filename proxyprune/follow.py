@@ -7,15 +7,17 @@ What worked in one module is carried over to the others of its class. Nothing is
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.capture import ExampleInputs
+from proxyprune.calling import ExampleInputs
 from proxyprune.layers import PrunedLayer, changed_attributes
 from proxyprune.predict import Prediction
 from proxyprune.rules import output_shapes
@@ -84,14 +86,21 @@ class Follower:
     example_inputs: ExampleInputs
     ghost: Ghost
     extra: frozenset[int] = frozenset()
+    search: bool = True
     before: dict[tuple[str, Path], Value] = field(default_factory=dict)
     learned: dict[tuple[type[nn.Module], Path], None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.skeleton.named_modules())
-        self.predicted: Recording = record_predicted(self.prediction, self.ghost)
         self._ops_of: dict[str, list[Node]] = {}
-        self._set_obvious()
+        if self.search:
+            for proposal in self.obvious():
+                self._set(proposal)
+
+    @cached_property
+    def predicted(self) -> Recording:
+        """The ops that the pruned forward must run."""
+        return record_predicted(self.prediction, self.ghost)
 
     @property
     def changes(self) -> tuple[AttributeChange, ...]:
@@ -116,7 +125,7 @@ class Follower:
             difference = better
         return difference
 
-    def _set_obvious(self) -> None:
+    def obvious(self) -> list[Proposal]:
         """Attributes that equal an old size argument of one of their module's own ops, where only one new size is to be had.
 
         This saves a run for each class of modules; should it be wrong, the forward will say so and the attribute is tried again.
@@ -126,16 +135,42 @@ class Follower:
         for node in self.prediction.graph.program.calls:
             if outcomes[node].sizes and not self.prediction.is_removed(node):
                 own.setdefault(owners[node.name], []).append(node)
+        found: dict[tuple[str, Path], Proposal] = {}
         for module, nodes in own.items():
             scales: Scales = {}
             for node in nodes:
                 for key, size in outcomes[node].sizes.items():
                     self._add_argument_scales(node, key, size, scales, changed_only=False)
             clear = {old: news for old, news in scales.items() if len(news) == 1 and old not in news}
-            for proposal in list(self._suggested(module, clear, None)):
+            for proposal in self._suggested(module, clear, None):
                 value = get_attribute(self.modules[module], proposal.path)
                 if isinstance(value, int) and value in clear:
-                    self._set(proposal)
+                    found.setdefault((module, proposal.path), proposal)
+        return list(found.values())
+
+    def read_widths(self) -> Iterator[Proposal]:
+        """Attributes that a module's forward names and that equal an old width of what goes into it, as an assertion reads them."""
+        owners, outcomes = self.prediction.graph.program.owners, self.prediction.coupling.outcomes
+        for name, module in self.modules.items():
+            code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+            if not name or code is None or type(module).__module__.startswith("torch."):
+                continue
+            widths = [(path, value) for path, value in _integer_attributes(module) if path[0] in code.co_names and isinstance(value, int)]
+            if not widths:
+                continue
+            ops = self._ops(name)
+            inside = set(ops)
+            sources = dict.fromkeys(
+                source for node in ops for source in node.all_input_nodes if source not in inside and source in outcomes
+            )
+            sizes: Scales = {}
+            for source in sources:
+                for before, after in zip(output_shapes(source)[0], self.prediction.output_shape(source), strict=True):
+                    sizes.setdefault(before, {})[after] = None
+            for path, value in widths:
+                news = list(sizes.get(value, {}))
+                if len(news) == 1 and news[0] != value and not any(owners[node.name] == name and outcomes[node].sizes for node in ops):
+                    yield Proposal(name, path, news[0])
 
     def _difference(self) -> Difference | None:
         return compare(
@@ -309,6 +344,17 @@ def _suggestions(value: Value, scales: Scales) -> Iterator[Value]:
                 yield new * (value // old)
 
 
+def obvious_changes(model: nn.Module, prediction: Prediction) -> tuple[AttributeChange, ...]:
+    """Attribute changes that need no search; the forward has yet to confirm them. The model is only read."""
+    follower = Follower(prediction, model, (), Ghost.meta(), search=False)
+    chosen = {(proposal.module, proposal.path): proposal.after for proposal in (*follower.read_widths(), *follower.obvious())}
+    order = {name: index for index, name in enumerate(follower.modules)}
+    return tuple(
+        AttributeChange(module, path, _plain(get_attribute(follower.modules[module], path)), after)
+        for (module, path), after in sorted(chosen.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    )
+
+
 def confirm(model_skeleton: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> frozenset[int] | None:
     """Line the traced graph up with the unpruned forward, and run the prediction; see `verify.extra_ops`."""
     traced = record_predicted(prediction.unpruned, ghost)
@@ -317,4 +363,4 @@ def confirm(model_skeleton: nn.Module, prediction: Prediction, example_inputs: E
     return extra_ops(traced, record_actual(model_skeleton, example_inputs, ghost))
 
 
-__all__ = ["Follower", "confirm", "get_attribute", "layer_attributes"]
+__all__ = ["Follower", "confirm", "get_attribute", "layer_attributes", "obvious_changes"]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from proxyprune.blocks import Bypass
-    from proxyprune.capture import Program
     from proxyprune.cost import CostModel
     from proxyprune.couple import Amendments
     from proxyprune.groups import Coupling
+    from proxyprune.program import Program
     from proxyprune.rules import Options
 
 IndexArray = NDArray[np.int64]

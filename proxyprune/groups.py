@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.fx import Node
 
 from proxyprune.axes import FIXED, Axis, Classes, LabelArray, Labels
-from proxyprune.capture import Program
 from proxyprune.graph import ChannelGroup, Member
+from proxyprune.program import Program
 from proxyprune.rules import CommonDivisor, Options, Outcome, Size, op_name, output_shapes
 
 SignatureArray = NDArray[np.uint64]
@@ -59,6 +60,16 @@ class Coupling:
 
     def count(self, axis: LabelArray) -> tuple[int, dict[int, int]]:
         """Kept size of an axis as constant + sum of coefficient * atoms kept, by prunable group."""
+        if id(axis) not in self._forms:
+            self._forms[id(axis)] = (axis, self._form(axis))
+        return self._forms[id(axis)][1]
+
+    @cached_property
+    def _forms(self) -> dict[int, tuple[LabelArray, tuple[int, dict[int, int]]]]:
+        """By the id of an axis, which is kept alive beside its form."""
+        return {}
+
+    def _form(self, axis: LabelArray) -> tuple[int, dict[int, int]]:
         groups = self.group_of_class[self.classes.of[axis]]
         constant = int((groups < 0).sum())
         coefficients: dict[int, int] = {}

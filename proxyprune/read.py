@@ -14,7 +14,8 @@ from torch import nn
 
 from proxyprune.analyse import analyse
 from proxyprune.apply import attempt_surgery, blamed_groups
-from proxyprune.capture import ExampleInputs, capture
+from proxyprune.calling import ExampleInputs
+from proxyprune.capture import capture
 from proxyprune.couple import Amendments
 from proxyprune.errors import InputError
 from proxyprune.graph import ChannelGroup, Member, ModelGraph

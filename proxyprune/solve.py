@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from proxyprune.budget import METRICS, Budget, Target, parse_budget
 from proxyprune.depth import drop_nested, removal_order, share_of_blocks, solve_depth
-from proxyprune.errors import InputError, TargetError
+from proxyprune.errors import InputError, TargetError, UnreliableRankingError
 from proxyprune.graph import ModelGraph
 from proxyprune.importance import check_scores, group_importance, kept_atoms
 from proxyprune.limits import BELOW_DEFAULT_FLOOR, DEFAULT_FLOOR, UNROUNDED, Bound, Ladder, Limits, Resolved, resolve, uncut
@@ -70,6 +70,7 @@ def make_plan(
     metric: str = "macs",
     model: nn.Module | None = None,
     options: Mapping[str, Any] | None = None,
+    accept_unreliable: bool = False,
 ) -> PrunePlan:
     """Decide what to cut so that the network fits a budget.
 
@@ -92,6 +93,7 @@ def make_plan(
         model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
+        accept_unreliable: Plan although the ranking says of itself that it should decide nothing; the plan's notes say so too.
 
     Returns:
         The plan.
@@ -100,6 +102,7 @@ def make_plan(
         TargetError: If the target is out of range or no plan reaches it; the message says what the best plan reaches and what limits it.
         KeepPatternError: If a pattern matches nothing.
         InvalidScoreError: If the ranking does not fit the graph.
+        UnreliableRankingError: If the ranking is marked unreliable and that was not accepted.
         InputError: If another argument makes no sense.
     """
     if mode not in MODES:
@@ -107,6 +110,7 @@ def make_plan(
     limits = Limits(_patterns(keep), dict(floors or {}), dict(ceilings or {}), round_to)
     budget = parse_budget(target, base=graph.params if metric == "params" else graph.macs, metric=metric)
     check_scores(graph, ranking)
+    _check_reliable(ranking, accepted=accept_unreliable)
     problem = _Problem(graph, ranking, mode, budget, limits, resolve(graph, limits))
     choice = _CHOOSE[mode](problem)
     if choice is None:
@@ -132,6 +136,14 @@ def make_plan(
         options=_options(graph, limits, options),
         notes=_notes(problem, choice, {"macs": macs, "params": params}[metric]),
     )
+
+
+def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
+    if ranking.unreliable is not None and not accepted:
+        raise UnreliableRankingError(
+            f"The ranking of scorer '{ranking.scorer}' is marked unreliable, so no plan is made from it: {ranking.unreliable} Use another "
+            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it all the same."
+        )
 
 
 def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
@@ -229,6 +241,8 @@ def _unreachable(problem: _Problem) -> TargetError:
 def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
     budget, mode = problem.budget, problem.mode
     notes = []
+    if problem.ranking.unreliable is not None:
+        notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
     gap = budget.limit - spent
     if gap > TOLERANCE * budget.base:
         coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(mode, "blocks and channel steps")

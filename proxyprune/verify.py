@@ -2,7 +2,7 @@
 
 Two programs are run without data and their primitive ops recorded: the predicted one (the traced graph with predicted sizes and pruned
 parameters) and the pruned module's own forward. They must be the same ops in the same order with the same output shapes and the same
-integer arguments. So a head count written as a constant shows at once, although the module would run: its view has other factors.
+integers and factors. So a head count written as a constant shows at once, although the module would run: its view has other factors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from proxyprune.capture import ExampleInputs, call_arguments, evaluation, failing_module
+from proxyprune.calling import ExampleInputs, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, empty_inputs
 
@@ -29,11 +29,11 @@ _SHAPE_ARGUMENTS = tuple("view reshape expand empty zeros ones full repeat split
 
 @dataclass(frozen=True, slots=True)
 class PrimitiveOp:
-    """One recorded op: its name, the shapes it returned, and the integers it was given."""
+    """One recorded op: its name, the shapes it returned, and the numbers it was given."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
-    integers: tuple[int, ...]
+    numbers: tuple[int | float, ...]
 
 
 @dataclass
@@ -65,7 +65,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         name = _SAME.get(func._schema.name, func._schema.name)
         if not name.startswith(_BOOKKEEPING):
             shapes = tuple(tuple(item.shape) for item in _tensors(result))
-            self.recording.ops.append(PrimitiveOp(name, shapes, _integers(name, args)))
+            self.recording.ops.append(PrimitiveOp(name, shapes, _numbers(name, args)))
             self.recording.places.append(self.place)
             for item in _tensors(result):
                 self.recording.made[id(item)] = len(self.recording.ops) - 1
@@ -89,8 +89,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _integers(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
-    """Integer arguments that decide which elements are read; sizes that the output shape shows anyway are left out."""
+def _numbers(name: str, args: tuple[Any, ...]) -> tuple[int | float, ...]:
+    """Integers that decide which elements are read, and factors; sizes that the output shape shows anyway are left out."""
     base = name.removeprefix("aten::")
     if base == "slice" and args:
         return _slice_bounds(*args)
@@ -100,7 +100,7 @@ def _integers(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
         return (int(args[8]),)
     if any(part in base for part in _SHAPE_ARGUMENTS):
         return ()
-    return tuple(int(arg) for arg in args if isinstance(arg, int) and not isinstance(arg, bool))
+    return tuple(arg for arg in args if isinstance(arg, int | float) and not isinstance(arg, bool))
 
 
 def _slice_bounds(tensor: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> tuple[int, ...]:
@@ -185,20 +185,6 @@ def record_actual(
 
 
 @contextlib.contextmanager
-def as_if_exporting() -> Iterator[None]:
-    """Let code that asks `torch.compiler.is_exporting()` take the branch that it took when the model was traced."""
-    names = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
-    before = {name: getattr(torch.compiler, name) for name in names}
-    for name in names:
-        setattr(torch.compiler, name, True)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.compiler, name, value)
-
-
-@contextlib.contextmanager
 def _places(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Keep `recorder.place` at the name of the module whose forward is running."""
     stack: list[str] = [""]
@@ -259,7 +245,7 @@ def compare(predicted: Recording, actual: Recording, extra: frozenset[int] = fro
         if found != op:
             place, node = str(actual.places[mine[progress]]), predicted.places[progress]
             if found.name == op.name and found.shapes == op.shapes:
-                return Difference(progress, place, node, f"{op.name} was predicted with {op.integers}, the module uses {found.integers}")
+                return Difference(progress, place, node, f"{op.name} was predicted with {op.numbers}, the module uses {found.numbers}")
             return Difference(progress, place, node, f"{_shown(op)} was predicted, the module does {_shown(found)}")
     if actual.error is not None:
         return _ended(predicted, actual, len(predicted.ops))

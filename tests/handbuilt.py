@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch.fx
 
-from proxyprune.capture import Program
 from proxyprune.cost import CostModel, Polynomial
 from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
+from proxyprune.program import Program
 from proxyprune.ranking import Ranking
 from proxyprune.rules import Options
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from proxyprune.cli import main
 
@@ -23,9 +23,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in _BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
+def joined(code: str) -> list[str]:
+    """Lines, with the ones that end in a backslash continued."""
+    return code.replace("\\\n", " ").splitlines()
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """(page, words) of every line that starts with a prompt."""
-    lines = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for code in blocks(page, "console") for line in code.splitlines()]
+    lines = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for code in blocks(page, "console") for line in joined(code)]
     return [(page, shlex.split(line[2:], comments=True)) for page, line in lines if line.startswith("$ ")]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,17 +52,21 @@ class Output:
             click.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), file=self._stdout)
 
     @contextlib.contextmanager
-    def stage(self, label: str) -> Iterator[None]:
-        """Show a spinner with the time spent while something long runs; only on a terminal."""
+    def stage(self, label: str) -> Iterator[Callable[[str], None]]:
+        """Show a spinner with the time spent while something long runs; only on a terminal.
+
+        Yields:
+            A function that shows how far it is, beside the label.
+        """
         console = Console(stderr=True, highlight=False, markup=False)
         if not console.is_terminal:
-            yield
+            yield lambda _: None
             return
         started = time.perf_counter()
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:
-            progress.add_task(label, total=None)
-            yield
+            task = progress.add_task(label, total=None)
+            yield lambda remark: progress.update(task, description=f"{label}: {remark}")
         console.print(Text.assemble(("✓ ", "green"), label, (f" {time.perf_counter() - started:.1f} s", "dim")))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from proxyprune.cli.asking import Listener
 from proxyprune.cli.console import Output
+from proxyprune.cli.llm_options import LLMOptions
 from proxyprune.cli.options import ModelOptions
+from proxyprune.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from proxyprune.graph import ModelGraph
     from proxyprune.modelfile import ExampleInputs, ModelFile
     from proxyprune.ranking import Ranking
+    from proxyprune.scoring import Brief
     from proxyprune.scoring.base import Scorer
 
 
@@ -41,13 +45,32 @@ class Built:
         batches = self.file.calibration_batches() if "batches" in wanted else None
         return {"batches": batches, "loss_fn": self.file.loss_fn}
 
-    def rank(self, graph: ModelGraph, scorer: Scorer, out: Output) -> Ranking:
+    def rank(self, graph: ModelGraph, judge: Judge, out: Output, brief: Brief | None = None) -> Ranking:
         """Score the blocks."""
         from proxyprune.scoring.request import score
 
-        needed = self.needed_by(scorer)
-        with out.stage(f"Scoring {len(graph.blocks)} blocks with {scorer.name}"):
-            return score(graph, scorer, model=self.model, example_inputs=self.inputs, seed=self.source.seed, **needed)
+        needed = self.needed_by(judge.scorer)
+        with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
+            return score(graph, judge.scorer, model=self.model, example_inputs=self.inputs, seed=self.source.seed, brief=brief, **needed)
+
+    def show_dry_run(self, judge: Judge, out: Output, brief: Brief | None = None) -> None:
+        """Print what the scorer would send and what that would cost."""
+        from proxyprune.cli.asking import preview_payload, preview_shown, preview_text
+        from proxyprune.proxy.scorer import LLMScorer
+        from proxyprune.scoring import Brief, ScoringContext
+
+        graph = self.trace(out)
+        needed = self.needed_by(judge.scorer)
+        batches = needed["batches"]
+        context = ScoringContext(
+            self.model, self.inputs, None if batches is None else tuple(batches), needed["loss_fn"], self.source.seed, brief or Brief()
+        )
+        if not isinstance(judge.scorer, LLMScorer):
+            raise InputError(f"--dry-run shows what a language model would be sent; '{judge.scorer.name}' asks none.")
+        preview = judge.scorer.preview(graph, context)
+        out.text(preview_text(preview))
+        out.show(*preview_shown(preview))
+        out.emit(preview_payload(preview))
 
 
 def build(source: ModelOptions, out: Output) -> Built:
@@ -60,8 +83,31 @@ def build(source: ModelOptions, out: Output) -> Built:
         return Built(source, file, model, file.example_inputs())
 
 
-def scorer_named(name: str) -> Scorer:
+@dataclass(frozen=True)
+class Judge:
+    """A scorer, and the ear for what it reports.
+
+    Attributes:
+        scorer: Judges the blocks.
+        listener: Hears the events of a scorer that asks a language model.
+        dry_run: Show what would be asked instead of asking.
+    """
+
+    scorer: Scorer
+    listener: Listener = field(default_factory=Listener)
+    dry_run: bool = False
+
+    def notes(self, ranking: Ranking) -> tuple[str, ...]:
+        """What the ranking says about how it was made, if a language model was to be asked."""
+        from proxyprune.cli.llm_options import SCORERS
+
+        return ranking.notes if self.scorer.name in SCORERS else ()
+
+
+def scorer_named(name: str, llm: LLMOptions) -> Judge:
     """Look a scorer up before anything slow happens, so that a misspelt name is told at once."""
     from proxyprune.scoring.registry import find
 
-    return find(name, {})
+    listener = Listener()
+    options = llm.scorer_options(name)
+    return Judge(find(name, options | {"observer": listener} if options else {}), listener, llm.dry_run)

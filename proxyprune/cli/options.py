@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from proxyprune.scoring import Brief
 
 Bounds = Mapping[str, "float | int"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -55,6 +58,7 @@ class PlanOptions:
         keep: Patterns that stay as they are.
         floors: Least that stays, by pattern.
         ceilings: Most that stays, by pattern.
+        accept_unreliable: Plan from a ranking that is marked unreliable.
     """
 
     target: str
@@ -64,12 +68,19 @@ class PlanOptions:
     keep: tuple[str, ...]
     floors: Bounds
     ceilings: Bounds
+    accept_unreliable: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `prune` and `make_plan`; a plain fraction becomes the number that a Python caller would write."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fraction = _FRACTION.fullmatch(self.target)
         return values | {"target": float(self.target) if fraction else self.target}
+
+    def brief(self) -> Brief:
+        """What a scorer is told about the goal."""
+        from proxyprune.scoring import Brief
+
+        return Brief(self.arguments()["target"], self.metric, self.mode)
 
 
 class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on, and not before
@@ -120,6 +131,7 @@ _PLAN = (
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
     click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
     click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
+    click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")

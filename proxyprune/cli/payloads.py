@@ -17,8 +17,14 @@ def graph_payload(graph: ModelGraph) -> dict[str, Any]:
     return graph.to_dict()
 
 
-def ranking_payload(graph: ModelGraph, ranking: Ranking) -> dict[str, Any]:
-    """What `score --json` prints: the ranking as `Ranking.from_dict` reads it, and the structure that it belongs to."""
+def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `score --json` prints: the ranking as `Ranking.from_dict` reads it, and the structure that it belongs to.
+
+    Args:
+        graph: The network.
+        ranking: Its ranking.
+        asked: What asking a language model took, or None when none was asked.
+    """
     from proxyprune.describe import block_dict
     from proxyprune.versions import made_with
 
@@ -30,6 +36,7 @@ def ranking_payload(graph: ModelGraph, ranking: Ranking) -> dict[str, Any]:
         "macs": {block.id: block.macs for block in graph.blocks},
         "blocks": [block_dict(block) for block in graph.blocks],
         "made_with": made_with(),
+        **({} if asked is None else {"asked": asked}),
     }
 
 

@@ -6,12 +6,13 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.llm_options import LLMOptions, llm_options
 from proxyprune.cli.options import (
     ModelOptions,
     PlanOptions,
@@ -27,7 +28,7 @@ from proxyprune.errors import InvalidScoreError, StorageError
 
 if TYPE_CHECKING:
     from proxyprune.cli.console import Output
-    from proxyprune.cli.loading import Built
+    from proxyprune.cli.loading import Built, Judge
     from proxyprune.flow import PruneResult
     from proxyprune.graph import ModelGraph
     from proxyprune.plan import PrunePlan
@@ -90,41 +91,49 @@ _FILES = (
 @click.command(cls=Command)
 @model_options
 @scorer_option
+@llm_options
 @plan_options
 @gathered("files", Files, _FILES)
 @json_option
 @traceback_option
 @click.pass_context
-def prune(ctx: click.Context, source: ModelOptions, scorer: str, request: PlanOptions, files: Files, as_json: bool) -> None:
+def prune(
+    ctx: click.Context, source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanOptions, files: Files, as_json: bool
+) -> None:
     """Prune a network to a budget, verify it, and save it.
 
     Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded.
     """
     _refuse_conflicts(ctx, source, files)
+    if files.ranking is not None or files.plan is not None:
+        llm.refuse_any("a ranking" if files.ranking is not None else "a plan")
     from proxyprune.cli.console import output
-    from proxyprune.cli.loading import build, scorer_named
+    from proxyprune.cli.loading import Judge, build, scorer_named
 
     _check_destinations(files)
     with output(as_json) as out:
         given = _read_plan(files.plan)
-        judge = GivenRanking(_read_ranking(files.ranking)) if files.ranking is not None else scorer_named(scorer)
+        judge = Judge(GivenRanking(_read_ranking(files.ranking))) if files.ranking is not None else scorer_named(scorer, llm)
         built = build(source, out)
+        if judge.dry_run:
+            built.show_dry_run(judge, out, request.brief())
+            return
         if files.plan_only:
             _only_plan(built, judge, request, files, out)
         else:
             result = _prune(built, judge, request, out) if given is None else _replay(built, given, out)
-            _finish(built, result, files, out)
+            _finish(built, result, files, out, judge)
 
 
-def _prune(built: Built, judge: Any, request: PlanOptions, out: Output) -> PruneResult:
+def _prune(built: Built, judge: Judge, request: PlanOptions, out: Output) -> PruneResult:
     from proxyprune.flow import prune as prune_network
 
-    needed = built.needed_by(judge)
-    with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.name}"):
+    needed = built.needed_by(judge.scorer)
+    with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as judge.listener.say:
         return prune_network(
             built.model,
             built.inputs,
-            scorer=judge,
+            scorer=judge.scorer,
             norm_groups=built.source.norm_groups,
             conv_groups=built.source.conv_groups,
             seed=built.source.seed,
@@ -146,13 +155,13 @@ def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
     return PruneResult(applied.model, plan, unknown, make_report(graph, plan), applied.surgery, graph)
 
 
-def _only_plan(built: Built, judge: Any, request: PlanOptions, files: Files, out: Output) -> None:
+def _only_plan(built: Built, judge: Judge, request: PlanOptions, files: Files, out: Output) -> None:
     from proxyprune.cli.tables import pinned_table, remarks, summary_table, widths_table
     from proxyprune.flow import make_report
     from proxyprune.solve import make_plan
 
     graph = built.trace(out)
-    ranking = built.rank(graph, judge, out)
+    ranking = built.rank(graph, judge, out, request.brief())
     with out.stage("Planning"):
         plan = make_plan(graph, ranking, model=None if built.source.fake_weights else built.model, **request.arguments())
     destination = files.destination(built.file.path)
@@ -163,14 +172,15 @@ def _only_plan(built: Built, judge: Any, request: PlanOptions, files: Files, out
         widths_table(graph, plan),
         pinned_table(graph),
         summary_table(plan, conventional=report.conventional_macs),
-        *remarks(graph, plan.notes, ranking.confidence),
+        *remarks(graph, (*judge.notes(ranking), *plan.notes), ranking.confidence),
+        judge.listener.table(),
         *plotted,
         f"The plan is in {destination}. Apply it with: proxyprune prune --model {built.source.model} --plan {destination}",
     )
     out.emit({"schema": _SCHEMA, "plan": plan.to_dict(), "report": report.to_dict(), "file": str(destination)})
 
 
-def _finish(built: Built, result: PruneResult, files: Files, out: Output) -> None:
+def _finish(built: Built, result: PruneResult, files: Files, out: Output, judge: Judge) -> None:
     from proxyprune.cli.tables import pinned_table, remarks, summary_table, widths_table
     from proxyprune.cli.yardstick import thop_macs
     from proxyprune.storage import save
@@ -187,7 +197,8 @@ def _finish(built: Built, result: PruneResult, files: Files, out: Output) -> Non
         widths_table(result.graph, result.plan),
         pinned_table(result.graph),
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
-        *remarks(result.graph, result.plan.notes, result.ranking.confidence),
+        *remarks(result.graph, (*judge.notes(result.ranking), *result.plan.notes), result.ranking.confidence),
+        judge.listener.table(),
         *plotted,
     )
     out.text(

@@ -57,6 +57,13 @@ def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = 
     return [Text(f"• {line}") for line in lines]
 
 
+def warning(ranking: Ranking) -> Text | None:
+    """Why a ranking should decide nothing; None for one that may."""
+    if ranking.unreliable is None:
+        return None
+    return Text(f"UNRELIABLE: {ranking.unreliable} Planning refuses this ranking unless --accept-unreliable is given.", style="bold red")
+
+
 def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple[int, int] | None = None) -> Table:
     """MACs and parameters before and after, beside the target.
 

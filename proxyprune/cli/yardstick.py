@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from proxyprune.capture import ExampleInputs, call_arguments
+from proxyprune.calling import ExampleInputs, call_arguments
 
 
 class _ByPosition(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from proxyprune.axes import Axis, LabelArray, Labels
-from proxyprune.capture import Program
+from proxyprune.program import Program
 
 Axes = tuple[Axis, ...]
 

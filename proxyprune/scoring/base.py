@@ -13,7 +13,7 @@ from proxyprune.scoring.brief import Brief
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from proxyprune.capture import ExampleInputs
+    from proxyprune.calling import ExampleInputs
     from proxyprune.graph import ModelGraph
     from proxyprune.ranking import Ranking
 

@@ -30,6 +30,9 @@ BUILT_IN: Mapping[str, str] = {
     "taylor": "proxyprune.scoring.taylor:TaylorScorer",
     "ablation": "proxyprune.scoring.ablation:AblationScorer",
     "random": "proxyprune.scoring.random:RandomScorer",
+    "openai": "proxyprune.proxy.scorer:OpenAIScorer",
+    "anthropic": "proxyprune.proxy.scorer:AnthropicScorer",
+    "local": "proxyprune.proxy.scorer:LocalScorer",
 }
 """What pyproject.toml registers (a test holds the two equal). Only read for names that the metadata of the distribution proxyprune lacks:
 a source tree on the path has no metadata at all, and an editable install keeps that of the day it was made."""

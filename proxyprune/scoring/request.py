@@ -18,7 +18,7 @@ from proxyprune.scoring.registry import find
 if TYPE_CHECKING:
     from torch import nn
 
-    from proxyprune.capture import ExampleInputs
+    from proxyprune.calling import ExampleInputs
 
 _LISTED = 5
 

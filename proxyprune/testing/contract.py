@@ -32,7 +32,7 @@ from proxyprune.scoring.registry import find
 from proxyprune.scoring.request import check_ranking, score
 
 if TYPE_CHECKING:
-    from proxyprune.capture import ExampleInputs
+    from proxyprune.calling import ExampleInputs
     from proxyprune.graph import ModelGraph
 
 

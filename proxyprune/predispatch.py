@@ -1,0 +1,61 @@
+"""See a forward's ops as a trace sees them: whole, before torch takes any of them apart.
+
+Linear layers, norms and attention are composites, which ordinary dispatch modes only see in pieces. Export looks at them from the
+PreDispatch key, and so do the modes here. torch lets only a few classes stand there; SchemaCheckMode is the one that nothing else asks for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.overrides import TorchFunctionMode
+
+
+class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """A dispatch mode at the PreDispatch key; subclasses define `op`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dispatch_key = torch._C.DispatchKey.PreDispatch
+        self._dispatcher = enable_python_dispatcher()
+
+    def __enter__(self) -> WholeOps:
+        self._dispatcher.__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._dispatcher.__exit__(*error)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled; the wrapper that this would add is paid for every op
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Pass an op on; what it calls in turn is not seen, and takes the kernels that it always takes."""
+        with no_python_dispatcher():
+            return self.op(func, types, args, kwargs or {})
+
+    def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Look at one op, run it, and return its result."""
+        raise NotImplementedError
+
+
+class Disguise(TorchFunctionMode):
+    """Tensors on the meta device say that they are on `device`, so that a forward that asks takes the branch it would take there."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        said: dict[str, Any] = {"device": device, **{f"is_{kind}": device.type == kind for kind in ("cpu", "cuda", "meta")}}
+        self._answers = {getattr(Tensor, name).__get__: answer for name, answer in said.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer questions about the device; everything else runs as it is."""
+        if func in self._answers:
+            return self._answers[func]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,74 @@
+"""The ATen program of a model: what capturing yields and every later stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The ATen program of one model for one set of example inputs.
+
+    Attributes:
+        graph: Call nodes in execution order; every tensor node has its fake value in `meta["val"]`.
+        state: Placeholder name -> name of the parameter or buffer it stands for.
+        shapes: Shape of every parameter and buffer that the forward pass reads or that the state dict holds.
+        trainable: Names in `shapes` that are parameters.
+        integers: Names in `shapes` that hold integers or flags.
+        aliases: Other names of shared parameters -> the name used here.
+        owners: Node name -> qualified name of the module whose forward issued the op ("" is the model itself).
+        classes: Qualified module name -> class name.
+        repeated: Modules whose forward runs more than once.
+    """
+
+    graph: Graph = field(repr=False)
+    state: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    trainable: frozenset[str]
+    integers: frozenset[str]
+    aliases: Mapping[str, str]
+    owners: Mapping[str, str]
+    classes: Mapping[str, str]
+    repeated: frozenset[str]
+
+    @property
+    def calls(self) -> Iterator[Node]:
+        """The ops, in execution order."""
+        return (node for node in self.graph.nodes if node.op == "call_function")
+
+
+def assemble(
+    model: nn.Module, graph: Graph, placeholders: Mapping[str, str], owners: Mapping[str, str], repeated: frozenset[str]
+) -> Program:
+    """Put a captured graph together with what the model itself says about its parameters and buffers.
+
+    Args:
+        model: The captured module.
+        graph: Its ops.
+        placeholders: Placeholder name -> any name of the parameter or buffer it stands for.
+        owners: As in `Program`.
+        repeated: As in `Program`.
+    """
+    names = {id(value): name for name, value in reversed(list(named_state(model)))}
+    aliases = {name: names[id(value)] for name, value in named_state(model) if names[id(value)] != name}
+    return Program(
+        graph=graph,
+        state={placeholder: aliases.get(name, name) for placeholder, name in placeholders.items()},
+        shapes={name: tuple(value.shape) for name, value in named_state(model) if name not in aliases},
+        trainable=frozenset(name for name, _ in model.named_parameters()),
+        integers=frozenset(name for name, value in named_state(model) if not (value.is_floating_point() or value.is_complex())),
+        aliases=aliases,
+        owners=owners,
+        classes={name: type(module).__name__ for name, module in model.named_modules()},
+        repeated=repeated,
+    )
+
+
+def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)

@@ -1,0 +1,270 @@
+"""The scorers that ask a language model: `openai`, `anthropic` and `local`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from proxyprune.errors import InputError, LLMError, LLMReplayMissError
+from proxyprune.proxy.agreement import Agreement, measure_agreement
+from proxyprune.proxy.asking import Asker
+from proxyprune.proxy.audit import Audit
+from proxyprune.proxy.cache import Cache
+from proxyprune.proxy.cost import Account, Estimate, Price, estimate, price_of
+from proxyprune.proxy.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
+from proxyprune.proxy.events import Asked, Finished, Planned
+from proxyprune.proxy.exchange import Provider
+from proxyprune.proxy.ladder import Ladder
+from proxyprune.proxy.patience import Deadline
+from proxyprune.proxy.sampling import Sampler, Samples
+from proxyprune.proxy.settings import LLMSettings
+from proxyprune.proxy.statistics import NEEDS_OF, measure
+from proxyprune.proxy.survey import Prompt, Survey
+from proxyprune.proxy.templates import VERSION
+from proxyprune.ranking import Ranking
+from proxyprune.scoring.base import ScoringContext, check_needs
+from proxyprune.scoring.registry import find
+
+if TYPE_CHECKING:
+    from proxyprune.graph import ModelGraph
+
+_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What would be sent, and what it would cost; nothing is sent for it.
+
+    Attributes:
+        prompts: All questions of the first sample.
+        estimate: Tokens and money.
+        destination: Address.
+    """
+
+    prompts: tuple[Prompt, ...]
+    estimate: Estimate
+    destination: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMScorer(LLMSettings):
+    """Asks a language model which blocks matter; see `LLMSettings` for the options.
+
+    Every sample is a complete score map, asked with the blocks in another order. The ranking is the centre of the samples, its confidence
+    their mean pairwise Kendall tau. Agreement no better than chance marks the ranking unreliable. Confidence measures repetition, not
+    truth: answers that share a mistake agree.
+    """
+
+    hosted: ClassVar[Hosted | None] = None
+
+    name: str = field(default="", init=False)
+    needs: frozenset[str] = field(default=frozenset({"network"}), init=False)
+    _endpoint: Endpoint = field(init=False, repr=False, compare=False)
+    _ladder: Ladder = field(default_factory=Ladder, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_endpoint", endpoint_of(self.base_url, self.hosted))
+        needs = {"network"} | {NEEDS_OF[name] for name in self.statistics}
+        if self.fallback is not None:
+            other = find(self.fallback, {})
+            if "network" in other.needs:
+                raise InputError(f"fallback must be a scorer that asks nobody, found '{self.fallback}'. Use 'taylor' or 'magnitude'.")
+            needs |= other.needs
+        object.__setattr__(self, "needs", frozenset(needs))
+
+    def provider(self, endpoint: Endpoint) -> Provider:
+        """Make the client for an address."""
+        raise NotImplementedError
+
+    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """Ask, check, and combine.
+
+        Raises:
+            LLMError: If no ranking comes about and there is no fallback.
+        """
+        check_needs(self, context)
+        try:
+            ranking = self._asked(graph, context)
+        except LLMReplayMissError:
+            raise
+        except LLMError as error:
+            if self.fallback is None:
+                raise
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if ranking.unreliable is None or self.fallback is None:
+                return ranking
+            reason = ranking.unreliable
+        return self._fallen_back(graph, context, reason)
+
+    def preview(self, graph: ModelGraph, context: ScoringContext) -> Preview:
+        """The prompts of the first sample and the cost of all; needs no key, and sends nothing."""
+        check_needs(self, context)
+        survey = self._survey(graph, context)
+        return Preview(survey.prompts(0), self._estimate(survey, self._asker(context)), self._endpoint.url)
+
+    def _asked(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        if len(graph.blocks) < 2:
+            scores = {block.id: 0.5 for block in graph.blocks}
+            return Ranking(scores, self.name, seed=context.seed, notes=("There is nothing to rank, so nobody was asked.",))
+        survey = self._survey(graph, context)
+        asker = self._asker(context)
+        sampler = Sampler(survey, asker, self, lambda done, expected, replayed: self._tell(Asked(done, expected, replayed)))
+        self._tell(Planned(self._estimate(survey, asker)))
+        with contextlib.closing(asker):
+            samples = sampler.run()
+        agreement = measure_agreement(samples.values, samples.listed, context.seed) if len(samples.valid) > 1 else None
+        self._tell(self._finished(samples, agreement, asker))
+        centre = sampler.centre(samples.values)
+        return Ranking(
+            scores={block.id: float(value) for block, value in zip(graph.blocks, centre, strict=True)},
+            scorer=self.name,
+            confidence=None if agreement is None else round(float(np.clip(agreement.tau, -1.0, 1.0)), 6),
+            seed=context.seed,
+            notes=self._notes(survey, samples, agreement),
+            unreliable=_verdict(agreement, len(samples.valid)),
+        )
+
+    def _survey(self, graph: ModelGraph, context: ScoringContext) -> Survey:
+        measured = measure(tuple(dict.fromkeys(self.statistics)), self, graph, context)
+        return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, measured)
+
+    def _asker(self, context: ScoringContext) -> Asker:
+        cache = Cache(None if self.cache is None else Path(self.cache), self.cache_mode)
+        limit = None if cache.replaying else self.max_cost_usd
+        return Asker(
+            name=self.name,
+            settings=self,
+            endpoint=self._endpoint,
+            seed=context.seed,
+            make_provider=lambda: self.provider(self._endpoint),
+            cache=cache,
+            audit=Audit(None if cache.replaying and self.audit is None else self.audit_path, self._endpoint.secrets),
+            account=Account(self._price(), limit),
+            deadline=Deadline(self.deadline_seconds),
+        )
+
+    def _price(self) -> Price | None:
+        return price_of(self._endpoint, self.model, self.price_per_million)
+
+    def _estimate(self, survey: Survey, asker: Asker) -> Estimate:
+        requests = tuple(asker.request(prompt) for prompt in survey.prompts(0))
+        return estimate(survey, requests, (self.samples, self.most_samples), self._endpoint.hosted is not None, self._price())
+
+    def _finished(self, samples: Samples, agreement: Agreement | None, asker: Asker) -> Finished:
+        return Finished(
+            provider=self.name,
+            model=self.model,
+            samples=len(samples.valid),
+            dropped=len(samples.dropped),
+            requests=sum(sample.requests for sample in samples.valid),
+            replayed=sum(sample.replayed for sample in samples.valid),
+            usage=samples.usage,
+            spent_usd=asker.account.spent_usd,
+            confidence=None if agreement is None else agreement.tau,
+            concordance=None if agreement is None else agreement.concordance,
+            chance=None if agreement is None else agreement.chance,
+        )
+
+    def _notes(self, survey: Survey, samples: Samples, agreement: Agreement | None) -> tuple[str, ...]:
+        """What a reader has to know; only facts that a replay finds again."""
+        count, usage = len(samples.valid), samples.usage
+        how = f"in {len(survey.stages)} stages" if survey.stages else "in one list"
+        notes = [
+            f"Asked {self.model} at {self._endpoint.identity} {count} times, {how}, blocks shuffled each time; "
+            f"{'Borda' if self.centre == 'borda' else 'Kemeny'} centre (wording {VERSION}).",
+            f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out.",
+        ]
+        if agreement is not None:
+            notes.append(
+                f"Kendall's W {agreement.concordance:.2f} (1 is full agreement, {1 / count:.2f} is chance; "
+                f"random answers reach it in {agreement.chance:.1%} of cases)."
+            )
+        if agreement is not None and agreement.follows_the_list:
+            notes.append(
+                f"The answers lean on the order of the list, which was random (mean Kendall tau {agreement.position:.2f} with it)."
+            )
+        if samples.dropped:
+            shown = "; ".join(f"sample {number}: {reason}" for number, reason in list(samples.dropped.items())[:_NAMED])
+            notes.append(f"{len(samples.dropped)} invalid answers were dropped, not mended ({shown}).")
+        if samples.stopped:
+            notes.append(f"No more answers were asked for: {samples.stopped}.")
+        if self.statistics:
+            notes.append(f"The prompt showed measured figures: {', '.join(dict.fromkeys(self.statistics))}.")
+        return tuple(notes)
+
+    def _fallen_back(self, graph: ModelGraph, context: ScoringContext, reason: str) -> Ranking:
+        other = find(str(self.fallback), {})
+        ranking = other.score(graph, context)
+        note = f"NOT the ranking of '{self.name}' ({self.model}): scorer '{other.name}' took its place, as asked for by fallback. {reason}"
+        return replace(ranking, scorer=f"{other.name} (fallback of {self.name})", notes=(note, *ranking.notes))
+
+    def _tell(self, event: Asked | Finished | Planned) -> None:
+        if self.observer is not None:
+            self.observer(event)
+
+
+def _verdict(agreement: Agreement | None, count: int) -> str | None:
+    if agreement is None:
+        return f"There is {count} valid answer, and nothing says whether another one would agree; ask for at least 2 samples."
+    return agreement.verdict(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAIScorer(LLMScorer):
+    """Asks a GPT model through the OpenAI Responses API.
+
+    Needs `model`, and the key in OPENAI_API_KEY. With `base_url`, another server with that protocol.
+    """
+
+    hosted: ClassVar[Hosted | None] = OPENAI
+    name: str = field(default="openai", init=False)
+
+    def provider(self, endpoint: Endpoint) -> Provider:
+        """Make the client for an address."""
+        from proxyprune.proxy.openai_responses import OpenAIResponses
+
+        return OpenAIResponses(endpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnthropicScorer(LLMScorer):
+    """Asks a Claude model through the Anthropic Messages API.
+
+    Needs `model`, and the key in ANTHROPIC_API_KEY. With `base_url`, another server with that protocol.
+    """
+
+    hosted: ClassVar[Hosted | None] = ANTHROPIC
+    name: str = field(default="anthropic", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature is not None:
+            raise InputError("Claude models take no temperature; leave it out. Samples differ by the order of the blocks.")
+
+    def provider(self, endpoint: Endpoint) -> Provider:
+        """Make the client for an address."""
+        from proxyprune.proxy.anthropic_messages import AnthropicMessages
+
+        return AnthropicMessages(endpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalScorer(LLMScorer):
+    """Asks a model on a server of your own: llama.cpp, Ollama, vLLM, LM Studio, or anything else with OpenAI's chat protocol.
+
+    Needs `model` and `base_url`. A key, if the server wants one, goes into PROXYPRUNE_LLM_API_KEY.
+    """
+
+    name: str = field(default="local", init=False)
+
+    def provider(self, endpoint: Endpoint) -> Provider:
+        """Make the client for an address."""
+        from proxyprune.proxy.openai_chat import OpenAIChat
+
+        return OpenAIChat(endpoint, self._ladder)

@@ -1,0 +1,24 @@
+"""How many tokens a text takes, estimated without any tokenizer.
+
+Tokenizers are fetched over the network or belong to one model. Descriptions of networks are mostly figures and punctuation, which are
+dense: 1,541 characters were measured as 706 and 733 tokens, 2.1 to 2.2 characters each, where prose has four.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+CHARACTERS_PER_TOKEN = 2.1
+
+
+def tokens_of(text: str) -> int:
+    """Estimated tokens of a text."""
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+
+
+def tokens_of_schema(schema: Mapping[str, Any]) -> int:
+    """Estimated tokens of a schema, which services count as part of the prompt."""
+    return tokens_of(json.dumps(schema, separators=(",", ":")))

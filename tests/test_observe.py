@@ -1,0 +1,92 @@
+"""The pruned model's own run as its verification, and factors that follow a width."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import proxyprune as pp
+from proxyprune.observe import Observer, Parted
+from proxyprune.predict import Prediction
+
+
+class Scaled(nn.Module):
+    """Divides by the root of its width, which no norm and no attention is responsible for."""
+
+    def __init__(self, factor: float | None = None) -> None:
+        super().__init__()
+        self.factor = factor
+        self.first = nn.Linear(4, 16)
+        self.second = nn.Linear(16, 16)
+        self.last = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = x / (x.shape[-1] ** 0.5 if self.factor is None else self.factor)
+        return self.last(torch.relu(self.second(x)))
+
+
+def test_a_factor_made_of_a_width_pins_that_width() -> None:
+    """Cutting it would change what is left; the width beside it is still cut."""
+    graph = pp.trace(Scaled(), torch.ones(1, 4))
+    assert [group.id for group in graph.prunable] == ["second.weight:0"]
+    (pinned,) = (group for group in graph.groups if group.id == "first.weight:0")
+    assert "followed" in str(pinned.pinned)
+
+
+def test_prune_finds_the_factor_without_probing() -> None:
+    """`pp.prune` does not probe first; the run itself shows the difference."""
+    result = pp.prune(Scaled(), torch.ones(1, 4), 0.8)
+    assert "first.weight:0" in result.report.pinned
+
+
+def test_a_constant_factor_pins_nothing() -> None:
+    """The same network with a number in its place is cut in both widths."""
+    graph = pp.trace(Scaled(4.0), torch.ones(1, 4))
+    assert len(graph.prunable) == 2
+
+
+def watched(model: nn.Module, traced: nn.Module) -> None:
+    """Run `model` under the prediction, with nothing cut, of `traced`."""
+    inputs = torch.ones(1, 4)
+    graph = pp.trace(traced, inputs, probe=False)
+    plan = pp.make_plan(graph, pp.score(graph, "random"), 0.6)
+    observer = Observer(Prediction.of(graph, plan).unpruned)
+    with torch.no_grad(), observer:
+        model(inputs)
+    observer.ended()
+
+
+def test_the_unpruned_model_does_what_was_traced() -> None:
+    """Nothing parts when nothing differs."""
+    watched(Scaled(4.0), Scaled(4.0))
+
+
+class OneMore(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class OneLess(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)) / 4.0)
+
+
+class Other(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(torch.tanh(self.second(x / 4.0)))
+
+
+class Narrow(Scaled):
+    def __init__(self, factor: float) -> None:
+        super().__init__(factor)
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 16)
+
+
+@pytest.mark.parametrize("other", [Scaled(4.5), OneMore(4.0), OneLess(4.0), Other(4.0), Narrow(4.0)])
+def test_every_kind_of_difference_ends_the_run(other: nn.Module) -> None:
+    """Another factor, an op more, an op less, another op, another width."""
+    with pytest.raises(Parted):
+        watched(other, Scaled(4.0))

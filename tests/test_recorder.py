@@ -1,0 +1,181 @@
+"""The recorder and torch.export stand side by side: where the recorder is sure, both yield the same program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from zoo import NETWORKS, names
+
+import proxyprune as pp
+from proxyprune.analyse import analyse
+from proxyprune.calling import call_arguments
+from proxyprune.capture import export
+from proxyprune.couple import Amendments
+from proxyprune.errors import TraceError
+from proxyprune.program import Program
+from proxyprune.recorder import record
+from proxyprune.rules import Options
+
+LEFT_TO_EXPORT = {
+    "ncsnpp_unet": "makes a tensor from a Python list in forward",
+    "gpt2": "makes a tensor from a Python number in forward",
+    "t5_encoder": "reads a tensor that the recorder does not know",
+}
+
+
+def rows(program: Program) -> list[Any]:
+    """Every op with its arguments, results and owner; tensors by where they come from.
+
+    Assertions, and copies that only depend on the strides of the attention kernel, are left out.
+    """
+    origin: dict[Node, str] = {}
+    found: list[Any] = []
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, Node):
+            return origin[value]
+        if isinstance(value, list | tuple):
+            return [shown(item) for item in value]
+        return "device" if isinstance(value, torch.device) else value
+
+    inputs = 0
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            origin[node] = f"state {program.state[node.name]}" if node.name in program.state else f"input {inputs}"
+            inputs += node.name not in program.state and isinstance(node.meta.get("val"), Tensor)
+        elif node.op == "call_function" and "contiguous" in str(node.target):
+            origin[node] = origin[node.args[0]]
+        elif node.op == "call_function" and "_assert" not in str(node.target):
+            origin[node] = f"op {len(found)}"
+            value = node.meta["val"]
+            results = [(tuple(item.shape), item.dtype) for item in (value if isinstance(value, list | tuple) else [value])]
+            kwargs = {key: shown(item) for key, item in node.kwargs.items()}
+            found.append((str(node.target), repr(shown(node.args)), repr(kwargs), results, program.owners[node.name]))
+        elif node.op == "output":
+            found.append([origin[result] for result in node.all_input_nodes])
+    return found
+
+
+@pytest.mark.parametrize("name", names())
+def test_recorder_and_export_yield_the_same_program(name: str) -> None:
+    """The same ops with the same arguments in the same modules, and so the same text, cost and fingerprint; or the recorder leaves it."""
+    model = NETWORKS[name].build()
+    args, kwargs = call_arguments(NETWORKS[name].inputs())
+    recorded, exported = record(model, args, kwargs), export(model, args, kwargs)
+    assert (recorded is None) == (name in LEFT_TO_EXPORT)
+    if recorded is None:
+        return
+    assert rows(recorded) == rows(exported)
+    assert recorded.repeated == exported.repeated
+    for field in ("shapes", "trainable", "integers", "aliases", "classes"):
+        assert getattr(recorded, field) == getattr(exported, field)
+    one, other = (analyse(model, program, Options(), Amendments()) for program in (recorded, exported))
+    assert one.fingerprint == other.fingerprint
+    assert one.to_text() == other.to_text()
+    assert one.groups == other.groups or [group.id for group in one.groups] == [group.id for group in other.groups]
+    assert (one.macs, one.params) == (other.macs, other.params)
+
+
+class Reads(nn.Module):
+    """A linear layer and something that only export can judge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(()))
+        self.outside = torch.ones(4)
+
+
+class ReadsValue(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x
+
+
+class SwallowsErrors(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.layer(x) * x.sum().item()
+        except Exception:  # noqa: BLE001  the network of a user does that
+            return x
+
+
+class MakesTensor(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+class KeepsTensor(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.sum()
+        return self.layer(x)
+
+
+class ReadsUnregistered(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.outside
+
+
+class SelectsByMask(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[x > 0]
+
+
+@pytest.mark.parametrize("kind", [ReadsValue, SwallowsErrors, MakesTensor, KeepsTensor, ReadsUnregistered, SelectsByMask])
+def test_what_is_not_sure_is_left_to_export(kind: type[nn.Module]) -> None:
+    """Values read, constants made, state changed, tensors not registered, sizes that the data decide: the recorder says nothing."""
+    model = kind()
+    kept = dict(vars(model)), dict(model.named_buffers())
+    assert record(model, (torch.ones(2, 4),), {}) is None
+    assert (dict(vars(model)), dict(model.named_buffers())) == kept
+
+
+class AsksForDevice(nn.Module):
+    """Branches on the device, moves to it and counts on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta or x.device.type != "cpu" or not self.layer.weight.is_cpu:
+            raise RuntimeError(f"not made for {x.device}")
+        return self.layer(x.to("cpu")) + torch.arange(4, device=x.device) + torch.zeros(4)
+
+
+def test_a_forward_sees_the_device_that_its_weights_have() -> None:
+    """Recording runs on the meta device, and the model does not notice."""
+    program = record(AsksForDevice(), (torch.ones(2, 4),), {})
+    assert program is not None
+    assert rows(program) == rows(export(AsksForDevice(), (torch.ones(2, 4),), {}))
+
+
+class Shared(nn.Module):
+    """One residual block, applied twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.block(self.block(x)))
+
+
+def test_modules_that_run_twice_are_named_by_both() -> None:
+    """A repeated module and what is inside it are known as repeated, so that depth pruning leaves them alone."""
+    args = (torch.ones(1, 4),)
+    recorded, exported = record(Shared(), args, {}), export(Shared(), args, {})
+    assert recorded is not None
+    assert recorded.repeated == exported.repeated == {"block", "block.0", "block.1"}
+
+
+def test_export_speaks_where_the_recorder_fails() -> None:
+    """An error is told by export, which knows the module and the reason."""
+    with pytest.raises(TraceError, match="cannot follow"):
+        pp.trace(ReadsValue(), torch.ones(2, 4))
