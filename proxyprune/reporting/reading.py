@@ -207,8 +207,18 @@ def _inner(data: Fields) -> Structure | None:
 
 
 def _ranking(data: Fields) -> Ranking:
+    """A ranking without its channel scores, which no report shows."""
+    checked = {
+        "schema": data.data.get("schema"),
+        "scorer": data.text("scorer"),
+        "seed": data.count("seed", 0),
+        "confidence": data.number("confidence"),
+        "scores": data.fields("scores").data,
+        "notes": data.texts("notes"),
+        "unreliable": data.optional_text("unreliable"),
+    }
     try:
-        return Ranking.from_dict(data.data)
+        return Ranking.from_dict(checked)
     except ProxyPruneError as error:
         raise ResultFileError(f"{data.where}: {error}") from error
 
