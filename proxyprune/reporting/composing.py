@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxyprune.reporting import diffusion, measured, sections
+from proxyprune.ranking import Ranking
 from proxyprune.reporting.charts import share_bar
+from proxyprune.reporting.diffusion import diffusion
+from proxyprune.reporting.measured import comparison, search, time
 from proxyprune.reporting.parts import Fact, Page, Remarks
 from proxyprune.reporting.reading import Result
+from proxyprune.reporting.sections import cost, graph, pinned, provenance, ranking, remarks, widths
 from proxyprune.reporting.wording import counted, figure, quantity, share
 
 
 def compose(result: Result) -> Page:
     """The page for a result of any kind."""
-    remarks = sections.remarks(result)
-    warned = remarks is not None and any(part.tone == "warning" for part in remarks.parts if isinstance(part, Remarks))
-    found = [remarks if warned else None, measured.search(result), *measured.comparison(result)]
-    found += [] if result.diffusion is None else list(diffusion.sections(result.diffusion))
-    found += [
-        section(result) for section in (sections.graph, sections.ranking, measured.time, sections.cost, sections.widths, sections.pinned)
-    ]
-    found += [None if warned else remarks, sections.provenance(result)]
+    notes = remarks(result)
+    warned = notes is not None and any(part.tone == "warning" for part in notes.parts if isinstance(part, Remarks))
+    found = [notes if warned else None, search(result), *comparison(result), *diffusion(result)]
+    found += [section(result) for section in (graph, ranking, time, cost, widths, pinned)]
+    found += [None if warned else notes, provenance(result)]
     return Page(
         title=result.model_class or result.name,
         kind=result.kind,
@@ -32,7 +32,7 @@ def compose(result: Result) -> Page:
 
 def _summary(result: Result) -> str:
     """One sentence."""
-    plan, ranking = result.plan, result.ranking
+    plan = result.plan
     if result.comparison is not None:
         return f"{counted(len(result.comparison.scorers), 'scorer')} compared on the same cuts, data and recovery."
     if result.diffusion is not None:
@@ -44,8 +44,8 @@ def _summary(result: Result) -> str:
     if plan is not None:
         what = {"width": "Channels", "depth": "Whole blocks", "both": "Channels and whole blocks"}[plan.mode]
         return f"{what} were {'planned' if result.kind == 'plan' else 'cut'} where {plan.scorer} found them least important."
-    if ranking is not None:
-        return f"{counted(len(ranking.scores), 'block')}, ranked by {ranking.scorer}."
+    if result.ranking is not None:
+        return f"{counted(len(result.ranking.scores), 'block')}, ranked by {result.ranking.scorer}."
     return "The structure of a network, as it was traced."
 
 
@@ -69,19 +69,17 @@ def _facts(result: Result) -> Iterator[Fact]:
         yield Fact("MACs", quantity(structure.macs), "one run on the example inputs")
         yield Fact("blocks", str(len(structure.blocks)), f"{counted(structure.skips, 'skip connection')}")
     if result.ranking is not None and (result.search is None or result.ranking.confidence is not None):
-        yield _confidence(result)
+        yield _confidence(result.ranking)
     if result.figures is not None and result.figures.seconds is not None:
         before_s, after_s = result.figures.seconds
         yield Fact("measured time left", share(after_s, before_s), "one run on the example inputs")
 
 
-def _confidence(result: Result) -> Fact:
-    ranking = result.ranking
-    if ranking is None or ranking.confidence is None:
-        return Fact(
-            "scorer", "" if ranking is None else ranking.scorer, "unreliable, by its own account" if ranking and ranking.unreliable else ""
-        )
-    told = "unreliable, by its own account" if ranking.unreliable else "agreement of repeated answers"
+def _confidence(ranking: Ranking) -> Fact:
+    unreliable = "unreliable, by its own account"
+    if ranking.confidence is None:
+        return Fact("scorer", ranking.scorer, unreliable if ranking.unreliable else "")
+    told = unreliable if ranking.unreliable else "agreement of repeated answers"
     return Fact("confidence", f"{ranking.confidence:.2f}", f"{ranking.scorer}: {told}")
 
 

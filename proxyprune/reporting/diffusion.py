@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from proxyprune.reporting.charts import Series, interval_strip, line_chart, share_bar, stacked_bar
 from proxyprune.reporting.diffusion_run import DiffusionRun, LoggedLoss, Range
 from proxyprune.reporting.parts import Cell, Column, Drawing, Gallery, Part, Row, Section, Table
+from proxyprune.reporting.reading import Result
 from proxyprune.reporting.svg import Named
 from proxyprune.reporting.wording import counted, quantity, share
 
 _MOST_POINTS = 240
 
 
-def sections(run: DiffusionRun) -> Iterator[Section]:
-    """What the run has so far."""
+def diffusion(result: Result) -> Iterator[Section]:
+    """What the run has so far; nothing for other results."""
+    run = result.diffusion
+    if run is None:
+        return
     if run.ranges:
         yield _intervals(run)
     if any(entry.trials for entry in run.ranges):

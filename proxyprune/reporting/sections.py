@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from proxyprune.reporting.charts import Shades, Shown, network_map, overview, pair_bar, share_bar
+from proxyprune.reporting.charts import pair_bar, share_bar
+from proxyprune.reporting.network_map import Shades, Shown, network_map, overview
 from proxyprune.reporting.parts import Cell, Column, Details, Drawing, Part, Remarks, Row, Section, Table
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.records import flat
