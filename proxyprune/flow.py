@@ -40,6 +40,7 @@ class Report:
         notes: From the plan.
         block_params: Block -> (parameters before, parameters after).
         made_with: Package -> version.
+        seconds: Measured wall time of one run before and after, or None when nobody measured it.
     """
 
     base_macs: int
@@ -55,6 +56,7 @@ class Report:
     notes: tuple[str, ...]
     block_params: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     made_with: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seconds: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -73,6 +75,7 @@ class Report:
             "notes": list(self.notes),
             "block_params": {block: list(params) for block, params in self.block_params.items()},
             "made_with": dict(self.made_with),
+            "seconds": None if self.seconds is None else list(self.seconds),
         }
 
 

@@ -27,7 +27,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "observe", "apply")),
     ("read", ("read",)),
     ("store", ("manifest", "storage", "carry")),
-    ("prune", ("flow", "testing.*")),
+    ("prune", ("flow", "timing", "testing.*")),
     ("show", ("modelfile", "plots", "doctor")),
     ("report", ("reporting.*",)),
     ("command line", ("cli.*", "__main__")),

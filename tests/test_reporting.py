@@ -6,11 +6,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from proxyprune.reporting.network_map import Shades
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.structure import Structure
 from proxyprune.reporting.svg import Named, Scale, tag
+from proxyprune.timing import run_seconds
 
 KINDS = {
     "network": "pruned network",
@@ -136,6 +139,18 @@ def test_shares_on_the_page_are_those_of_the_plan(tmp_path):
     words = page_of("network", tmp_path).words
     assert f"MACs left {100 * plan.macs / plan.base_macs:.1f} %" in words
     assert f"parameters left {100 * plan.params / plan.base_params:.1f} %" in words
+
+
+def test_measured_time_is_shown_where_it_was_measured(tmp_path):
+    """Seconds that were measured are in the saved report and on the page; where nobody measured, nothing is claimed."""
+    found = pruned()
+    timed = replace(found, report=replace(found.report, seconds=run_seconds(Hourglass(), found.model, torch.zeros(1, 3, 8, 8))))
+    assert all(0 < seconds < 5 for seconds in timed.report.seconds)
+    timed = replace(timed, report=replace(timed.report, seconds=(0.004, 0.003)))
+    words = Checker(render(read_result(pp.save(timed, tmp_path / "timed")))).words
+    assert "measured time left 75.0 %" in words
+    assert "4 ms 3 ms 75.0 %" in words
+    assert "Measured time" not in page_of("network", tmp_path).words
 
 
 def test_the_map_has_every_block_and_wire(tmp_path):

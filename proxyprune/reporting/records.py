@@ -12,8 +12,7 @@ from proxyprune.reporting.fields import Fields, as_number, fail
 class Figures:
     """What report.json holds; the attributes are those of `proxyprune.flow.Report`, `block_macs` being its `blocks`.
 
-    Attributes:
-        seconds: Measured time of one run before and after, where somebody measured it.
+    Those that came later may be missing: parameters by block, versions, and the time of a run, which is measured on request.
     """
 
     base_macs: int
