@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PARTS   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py) # imported by benchmarks, no benchmarks themselves
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs local-llm bench clean
@@ -10,10 +12,11 @@ STAMP  := $(VENV)/.installed
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (several minutes, about 2 GB with PyTorch)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
+	$(BIN)/python -m pip install --quiet --no-deps $(addprefix -e ,$(PLUGINS))
 	@touch $@
 
 .venv: $(STAMP) ## create the virtual environment with the tested versions
@@ -41,7 +44,7 @@ local-llm: $(STAMP) ## rank with a real language model on this machine (compiles
 	$(BIN)/python scripts/local_llm.py
 
 bench: $(STAMP) ## run the benchmarks; results go to benchmarks/results/
-	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out $(PARTS),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proxyprune.apply import apply_plan
     from proxyprune.carry import carry_optimizer, carry_state
+    from proxyprune.comparing import Comparison, compare
     from proxyprune.errors import ProxyPruneError
     from proxyprune.flow import PruneResult, Report, prune
     from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
+    from proxyprune.measure import Recovery
     from proxyprune.plan import PrunePlan
     from proxyprune.ranking import Ranking
     from proxyprune.read import trace
     from proxyprune.scoring import Scorer, ScoringContext, score, scorers
+    from proxyprune.searching import SearchResult, search
     from proxyprune.solve import make_plan
     from proxyprune.storage import load, save
     from proxyprune.surgery import Surgery
@@ -36,8 +39,13 @@ _HOMES = {
     "save": "storage",
     "load": "storage",
     "scorers": "scoring",
+    "search": "searching",
+    "compare": "comparing",
     "PrunePlan": "plan",
     "PruneResult": "flow",
+    "SearchResult": "searching",
+    "Comparison": "comparing",
+    "Recovery": "measure",
     "Report": "flow",
     "Surgery": "surgery",
     "Ranking": "ranking",
@@ -56,25 +64,30 @@ _HOMES = {
 __all__ = [
     "Block",
     "ChannelGroup",
+    "Comparison",
     "Member",
     "ModelGraph",
     "ProxyPruneError",
     "PrunePlan",
     "PruneResult",
     "Ranking",
+    "Recovery",
     "Report",
     "Scorer",
     "ScoringContext",
+    "SearchResult",
     "Surgery",
     "apply_plan",
     "carry_optimizer",
     "carry_state",
+    "compare",
     "load",
     "make_plan",
     "prune",
     "save",
     "score",
     "scorers",
+    "search",
     "trace",
 ]
 

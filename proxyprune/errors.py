@@ -30,6 +30,7 @@
     │   └── PlanFormatError       its file is truncated, tampered with, or from another schema
     ├── VerificationError         the pruned network does not do what was planned
     └── StorageError              a folder cannot be written or read       (also OSError)
+        └── JournalError          a journal of measurements belongs to something else, or is damaged
 
 A message says what was expected, what was found, where, and what to do.
 """
@@ -185,3 +186,7 @@ class VerificationError(ProxyPruneError):
 
 class StorageError(ProxyPruneError, OSError):
     """A folder or file cannot be written or read."""
+
+
+class JournalError(StorageError):
+    """A journal of measurements is damaged, or belongs to another model, target or way of measuring."""

@@ -153,20 +153,36 @@ def prune(
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups, probe=False)
     brief = Brief(target, metric, mode)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
+    options = {"mode": mode, "metric": metric, "round_to": round_to, "floors": floors, "ceilings": ceilings}
+    options |= {"accept_unreliable": accept_unreliable}
+    return cut(model, example_inputs, graph, ranking, target, keep=keep, inplace=inplace, **options)
+
+
+def cut(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    graph: ModelGraph,
+    ranking: Ranking,
+    target: Target,
+    *,
+    keep: Sequence[str] = (),
+    inplace: bool = False,
+    **options: Any,
+) -> PruneResult:
+    """The second half of `prune`: plan, apply and verify, with a trace and a ranking at hand.
+
+    Args:
+        model: The traced model.
+        example_inputs: What it was traced on.
+        graph: Its trace.
+        ranking: Importances of the graph's blocks.
+        target: As for `prune`.
+        keep: As for `prune`.
+        inplace: As for `prune`.
+        options: Further arguments of `make_plan`.
+    """
     while True:
-        plan = make_plan(
-            graph,
-            ranking,
-            target,
-            mode=mode,
-            round_to=round_to,
-            keep=keep,
-            floors=floors,
-            ceilings=ceilings,
-            metric=metric,
-            model=model,
-            accept_unreliable=accept_unreliable,
-        )
+        plan = make_plan(graph, ranking, target, keep=keep, model=model, **options)
         try:
             applied = apply(model, plan, example_inputs, inplace=inplace, graph=graph)
         except VerificationError as error:
@@ -219,4 +235,4 @@ def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
     )
 
 
-__all__ = ["Applied", "PruneResult", "Report", "make_report", "prune"]
+__all__ = ["Applied", "PruneResult", "Report", "cut", "make_report", "prune"]

@@ -1,8 +1,8 @@
 """Model files: how a user's network gets into the command line, and what is wrong when it does not.
 
-A model file is a Python file that defines `build_model()` and `example_inputs()`, and may define `calibration_batches()`
-and `loss(model, batch)`. It is the user's code: it may fail in any way, and each way has its own message with the line in
-that file. torch is imported only when the model is built, so that `proxyprune --help` stays fast.
+A model file is a Python file that defines `build_model()` and `example_inputs()`, and may define `calibration_batches()`,
+`validation_batches()` and `loss(model, batch)`. It is the user's code: it may fail in any way, and each way has its own message with
+the line in that file. torch is imported only when the model is built, so that `proxyprune --help` stays fast.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ExampleInputs = Any
 DEFAULT_FACTORY = "build_model"
 EXAMPLE_INPUTS = "example_inputs"
 CALIBRATION_BATCHES = "calibration_batches"
+VALIDATION_BATCHES = "validation_batches"
 LOSS = "loss"
 
 _SKELETON = f"A model file defines {DEFAULT_FACTORY}() and {EXAMPLE_INPUTS}(); see examples/unet.py."
@@ -115,26 +116,42 @@ class ModelFile:
         Raises:
             ModelFileError: If `calibration_batches` raises, or returns no or a single bare batch.
         """
-        if not hasattr(self.module, CALIBRATION_BATCHES):
-            return None
-        batches = self._call(CALIBRATION_BATCHES)
-        from torch import Tensor
+        return self._batches(CALIBRATION_BATCHES)
 
-        if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
-            raise ModelFileError(
-                f"{self._where(CALIBRATION_BATCHES)} must return a list (or an iterator) of batches, but it returned {_kind(batches)}. "
-                "Put a single batch into a list."
-            )
-        with self._user_code(CALIBRATION_BATCHES):
-            found = tuple(batches)  # a generator runs the user's code here
-        if not found:
-            raise ModelFileError(f"{self._where(CALIBRATION_BATCHES)} returned no batch. Return at least one, or remove the function.")
-        return found
+    def validation_batches(self) -> tuple[Any, ...] | None:
+        """Batches to judge pruned networks by, which no scorer sees, or None when the file defines none.
+
+        Raises:
+            ModelFileError: If `validation_batches` raises, or returns no or a single bare batch.
+        """
+        return self._batches(VALIDATION_BATCHES)
 
     @property
     def loss_fn(self) -> Callable[[nn.Module, Any], Tensor] | None:
         """The file's `loss`, checked on every call, or None when the file defines none."""
         return _CheckedLoss(self) if hasattr(self.module, LOSS) else None
+
+    @property
+    def training_loss_fn(self) -> Callable[[nn.Module, Any], Tensor] | None:
+        """The same loss for fine-tuning: what it draws follows from the generators of the moment, and is new at every step."""
+        return _CheckedLoss(self, reseeded=False) if hasattr(self.module, LOSS) else None
+
+    def _batches(self, name: str) -> tuple[Any, ...] | None:
+        if not hasattr(self.module, name):
+            return None
+        batches = self._call(name)
+        from torch import Tensor
+
+        if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+            raise ModelFileError(
+                f"{self._where(name)} must return a list (or an iterator) of batches, but it returned {_kind(batches)}. "
+                "Put a single batch into a list."
+            )
+        with self._user_code(name):
+            found = tuple(batches)  # a generator runs the user's code here
+        if not found:
+            raise ModelFileError(f"{self._where(name)} returned no batch. Return at least one, or remove the function.")
+        return found
 
     def _call(self, name: str) -> Any:
         function = getattr(self.module, name)
@@ -158,8 +175,9 @@ class ModelFile:
             ) from error
 
     @contextlib.contextmanager
-    def _user_code(self, name: str) -> Iterator[None]:
-        with _importable(self.path.parent), _seeded(self.seed), _blamed(self.path, f"{name}()"):
+    def _user_code(self, name: str, *, seeded: bool = True) -> Iterator[None]:
+        generators = _seeded(self.seed) if seeded else contextlib.nullcontext()
+        with _importable(self.path.parent), generators, _blamed(self.path, f"{name}()"):
             yield
 
     def _where(self, name: str) -> str:
@@ -176,16 +194,18 @@ class _CheckedLoss:
     """The user's loss with a check of what it returns.
 
     Every call starts from the same seed: a loss that draws noise then compares two models on the same noise, and the difference
-    between them is the models', not the noise's.
+    between them is the models', not the noise's. Training on the same noise over and over would teach the noise, so there it is not
+    seeded anew.
     """
 
     file: ModelFile
+    reseeded: bool = True
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         from torch import Tensor
 
         function = getattr(self.file.module, LOSS)
-        with self.file._user_code(LOSS):
+        with self.file._user_code(LOSS, seeded=self.reseeded):
             value = function(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _kind(value)

@@ -107,7 +107,7 @@ def plot_ranking(graph: ModelGraph, ranking: Ranking, path: str | Path) -> None:
     confidence = "" if ranking.confidence is None else f", confidence {ranking.confidence:.2f}"
     _title(figure, f"{graph.model_class}: {len(graph.blocks)} blocks, {_quantity(graph.macs)} MACs, scored by {ranking.scorer}{confidence}")
     _legend(figure, {block.kind: _KIND_COLOURS.get(block.kind, _OTHER_COLOUR) for block in graph.blocks})
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_widths(graph: ModelGraph, plan: PrunePlan, path: str | Path) -> None:
@@ -148,7 +148,7 @@ def plot_widths(graph: ModelGraph, plan: PrunePlan, path: str | Path) -> None:
         f"{graph.model_class}: {_quantity(base)} → {_quantity(spent)} {unit}{share}, {len(plan.widths)} of {len(groups)} groups cut{gone}",
     )
     _legend(figure, {"before": _BEFORE_COLOUR, "after": _AFTER_COLOUR})
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def check_plot_path(path: str | Path) -> Path:
@@ -214,7 +214,12 @@ def _legend(figure: Figure, colours: dict[str, str]) -> None:
     )
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Save a figure; the same picture is the same file.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
     # Without dates and with fixed ids, the same picture is the same file.
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
     import matplotlib

@@ -25,7 +25,9 @@ from proxyprune.program import Program, assemble, named_state
 from proxyprune.skeleton import Ghost, empty_inputs, skeleton
 
 _VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_UNSURE = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal lift_fresh set_ resize_".split())
+_UNSURE = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal lift_fresh scalar_tensor set_ resize_".split())
+"""Ops that read values, and numbers that Python code writes into a tensor, which the two ways of tracing put down as other ops."""
+
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 _META = torch.device("meta")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -264,6 +265,15 @@ class TestPrune:
         namespace: dict[str, object] = {}
         exec(code, namespace)
         assert isinstance(namespace["small"], torch.nn.Module)
+
+    def test_the_printed_report_command_works(self, model_file):
+        """`prune` ends with the command for a report, which works as it is; --time is in it."""
+        result = succeed("prune", "--model", model_file, "--out", "my small", "--time")
+        assert "ms before" in result.stdout
+        words = shlex.split(result.stdout.strip().splitlines()[-1])
+        assert words[:2] == ["proxyprune", "report"]
+        succeed(*words[1:])
+        assert "Measured time" in Path("my small/report.html").read_text()
 
     def test_default_folder(self, model_file):
         """Without --out the folder is named after the model file."""

@@ -29,6 +29,9 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("store", ("manifest", "storage", "carry")),
     ("prune", ("flow", "timing", "testing.*")),
     ("show", ("modelfile", "plots", "doctor")),
+    ("measure", ("journal", "measure")),
+    ("search", ("searching.*",)),
+    ("compare", ("comparing.*",)),
     ("report", ("reporting.*",)),
     ("command line", ("cli.*", "__main__")),
 )
@@ -155,10 +158,22 @@ def test_no_llm_library_without_an_llm_scorer(name):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("before", ["proxyprune", "proxyprune.scoring", "proxyprune.scoring.base", "proxyprune.flow", "proxyprune.cli"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "proxyprune",
+        "proxyprune.scoring",
+        "proxyprune.scoring.base",
+        "proxyprune.flow",
+        "proxyprune.cli",
+        "proxyprune.searching",
+        "proxyprune.comparing",
+    ],
+)
 def test_public_names_whatever_was_imported_before(before):
     """`pp.scorers()` and the other verbs stay callable when a module of the same name was imported first."""
     code = (
-        f"import {before}; import proxyprune as pp; pp.scorers(); assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune'))"
+        f"import {before}; import proxyprune as pp; pp.scorers(); "
+        "assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune', 'search', 'compare'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -179,3 +179,16 @@ def test_export_speaks_where_the_recorder_fails() -> None:
     """An error is told by export, which knows the module and the reason."""
     with pytest.raises(TraceError, match="cannot follow"):
         pp.trace(ReadsValue(), torch.ones(2, 4))
+
+
+def test_a_number_written_into_a_tensor_is_left_to_export() -> None:
+    """Slice assignment of a Python number is one op in export and four for a recorder, so export has it."""
+
+    class Writes(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            hidden = super().forward(input)
+            hidden[..., :2] = 1.0
+            return hidden
+
+    assert record(Writes(4, 8), (torch.zeros(1, 4),), {}) is None
+    assert record(torch.nn.Linear(4, 8), (torch.zeros(1, 4),), {}) is not None

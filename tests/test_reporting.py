@@ -193,6 +193,47 @@ def test_a_search_shows_its_rounds(tmp_path):
         assert "5 rounds, 4 of them measured" in words
 
 
+@pytest.fixture(scope="module")
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 3, 8, 8, generator=generator) for _ in range(3)]
+
+
+def error(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return (model(batch) - batch).square().mean()
+
+
+def test_a_real_search_is_read(tmp_path, batches):
+    """What a search returns, remembers and saves is shown: the same rounds from its JSON and its memory, the network from its folder."""
+    memory = tmp_path / "memory.jsonl"
+    options = {"target": 0.7, "proposer": "random", "rounds": 3, "batches": batches, "loss_fn": error, "start": "magnitude"}
+    found = pp.search(Hourglass(), torch.zeros(1, 3, 8, 8), memory=memory, **options)
+    printed = {**found.to_dict(), "graph": found.graph.to_dict()}
+    told = read_result(written(tmp_path / "search.json", printed))
+    remembered, saved = read_result(memory), read_result(pp.save(found, tmp_path / "best"))
+    assert told.search is not None
+    assert remembered.search is not None
+    assert told.search.rounds == remembered.search.rounds
+    assert told.search.measured == found.measurements
+    assert told.search.best is not None
+    assert told.search.best.loss == found.loss
+    assert told.structure == saved.structure is not None
+    for result in (told, remembered, saved):
+        Checker(render(result))
+
+
+def test_a_real_comparison_is_read(tmp_path, batches):
+    """What `compare` returns is shown with all its cells, cases and scorers."""
+    arms = {"magnitude": "magnitude", "random": "random"}
+    found = pp.compare(Hourglass(), torch.zeros(1, 3, 8, 8), arms, targets=[0.7], seeds=range(2), batches=batches, loss_fn=error)
+    told = read_result(written(tmp_path / "comparison.json", found.to_dict())).comparison
+    assert told is not None
+    assert told.scorers == ("magnitude", "random")
+    assert told.cases == tuple(map(str, found.cases))
+    assert [cell.loss for cell in told.cells] == [cell.loss for cell in found.cells]
+    assert "Cut to width 0.7" in Checker(render(Result("comparison", "c", comparison=told))).words
+
+
 def test_a_comparison_shows_its_spread(tmp_path):
     """Mean and deviation over seeds, best first; what failed is named."""
     words = page_of("comparison", tmp_path).words

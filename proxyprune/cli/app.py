@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from proxyprune.cli.compare import compare
 from proxyprune.cli.describe import describe
 from proxyprune.cli.doctor import doctor
 from proxyprune.cli.prune import prune
 from proxyprune.cli.report import report
 from proxyprune.cli.score import score
 from proxyprune.cli.scorers import scorers
+from proxyprune.cli.search import search
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -21,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (describe, score, prune, report, scorers, doctor):
+for command in (describe, score, prune, search, compare, report, scorers, doctor):
     main.add_command(command)

@@ -45,6 +45,15 @@ class Built:
         batches = self.file.calibration_batches() if "batches" in wanted else None
         return {"batches": batches, "loss_fn": self.file.loss_fn}
 
+    def measured_with(self) -> dict[str, Any]:
+        """Batches to learn from, batches to judge by, and the losses, as keyword arguments of `search` and `compare`."""
+        return {
+            "batches": self.file.calibration_batches(),
+            "held_out": self.file.validation_batches(),
+            "loss_fn": self.file.loss_fn,
+            "training_loss_fn": self.file.training_loss_fn,
+        }
+
     def rank(self, graph: ModelGraph, judge: Judge, out: Output, brief: Brief | None = None) -> Ranking:
         """Score the blocks."""
         from proxyprune.scoring.request import score

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from proxyprune.measure import Recovery
     from proxyprune.scoring import Brief
 
 Bounds = Mapping[str, "float | int"]
@@ -134,6 +135,31 @@ _PLAN = (
     click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
 )
 
+_RECOVERY = (
+    click.option("--recovery-steps", type=click.IntRange(min=0), default=None, metavar="N", help="Updates of fine-tuning after each cut."),
+    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that fine-tuning (AdamW)."),
+)
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """The short fine-tuning before a network is measured.
+
+    Attributes:
+        steps: Updates, or None when the option was not given.
+        learning_rate: AdamW's.
+    """
+
+    steps: int | None
+    learning_rate: float
+
+    def recovery(self, default_steps: int) -> Recovery:
+        """As the library takes it."""
+        from proxyprune.measure import Recovery
+
+        return Recovery(default_steps if self.steps is None else self.steps, self.learning_rate)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
 
 
@@ -166,8 +192,15 @@ def _plan_request(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[t
     return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
 
 
+def _recovery(recovery_steps: int | None, learning_rate: float) -> RecoveryOptions:
+    return RecoveryOptions(recovery_steps, learning_rate)
+
+
 model_options = gathered("source", ModelOptions, _MODEL)
 """Give a command the options of `ModelOptions`, as its argument `source`."""
+
+recovery_options = gathered("recovery", _recovery, _RECOVERY, names=("recovery_steps", "learning_rate"))
+"""Give a command the options of `RecoveryOptions`, as its argument `recovery`."""
 
 plan_options = gathered("request", _plan_request, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
 """Give a command the options of `PlanOptions`, as its argument `request`."""

@@ -26,7 +26,7 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
     Kept: buffers (also ones that are replaced), `.grad` of every parameter, `requires_grad`, training modes, and the generators of
     torch (CPU, and CUDA when the model is there), NumPy and Python. Not kept: parameter values, which a loss has no business to change.
     """
-    with _rng(model, seed), contextlib.ExitStack() as stack:
+    with seeded(model, seed), contextlib.ExitStack() as stack:
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
             for name, buffer in module._buffers.items():
@@ -123,7 +123,11 @@ class _RngStates:
 
 
 @contextlib.contextmanager
-def _rng(model: nn.Module, seed: int) -> Iterator[None]:
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside, the generators of torch, NumPy and Python start from `seed`; afterwards they are as before, also after an error.
+
+    The generators of CUDA are among them when the model is there.
+    """
     on_cuda = any(parameter.is_cuda for parameter in model.parameters())
     states = _RngStates(
         random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_cuda else None

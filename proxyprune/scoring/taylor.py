@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxyprune.errors import InputError, MissingNeedError, ScoringError
+from proxyprune.errors import InputError, MissingNeedError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.base import ScoringContext
 from proxyprune.scoring.calibration import Calibration
 from proxyprune.scoring.channels import FloatArray, group_importance
+from proxyprune.scoring.gradients import differentiable_parameters, weight_times_gradient
 from proxyprune.scoring.scale import half_saturation, significant
-from proxyprune.scoring.weights import all_finite, parameters_by_block
+from proxyprune.scoring.weights import parameters_by_block
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TaylorScorer:
         count = len(calibration.batches)
         contributions = _Contributions(graph, calibration.model)
         for index in range(count):
-            contributions.add(_weight_times_gradient(calibration, index))
+            contributions.add(weight_times_gradient(calibration, index))
         if self.unused == "error":
             contributions.refuse_unreached()
         mode = "training" if calibration.model.training else "evaluation"
@@ -72,7 +73,7 @@ class _Contributions:
 
     def __init__(self, graph: ModelGraph, model: nn.Module) -> None:
         self._groups = graph.prunable
-        self._names = dict(_parameters(model))
+        self._names = dict(differentiable_parameters(model))
         self._inside = parameters_by_block((block.id for block in graph.blocks), self._names)
         self._reached: set[str] = set()
         self.blocks = dict.fromkeys(self._inside, 0.0)
@@ -97,63 +98,6 @@ class _Contributions:
                 f"Scorer 'taylor' got no gradient for {len(unreached)} of {len(self._groups)} channel groups, such as {listed}: the loss "
                 'does not depend on them. Let loss_fn use every output, or pass options={"unused": "zero"} to let them go first.'
             )
-
-
-def _weight_times_gradient(calibration: Calibration, index: int) -> dict[str, Tensor]:
-    """Elementwise w * dL/dw on one batch, by every name of each parameter that the loss depends on.
-
-    Raises:
-        MissingNeedError: If the loss does not depend on the model through autograd.
-        ScoringError: If the loss or a gradient is not finite.
-    """
-    names = dict(_parameters(calibration.model))
-    unique = list({id(parameter): parameter for parameter in names.values()}.values())
-    with calibration.untouched(index), torch.inference_mode(mode=False), torch.enable_grad():
-        for parameter in unique:
-            parameter.requires_grad_(True)  # a frozen layer can be pruned like any other
-        loss = calibration.loss(index)
-        calibration.finite(loss, index)
-        gradients = _gradients(loss, unique, index)
-    _check_finite(names, gradients, index)
-    products = {id(p): p.detach() * g for p, g in zip(unique, gradients, strict=True) if g is not None}
-    return {name: products[id(parameter)] for name, parameter in names.items() if id(parameter) in products}
-
-
-def _gradients(loss: Tensor, parameters: list[nn.Parameter], index: int) -> list[Tensor | None]:
-    """dL/dparameter, dense; None where the loss does not depend on it. `.grad` is not written."""
-    found: Iterable[Tensor | None] = ()
-    if loss.requires_grad:
-        try:
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        except RuntimeError as error:
-            raise ScoringError(
-                f"Scorer 'taylor': autograd failed on batch {index}: {error}. loss_fn must return a loss that can be differentiated once "
-                "and must not call backward() itself; reentrant activation checkpointing has to be off."
-            ) from error
-    gradients = [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
-    if all(gradient is None for gradient in gradients):
-        raise MissingNeedError(
-            f"Scorer 'taylor' got no gradients: the loss of batch {index} does not depend on the model's parameters through autograd. "
-            "loss_fn must call the model without torch.no_grad() and return the loss without .detach() or .item()."
-        )
-    return gradients
-
-
-def _check_finite(names: Mapping[str, nn.Parameter], gradients: Iterable[Tensor | None], index: int) -> None:
-    first_name: dict[int, str] = {}
-    for name, parameter in names.items():
-        first_name.setdefault(id(parameter), name)
-    for name, gradient in zip(first_name.values(), gradients, strict=True):
-        if gradient is not None and not all_finite(gradient):
-            raise ScoringError(
-                f"Scorer 'taylor': the gradient of '{name}' on batch {index} holds NaN or infinite values. "
-                "Look at that batch; in half precision, score in float32."
-            )
-
-
-def _parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Differentiable parameters, by every name."""
-    return ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point())
 
 
 def _row_sums(products: Mapping[str, Tensor]) -> dict[str, float]:

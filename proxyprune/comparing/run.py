@@ -1,0 +1,318 @@
+"""`compare`: rank with every scorer, cut in every way, measure, and write each cell down as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from proxyprune.budget import Target
+from proxyprune.capture import ExampleInputs
+from proxyprune.comparing.values import Case, Cell, Comparison, Scoring
+from proxyprune.errors import InputError, ProxyPruneError
+from proxyprune.flow import cut
+from proxyprune.graph import ModelGraph
+from proxyprune.journal import Journal, opened
+from proxyprune.measure import Data, Recovery, held_out_loss, recovered, weights_digest
+from proxyprune.plan import MODES
+from proxyprune.ranking import Ranking
+from proxyprune.read import trace
+from proxyprune.scoring import Brief, Scorer, find, score
+from proxyprune.scoring.seeds import derived_seed
+
+Quality = Callable[[nn.Module], float]
+"""The caller's own measure of a network, such as its accuracy."""
+
+UNPRUNED = "(unpruned)"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Everything that a cell depends on besides its own coordinates."""
+
+    model: nn.Module
+    inputs: ExampleInputs
+    graph: ModelGraph
+    data: Data
+    recovery: Recovery
+    calibration: int | None
+    quality: Quality | None
+    metric: str
+    planning: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What was measured already, and where new measurements go."""
+
+    journal: Journal | None
+    progress: Callable[[str], None] | None
+    scorings: dict[tuple[str, int], Scoring] = field(default_factory=dict)
+    cells: dict[tuple[str, Case, int], Cell] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Read the journal; what failed is tried again."""
+        for entry in self.journal.entries if self.journal is not None else ():
+            if entry["value"]["error"] is not None:
+                continue
+            if entry["what"] == "scoring":
+                scoring = Scoring.from_dict(entry["value"])
+                self.scorings[scoring.scorer, scoring.seed] = scoring
+            else:
+                cell = Cell.from_dict(entry["value"])
+                self.cells[cell.scorer, Case(cell.mode, cell.target), cell.seed] = cell
+
+    def scoring(self, name: str, seed: int, make: Callable[[], Scoring]) -> Scoring:
+        if (name, seed) not in self.scorings:
+            self._say(f"scoring with {name}, seed {seed}")
+            self.scorings[name, seed] = self._kept("scoring", make())
+        return self.scorings[name, seed]
+
+    def cell(self, name: str, case: Case, seed: int, make: Callable[[], Cell]) -> Cell:
+        if (name, case, seed) not in self.cells:
+            self._say(f"{name}, {case}, seed {seed}")
+            self.cells[name, case, seed] = self._kept("cell", make())
+        return self.cells[name, case, seed]
+
+    def _kept(self, what: str, value: Any) -> Any:
+        if self.journal is not None:
+            self.journal.append({"what": what, "value": value.to_dict()})
+        return value
+
+    def _say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress(text)
+
+
+def compare(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    scorers: Sequence[str | Scorer] | Mapping[str, str | Scorer] = ("magnitude", "taylor", "random"),
+    *,
+    targets: Sequence[Target] = (0.8, 0.6, 0.4),
+    modes: Sequence[str] = ("width",),
+    cases: Sequence[Case] | None = None,
+    batches: Sequence[Any] | None = None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    held_out: Sequence[Any] | None = None,
+    training_loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    recovery: Recovery | None = None,
+    calibration: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    quality: Quality | None = None,
+    metric: str = "macs",
+    round_to: int = 1,
+    keep: Sequence[str] = (),
+    norm_groups: str = "balanced",
+    conv_groups: str = "balanced",
+    journal: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Measure what each scorer's rankings are worth on one network.
+
+    A scorer, a case or a seed that fails is a cell with an error; the others go on.
+
+    Args:
+        model: The trained network; it stays as it is.
+        example_inputs: As for `trace`.
+        scorers: Names or scorers; a mapping gives them the names that they are listed under.
+        targets: Budgets.
+        modes: What may be cut; every mode is combined with every target.
+        cases: The combinations to measure, in the place of all of modes and targets.
+        batches: Calibration batches, for scorers and for recovery.
+        loss_fn: loss_fn(model, batch) -> scalar.
+        held_out: Batches to judge by; without them the last third of `batches` is held out.
+        training_loss_fn: The loss for recovery, where that is another one.
+        recovery: The short fine-tuning that follows every cut; None measures without one.
+        calibration: How many of the batches a scorer sees, drawn anew for each seed; None shows it all of them.
+        seeds: Every scorer, case and recovery is repeated with each.
+        quality: Another measure of a network, taken at the end of each cell.
+        metric: What the target budgets.
+        round_to: As for `make_plan`.
+        keep: As for `make_plan`.
+        norm_groups: As for `trace`.
+        conv_groups: As for `trace`.
+        journal: File that every measurement is appended to, so that a killed comparison can go on; None keeps nothing.
+        resume: Whether to go on with the measurements in `journal`.
+        progress: Told what comes next, before each measurement that is not in the journal.
+
+    Returns:
+        All measurements, in the order of scorers, cases and seeds.
+
+    Raises:
+        InputError: If the arguments make no sense together.
+        MissingNeedError: If there is nothing to measure with.
+        JournalError: If the journal belongs to another comparison.
+    """
+    arms = _arms(scorers)
+    chosen = tuple(cases) if cases is not None else tuple(Case(mode, target) for mode in modes for target in targets)
+    _check(chosen, seeds)
+    data = Data.of(batches, held_out, loss_fn, training_loss_fn)
+    graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups)
+    planning = {"metric": metric, "round_to": round_to, "keep": tuple(keep)}
+    request = _Request(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, metric, planning)
+    settings = {
+        "recovery_steps": request.recovery.steps,
+        "learning_rate": request.recovery.learning_rate,
+        "batches": len(data.batches),
+        "held_out_batches": len(data.held_out),
+        "calibration_batches": calibration,
+        **planning,
+    }
+    header = {"fingerprint": graph.fingerprint, "weights": weights_digest(model), **settings}
+    with _journal(journal, header, resume) as opened_journal:
+        record = _Record(opened_journal, progress)
+        record.load()
+        oracle = score(graph, "ablation", model=model, batches=data.held_out, loss_fn=data.loss_fn, example_inputs=example_inputs)
+        base = tuple(record.cell(UNPRUNED, Case("width", 1.0), seed, lambda seed=seed: _unpruned(request, seed)) for seed in seeds)  # type: ignore[misc]
+        scorings, cells = [], []
+        for name, scorer in arms.items():
+            for seed in seeds:
+                scoring = record.scoring(name, seed, lambda: _scored(request, name, scorer, seed, oracle))  # noqa: B023  called at once
+                scorings.append(scoring)
+                cells += [record.cell(name, case, seed, lambda: _measured(request, scoring, case)) for case in chosen]  # noqa: B023
+    return Comparison(
+        model_class=graph.model_class,
+        fingerprint=graph.fingerprint,
+        base_macs=graph.macs,
+        base=base,
+        oracle=oracle,
+        scorings=tuple(scorings),
+        cells=tuple(sorted(cells, key=lambda cell: (list(arms).index(cell.scorer), chosen.index(Case(cell.mode, cell.target))))),
+        settings={**settings, "scorers": list(arms), "seeds": list(seeds)},
+        notes=() if data.note is None else (data.note,),
+    )
+
+
+def _arms(scorers: Sequence[str | Scorer] | Mapping[str, str | Scorer]) -> dict[str, Scorer]:
+    if isinstance(scorers, str):
+        raise InputError(f"Expected a list of scorers, found the text {scorers!r}. Pass ({scorers!r},).")
+    named = scorers.items() if isinstance(scorers, Mapping) else [(each if isinstance(each, str) else each.name, each) for each in scorers]
+    arms: dict[str, Scorer] = {}
+    for name, scorer in named:
+        if name in arms:
+            raise InputError(f"The scorer '{name}' is listed twice. Pass a mapping to give each its own name.")
+        arms[name] = find(scorer, {}) if isinstance(scorer, str) else scorer
+    if not arms:
+        raise InputError("There is no scorer to compare. Name at least one; `scorers()` lists them.")
+    return arms
+
+
+def _check(cases: Sequence[Case], seeds: Sequence[int]) -> None:
+    if not cases or not seeds:
+        raise InputError(f"Expected at least one case and one seed, found {len(cases)} cases and {len(seeds)} seeds.")
+    if unknown := [case.mode for case in cases if case.mode not in MODES]:
+        raise InputError(f"Unknown mode {unknown[0]!r}; expected one of {', '.join(MODES)}.")
+    if len(set(cases)) < len(cases) or len(set(seeds)) < len(seeds):
+        raise InputError("A case or a seed is listed twice.")
+
+
+def _journal(path: str | Path | None, header: Mapping[str, Any], resume: bool) -> contextlib.AbstractContextManager[Journal | None]:
+    return contextlib.nullcontext() if path is None else opened(path, "comparison", header, resume=resume)
+
+
+def calibration_of(batches: Sequence[Any], count: int | None, seed: int) -> tuple[Any, ...]:
+    """The batches that scorers see under a seed: `count` of them, in their order; all of them for None."""
+    if count is None or count >= len(batches):
+        return tuple(batches)
+    chosen = torch.randperm(len(batches), generator=torch.Generator().manual_seed(derived_seed(seed, "calibration")))[:count]
+    return tuple(batches[index] for index in sorted(chosen.tolist()))
+
+
+def kendall_tau(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
+    """Kendall's tau-b over the keys of `one`; None when either is constant."""
+    tau = float(stats.kendalltau(list(one.values()), [other[key] for key in one]).statistic)
+    return tau if math.isfinite(tau) else None
+
+
+def _scored(request: _Request, name: str, scorer: Scorer, seed: int, oracle: Ranking) -> Scoring:
+    started = time.perf_counter()
+    ranking: Ranking | None = None
+    error: str | None = None
+    metered, meter = _metered(scorer)
+    try:
+        ranking = score(
+            request.graph,
+            metered,
+            model=request.model,
+            batches=calibration_of(request.data.batches, request.calibration, seed),
+            loss_fn=request.data.loss_fn,
+            seed=seed,
+            example_inputs=request.inputs,
+            brief=Brief(metric=request.metric),
+        )
+    except ProxyPruneError as problem:
+        error = str(problem)
+    seconds = time.perf_counter() - started
+    tau = None if ranking is None else kendall_tau(ranking.scores, oracle.scores)
+    return Scoring(name, seed, seconds, meter.dollars, tau, ranking, error)
+
+
+@dataclass
+class _Meter:
+    """Hears what a scorer reports about itself, adds up the money, and passes everything on."""
+
+    listener: Callable[[Any], None] | None
+    dollars: float | None = None
+
+    def __call__(self, event: Any) -> None:
+        spent = getattr(event, "spent_usd", None)
+        if isinstance(spent, int | float):
+            self.dollars = (self.dollars or 0.0) + float(spent)
+        if self.listener is not None:
+            self.listener(event)
+
+
+def _metered(scorer: Scorer) -> tuple[Scorer, _Meter]:
+    """The scorer with a meter in the place of its observer, where it has one: scorers that ask language models do."""
+    meter = _Meter(getattr(scorer, "observer", None))
+    candidate: Any = scorer
+    if not dataclasses.is_dataclass(candidate) or all(entry.name != "observer" for entry in dataclasses.fields(candidate)):
+        return scorer, meter
+    replaced: Any = dataclasses.replace(candidate, observer=meter)  # type: ignore[type-var]
+    return replaced, meter
+
+
+def _measured(request: _Request, scoring: Scoring, case: Case) -> Cell:
+    empty = Cell(scoring.scorer, case.mode, case.target, scoring.seed)
+    if scoring.ranking is None:
+        return replace(empty, error="There is no ranking to plan with.")
+    started = time.perf_counter()
+    try:
+        ranking = replace(scoring.ranking, unreliable=None)  # measuring is what tells whether it can be relied on
+        result = cut(request.model, request.inputs, request.graph, ranking, case.target, mode=case.mode, **request.planning)
+        cell = _judged(request, result.model, empty)
+    except ProxyPruneError as error:
+        return replace(empty, seconds=time.perf_counter() - started, error=str(error))
+    return replace(cell, macs=result.plan.macs, params=result.plan.params, seconds=time.perf_counter() - started)
+
+
+def _unpruned(request: _Request, seed: int) -> Cell:
+    started = time.perf_counter()
+    cell = _judged(request, request.model, Cell(UNPRUNED, "width", 1.0, seed))
+    return replace(cell, macs=request.graph.macs, params=request.graph.params, seconds=time.perf_counter() - started)
+
+
+def _judged(request: _Request, model: nn.Module, cell: Cell) -> Cell:
+    """Measure a network right away and after recovery. The noise is the same for all, so that networks and not noise are compared."""
+    loss = held_out_loss(model, request.data, seed=0)
+    after: float | None = None
+    if request.recovery.steps:
+        model = recovered(model, request.data, request.recovery, cell.seed)
+        after = held_out_loss(model, request.data, seed=0)
+    quality = None if request.quality is None else float(request.quality(model))
+    return replace(cell, loss=_finite(loss), recovered_loss=_finite(after), quality=_finite(quality))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
