@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
+from typing import Any
 
 import networkx as nx
 
-from proxyprune.graph import Block, ModelGraph
+from proxyprune.graph import Block, ChannelGroup, ModelGraph
 
+SCHEMA = 1
 INPUT = "input"
 
 _LEGEND = """\
@@ -56,6 +58,48 @@ def to_text(graph: ModelGraph) -> str:
         if names:
             lines.append(f"# {title}: {', '.join(names)}")
     return "\n".join(lines) + "\n"
+
+
+def to_dict(graph: ModelGraph) -> dict[str, Any]:
+    """Structure as plain JSON types: what `describe --json` prints and a saved folder keeps as graph.json."""
+    return {
+        "schema": SCHEMA,
+        "model_class": graph.model_class,
+        "fingerprint": graph.fingerprint,
+        "macs": graph.macs,
+        "params": graph.params,
+        "blocks": [block_dict(block) for block in graph.blocks],
+        "groups": [_group(group) for group in graph.groups],
+        "unsupported_ops": list(graph.unsupported_ops),
+        "uncosted_ops": list(graph.uncosted_ops),
+    }
+
+
+def block_dict(block: Block) -> dict[str, Any]:
+    """One block as plain JSON types."""
+    return {
+        "id": block.id,
+        "kind": block.kind,
+        "class_name": block.class_name,
+        "macs": block.macs,
+        "params": block.params,
+        "resolution": list(block.resolution),
+        "widths": list(block.widths),
+        "inputs": list(block.inputs),
+        "groups": list(block.groups),
+        "removable": block.removable,
+    }
+
+
+def _group(group: ChannelGroup) -> dict[str, Any]:
+    return {
+        "id": group.id,
+        "width": group.width,
+        "unit": group.unit,
+        "pinned": group.pinned,
+        "members": [[member.parameter, member.dim] for member in group.members],
+        "blocks": list(group.blocks),
+    }
 
 
 def _shared_groups(graph: ModelGraph) -> dict[str, int]:

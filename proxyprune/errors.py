@@ -6,6 +6,7 @@
     │   ├── ExampleInputsError    the model does not run on the example inputs
     │   ├── TargetError           a budget is out of range, or no plan reaches it
     │   ├── KeepPatternError      a keep, floor or ceiling pattern matches nothing
+    │   ├── ResultFileError       a file is no result of proxyprune, or is damaged
     │   ├── WeightsError          weights are missing, misshapen, NaN or infinite
     │   ├── UnreliableRankingError  a ranking says of itself that it should decide nothing
     │   ├── DataError             a data set is missing, or holds something that is no image
@@ -63,6 +64,10 @@ class TargetError(InputError):
 
 class KeepPatternError(InputError):
     """A keep, floor or ceiling pattern matches no block and no parameter."""
+
+
+class ResultFileError(InputError):
+    """A file or folder is no result that proxyprune writes, or a damaged one."""
 
 
 class WeightsError(InputError):

@@ -19,6 +19,7 @@ from proxyprune.read import probe_groups, trace, with_pins
 from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.solve import make_plan
 from proxyprune.surgery import Surgery
+from proxyprune.versions import made_with
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Report:
         uncosted_ops: Ops without a cost rule; their MACs are in no figure here.
         blocks: Block -> (MACs before, MACs after).
         notes: From the plan.
+        block_params: Block -> (parameters before, parameters after).
+        made_with: Package -> version.
+        seconds: Measured wall time of one run before and after, or None when nobody measured it.
     """
 
     base_macs: int
@@ -50,6 +54,9 @@ class Report:
     uncosted_ops: tuple[str, ...]
     blocks: Mapping[str, tuple[int, int]] = field(repr=False)
     notes: tuple[str, ...]
+    block_params: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    made_with: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seconds: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -66,6 +73,9 @@ class Report:
             "uncosted_ops": list(self.uncosted_ops),
             "blocks": {block: list(macs) for block, macs in self.blocks.items()},
             "notes": list(self.notes),
+            "block_params": {block: list(params) for block, params in self.block_params.items()},
+            "made_with": dict(self.made_with),
+            "seconds": None if self.seconds is None else list(self.seconds),
         }
 
 
@@ -205,6 +215,8 @@ def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
     atoms = plan.atoms(graph)
     before = graph.cost.block_macs(graph.cost.full)
     after = graph.cost.block_macs(atoms, plan.removed_blocks)
+    params_before = graph.cost.block_params(graph.cost.full)
+    params_after = graph.cost.block_params(atoms, plan.removed_blocks)
     return Report(
         base_macs=plan.base_macs,
         macs=plan.macs,
@@ -220,6 +232,8 @@ def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
         uncosted_ops=graph.uncosted_ops,
         blocks={block: (before[block], after[block]) for block in before},
         notes=plan.notes,
+        block_params={block: (params, params_after[block]) for block, params in params_before.items()},
+        made_with=made_with(),
     )
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,3 +199,9 @@ class ModelGraph:
         from proxyprune.describe import to_text
 
         return to_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Structure as plain JSON types: blocks with their inputs, channel groups, totals."""
+        from proxyprune.describe import to_dict
+
+        return to_dict(self)

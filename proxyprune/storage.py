@@ -3,20 +3,18 @@
 plan.json           what was cut, for people and for replaying
 surgery.json        what that meant for parameters, attributes and blocks
 model.safetensors   the weights
-ranking.json  graph.txt  report.json    for the reader; loading does not need them
+ranking.json  graph.txt  graph.json  report.json    for the reader; loading does not need them
 manifest.json       schema, hashes of the files, structure of the unpruned model
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,19 +25,26 @@ from torch import Tensor, nn
 
 from proxyprune.errors import ModelFileError, PlanFormatError, PlanMismatchError, ProxyPruneError, StorageError, WeightsError
 from proxyprune.graph import ModelGraph
+from proxyprune.manifest import (
+    FILES,
+    GRAPH,
+    MANIFEST,
+    PLAN,
+    RANKING,
+    REPORT,
+    STRUCTURE,
+    SURGERY,
+    WEIGHTS,
+    Manifest,
+    read_manifest,
+    sha256_of,
+)
 from proxyprune.plan import PrunePlan
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.weights import is_fake
 from proxyprune.surgery import Surgery, perform
 
-SCHEMA = 1
-
-PLAN, SURGERY, WEIGHTS, MANIFEST = "plan.json", "surgery.json", "model.safetensors", "manifest.json"
-RANKING, GRAPH, REPORT = "ranking.json", "graph.txt", "report.json"
-FILES = (PLAN, SURGERY, WEIGHTS, RANKING, GRAPH, REPORT, MANIFEST)
-
 _DAMAGED: Mapping[str, type[ProxyPruneError]] = {PLAN: PlanFormatError, SURGERY: PlanFormatError, WEIGHTS: WeightsError}
-_CHUNK_BYTES = 1 << 20
 
 Factory = Callable[[], Any]
 
@@ -77,57 +82,6 @@ class Saveable(Protocol):
     @property
     def graph(self) -> ModelGraph:
         """Graph of the unpruned model."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What must be known to read the other files.
-
-    Attributes:
-        sha256: Hash of each file, by file name.
-        structure: Shape of every parameter and buffer of the unpruned model, by name.
-        shared: Further names of tensors that are stored once -> the name they are stored under.
-        training: Whether the model was in training mode.
-        exceptions: Modules in the other mode (such as frozen batch norms).
-    """
-
-    sha256: Mapping[str, str]
-    structure: Mapping[str, tuple[int, ...]]
-    shared: Mapping[str, str]
-    training: bool
-    exceptions: tuple[str, ...] = field(default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, with the schema number."""
-        return {
-            "schema": SCHEMA,
-            "sha256": dict(self.sha256),
-            "structure": {name: list(shape) for name, shape in self.structure.items()},
-            "shared": dict(self.shared),
-            "training": self.training,
-            "exceptions": list(self.exceptions),
-        }
-
-    @classmethod
-    def from_dict(cls, data: object) -> Manifest:
-        """The inverse of `to_dict`.
-
-        Raises:
-            StorageError: If the data is of another schema or malformed.
-        """
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise StorageError(f"Expected a manifest with schema {SCHEMA}, found {found!r}. Save the network again.")
-        try:
-            return cls(
-                sha256=_text_map(data["sha256"]),
-                structure={str(name): tuple(int(size) for size in shape) for name, shape in data["structure"].items()},
-                shared=_text_map(data["shared"]),
-                training=bool(data["training"]),
-                exceptions=tuple(str(name) for name in data["exceptions"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StorageError(f"The manifest is malformed ({type(error).__name__}: {error}). Save the network again.") from error
 
 
 def save(result: Saveable, folder: str | Path) -> Path:
@@ -196,24 +150,6 @@ def load(folder: str | Path, factory: Factory) -> nn.Module:
     return model
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read manifest.json.
-
-    Raises:
-        StorageError: If the folder is not a saved network.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        state = "it has no manifest.json" if folder.is_dir() else "it is not a folder" if folder.exists() else "it does not exist"
-        interrupted = [str(other) for other in folder.parent.glob(f".{folder.name}.*.previous")]
-        hint = f"A save was interrupted; rename '{interrupted[0]}' to get the earlier network back." if interrupted else "Check the path."
-        raise StorageError(f"Expected a folder written by proxyprune at '{folder}', but {state}. {hint}")
-    try:
-        return Manifest.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise StorageError(f"'{path}' is truncated or was changed: {error}. Save the network again.") from error
-
-
 def _stored_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors to store, and the further names of shared ones."""
     tensors: dict[str, Tensor] = {}
@@ -247,12 +183,13 @@ def _write_all(result: Saveable, tensors: Mapping[str, Tensor], shared: Mapping[
     _write(folder / SURGERY, _json(result.surgery.to_dict()))
     _write(folder / RANKING, _json(result.ranking.to_dict()))
     _write(folder / GRAPH, result.graph.to_text())
+    _write(folder / STRUCTURE, _json(result.graph.to_dict()))
     _write(folder / REPORT, _json(result.report.to_dict()))
     safetensors.torch.save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     _to_disk(folder / WEIGHTS)
     training = result.model.training
     manifest = Manifest(
-        sha256={name: _sha256(folder / name) for name in FILES if name != MANIFEST},
+        sha256={name: sha256_of(folder / name) for name in FILES if name != MANIFEST},
         structure=result.graph.program.shapes,
         shared=shared,
         training=training,
@@ -332,18 +269,10 @@ def _storage_errors(action: str) -> Iterator[None]:
         raise StorageError(f"Cannot {action}: {error}. Check the path, its permissions and the free space.") from error
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _check_hash(path: Path, expected: str | None) -> None:
     if not path.is_file():
         raise StorageError(f"'{path}' is missing. Restore it, or save the network again.")
-    found = _sha256(path)
+    found = sha256_of(path)
     if found != expected:
         raise _DAMAGED[path.name](
             f"'{path}' was changed or truncated after it was saved: expected sha256 {str(expected)[:12]}…, found {found[:12]}…. "
@@ -432,7 +361,3 @@ def _set_modes(model: nn.Module, manifest: Manifest) -> None:
 
 def _few(lines: list[str]) -> str:
     return "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
-
-
-def _text_map(data: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in data.items()}

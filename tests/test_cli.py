@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,8 @@ class TestHelp:
     def test_every_option_is_explained(self, command):
         """No option is without a help text."""
         for option in main.commands[command].params:
+            if isinstance(option, click.Argument):  # the command's own text says what it takes
+                continue
             assert isinstance(option, click.Option)
             assert option.help, option.name
         assert succeed(command, "--help").stdout.startswith("Usage:")
@@ -262,6 +265,15 @@ class TestPrune:
         namespace: dict[str, object] = {}
         exec(code, namespace)
         assert isinstance(namespace["small"], torch.nn.Module)
+
+    def test_the_printed_report_command_works(self, model_file):
+        """`prune` ends with the command for a report, which works as it is; --time is in it."""
+        result = succeed("prune", "--model", model_file, "--out", "my small", "--time")
+        assert "ms before" in result.stdout
+        words = shlex.split(result.stdout.strip().splitlines()[-1])
+        assert words[:2] == ["proxyprune", "report"]
+        succeed(*words[1:])
+        assert "Measured time" in Path("my small/report.html").read_text()
 
     def test_default_folder(self, model_file):
         """Without --out the folder is named after the model file."""

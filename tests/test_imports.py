@@ -17,7 +17,7 @@ PACKAGE = ROOT / "proxyprune"
 # The flow of docs/design/index.md, from the bottom up: a module may import from its own stage and from the ones above it in this table.
 # A new module needs a place here; "name.*" is a package with all that is in it.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("errors", "graph", "ranking")),
+    ("words", ("errors", "versions", "graph", "ranking")),
     ("trace", ("program", "calling", "skeleton", "predispatch", "recorder", "capture")),
     ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
@@ -26,13 +26,14 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
     ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "observe", "apply")),
     ("read", ("read",)),
-    ("store", ("storage", "carry")),
-    ("prune", ("flow", "testing.*")),
+    ("store", ("manifest", "storage", "carry")),
+    ("prune", ("flow", "timing", "testing.*")),
     ("show", ("modelfile", "plots", "doctor")),
     ("measure", ("journal", "measure")),
     ("search", ("searching.*",)),
     ("compare", ("comparing.*",)),
     ("diffusion", ("diffusion.*",)),
+    ("report", ("reporting.*",)),
     ("command line", ("cli.*", "__main__")),
 )
 HEAVY = (
@@ -50,6 +51,7 @@ HEAVY = (
     "torch_pruning",
     "thop",
     "rich",
+    "jinja2",
 )
 
 

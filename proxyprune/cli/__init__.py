@@ -1,4 +1,4 @@
-"""The command line: `proxyprune describe | score | prune | search | compare | diffusion | scorers | doctor`.
+"""The command line: `proxyprune describe | score | prune | search | compare | report | diffusion | scorers | doctor`.
 
 Nothing heavy is imported until a command runs, so that `--help` answers at once.
 """

@@ -9,6 +9,7 @@ from proxyprune.cli.describe import describe
 from proxyprune.cli.diffusion import diffusion
 from proxyprune.cli.doctor import doctor
 from proxyprune.cli.prune import prune
+from proxyprune.cli.report import report
 from proxyprune.cli.score import score
 from proxyprune.cli.scorers import scorers
 from proxyprune.cli.search import search
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (describe, score, prune, search, compare, diffusion, scorers, doctor):
+for command in (describe, score, prune, search, compare, report, diffusion, scorers, doctor):
     main.add_command(command)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ class Files:
         plan_only: Write the plan and cut nothing.
         out: Folder for the pruned network, or the plan's file under plan_only; None chooses a name after the model file.
         plot: Where to draw the widths, or None.
+        timed: Measure how long a run takes before and after.
     """
 
     ranking: Path | None
@@ -55,6 +57,7 @@ class Files:
     plan_only: bool
     out: Path | None
     plot: Path | None
+    timed: bool
 
     def destination(self, model_file: Path) -> Path:
         """Where the result goes."""
@@ -84,6 +87,9 @@ _FILES = (
     click.option("--plan-only", is_flag=True, help="Write the plan as JSON and cut nothing."),
     file_option("--out", "PATH", "Folder for the pruned network (default: FILE-pruned); with --plan-only, the JSON file (FILE-plan.json)."),
     plot_option("widths before and after"),
+    click.option(
+        "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
+    ),
 )
 
 
@@ -185,6 +191,9 @@ def _finish(built: Built, result: PruneResult, files: Files, out: Output, judge:
     from proxyprune.storage import save
 
     destination = files.destination(built.file.path)
+    if files.timed:
+        with out.stage("Measuring time"):
+            result = _timed(built, result)
     with out.stage(f"Saving to {destination}"):
         save(result, destination)
     plotted = _plot(files.plot, result.graph, result.plan)
@@ -198,12 +207,14 @@ def _finish(built: Built, result: PruneResult, files: Files, out: Output, judge:
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
         *remarks(result.graph, (*judge.notes(result.ranking), *result.plan.notes), result.ranking.confidence),
         judge.listener.table(),
+        _time_line(result),
         *plotted,
     )
     out.text(
         f"\nVerified, and saved to {destination}. Load it with:\n\n"
         f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
-        "A short fine-tuning brings back most of what the cut cost."
+        "A short fine-tuning brings back most of what the cut cost. To see what was done, as one HTML page:\n\n"
+        f"    proxyprune report {shlex.quote(str(destination))}"
     )
     out.emit(
         {
@@ -214,6 +225,20 @@ def _finish(built: Built, result: PruneResult, files: Files, out: Output, judge:
             "folder": str(destination),
         }
     )
+
+
+def _timed(built: Built, result: PruneResult) -> PruneResult:
+    from proxyprune.timing import run_seconds
+
+    seconds = run_seconds(built.model, result.model, built.inputs)
+    return replace(result, report=replace(result.report, seconds=seconds))
+
+
+def _time_line(result: PruneResult) -> str | None:
+    if result.report.seconds is None:
+        return None
+    before, after = (1000 * seconds for seconds in result.report.seconds)
+    return f"• One run on the example inputs: {before:.2f} ms before, {after:.2f} ms after ({after / before:.0%})."
 
 
 def _plot(path: Path | None, graph: ModelGraph, plan: PrunePlan) -> tuple[str, ...]:
@@ -237,6 +262,8 @@ def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: Files) ->
             )
     if files.ranking is not None and ctx.get_parameter_source("scorer") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--ranking takes the place of a scorer; give --ranking or --scorer.")
+    if files.timed and files.plan_only:
+        raise click.UsageError("--plan-only cuts nothing, so there is no time to measure; leave --time out.")
     if source.fake_weights and not files.plan_only:
         raise click.UsageError("A network without weights cannot be cut; add --plan-only, or leave --fake-weights out.")
 

@@ -15,8 +15,9 @@ from torch import nn
 from proxyprune.diffusion.checkpoint import write_json, write_text
 from proxyprune.errors import PlanFormatError, StorageError
 from proxyprune.flow import PruneResult
+from proxyprune.manifest import MANIFEST
 from proxyprune.modelfile import load_weights
-from proxyprune.storage import MANIFEST, load, save
+from proxyprune.storage import load, save
 from proxyprune.surgery import Surgery, perform
 
 WHOLE = "model.safetensors"

@@ -1,0 +1,141 @@
+"""The sections about a run of step-adaptive diffusion: intervals and budgets, the ledger, losses, sample grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxyprune.reporting.charts import Series, interval_strip, line_chart, share_bar, stacked_bar
+from proxyprune.reporting.diffusion_run import DiffusionRun, LoggedLoss, Range
+from proxyprune.reporting.parts import Cell, Column, Drawing, Gallery, Part, Row, Section, Table
+from proxyprune.reporting.reading import Result
+from proxyprune.reporting.svg import Named
+from proxyprune.reporting.wording import counted, quantity, share
+
+_MOST_POINTS = 240
+
+
+def diffusion(result: Result) -> Iterator[Section]:
+    """What the run has so far; nothing for other results."""
+    run = result.diffusion
+    if run is None:
+        return
+    if run.ranges:
+        yield _intervals(run)
+    if any(entry.trials for entry in run.ranges):
+        yield _trials(run)
+    if run.ledger:
+        yield _ledger(run)
+    if run.losses:
+        yield _losses(run)
+    if run.pictures:
+        pictures = tuple((entry.label, entry.uri) for entry in run.pictures)
+        yield Section("samples", "Samples", "The latest grid of each stage.", (Gallery(pictures),))
+
+
+def _intervals(run: DiffusionRun) -> Section:
+    strips = [
+        (f"interval {entry.index}", _decibels(entry), float(entry.last - entry.first + 1), _share(run, entry) or 0.0)
+        for entry in run.ranges
+    ]
+    said = "; ".join(f"{name}: {below}, {high:.0%} of the MACs" for name, below, _, high in strips)
+    drawing = interval_strip(Named("intervals-chart", "Intervals and their budgets", said), strips, "MACs of the expert, share of the base")
+    numbers = (Column(name, True) for name in ("sampler steps", "budget", "MACs", "parameters", "training steps"))
+    columns = (Column("interval", True), Column("SNR"), Column("timesteps"), *numbers)
+    rows = tuple(_interval_row(run, entry) for entry in run.ranges)
+    table = Table(f"{counted(len(rows), 'interval')} ({run.interval_method}), budgets: {run.budget_method}", columns, rows)
+    lead = (
+        "Noise from clean (left) to pure noise (right), cut where the signal-to-noise ratio says; each interval has a denoiser of its own."
+    )
+    return Section(
+        "intervals", "Intervals and budgets", lead, (Drawing("How large each expert is, and for which timesteps", drawing), table)
+    )
+
+
+def _interval_row(run: DiffusionRun, entry: Range) -> Row:
+    part = _share(run, entry)
+    return Row(
+        (
+            Cell(str(entry.index)),
+            Cell(_decibels(entry)),
+            Cell(f"{entry.first} to {entry.last}"),
+            Cell("–" if entry.sampler_steps is None else str(entry.sampler_steps)),
+            Cell("–" if entry.budget is None else f"{entry.budget:.1%}", None if part is None else share_bar(part)),
+            Cell("not trained yet" if entry.macs is None else quantity(entry.macs)),
+            Cell("–" if entry.params is None else quantity(entry.params)),
+            Cell("–" if entry.steps is None else f"{entry.steps:,}"),
+        )
+    )
+
+
+def _share(run: DiffusionRun, entry: Range) -> float | None:
+    return entry.macs / run.base_macs if entry.macs is not None and run.base_macs else entry.budget
+
+
+def _decibels(entry: Range) -> str:
+    low, high = entry.low_snr_db, entry.high_snr_db
+    if low is None and high is None:
+        return "every SNR"
+    if low is None:
+        return f"below {high:.1f} dB"
+    return f"above {low:.1f} dB" if high is None else f"{low:.1f} to {high:.1f} dB"
+
+
+def _trials(run: DiffusionRun) -> Section:
+    series = [
+        Series(f"interval {entry.index}", sorted((trial.fraction, trial.loss) for trial in entry.trials), f"line-{entry.index % 6}")
+        for entry in run.ranges
+        if entry.trials
+    ]
+    named = Named("trials-chart", "Loss by size", f"Measured loss of {len(series)} intervals at several sizes.")
+    drawing = line_chart(named, series, ("share of the base's MACs", "loss in the interval"))
+    return Section(
+        "trials",
+        "What pruning costs in each interval",
+        "Measured after a short recovery; the budgets follow from it.",
+        (Drawing("Loss by size", drawing),),
+    )
+
+
+def _ledger(run: DiffusionRun) -> Section:
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for entry in run.ledger:
+        images, macs = sums.get((entry.stage, entry.what), (0, 0))
+        sums[entry.stage, entry.what] = (images + entry.images, macs + entry.macs)
+    stages: dict[str, float] = {}
+    for (stage, _), (_, macs) in sums.items():
+        stages[stage] = stages.get(stage, 0.0) + macs
+    said = "; ".join(f"{stage}: {quantity(macs)} MACs" for stage, macs in stages.items())
+    drawing = stacked_bar(Named("ledger-chart", "Training compute by stage", said), list(stages.items()), run.limit_macs)
+    rows = [
+        Row(
+            (
+                Cell(stage),
+                Cell(what),
+                Cell(f"{images:,}"),
+                Cell(quantity(macs)),
+                Cell(share(macs, run.spent_macs), share_bar(macs / run.spent_macs if run.spent_macs else 0.0)),
+            )
+        )
+        for (stage, what), (images, macs) in sums.items()
+    ]
+    columns = (Column("stage"), Column("spent on"), Column("images", True), Column("MACs", True), Column("of all", True))
+    against = f", {share(run.spent_macs, run.limit_macs)} of one full-size model" if run.limit_macs else ""
+    table = Table(f"{quantity(run.spent_macs)} MACs of training compute{against}", columns, tuple(rows))
+    lead = "Everything that was computed with a network is in it, scoring and measuring included; a training image counts as three passes."
+    return Section("ledger", "Ledger of training compute", lead, (Drawing("Training compute by stage", drawing), table))
+
+
+def _losses(run: DiffusionRun) -> Section:
+    parts: list[Part] = []
+    series = [Series(entry.stage, _thinned(entry), f"line-{index % 6}") for index, entry in enumerate(run.losses)]
+    said = "; ".join(f"{entry.stage} ends at {entry.points[-1][1]:.4g}" for entry in run.losses)
+    parts.append(Drawing("Training loss by step", line_chart(Named("loss-chart", "Training loss by step", said), series, ("step", "loss"))))
+    lead = "Means over equal stretches of steps. Losses of different intervals do not compare: noise levels differ in difficulty."
+    return Section("losses", "Training losses", lead, tuple(parts))
+
+
+def _thinned(entry: LoggedLoss) -> list[tuple[float, float]]:
+    """At most so many points, each the mean of its stretch."""
+    size = -(-len(entry.points) // _MOST_POINTS)
+    stretches = [entry.points[start : start + size] for start in range(0, len(entry.points), size)]
+    return [(stretch[-1][0], sum(loss for _, loss in stretch) / len(stretch)) for stretch in stretches]
