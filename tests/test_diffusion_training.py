@@ -206,12 +206,11 @@ def test_measured_intervals_and_budgets(tmp_path):
     """Both are decided on the base, are in the ledger, and meet the target; a teacher that is the full expert is remembered."""
     config = small_config(
         tmp_path,
-        compute__reference_steps=80,
+        compute__reference_steps=200,
         compute__whole_share=0.3,
         experts__teacher="expert",
         intervals__method="measured",
         intervals__images=8,
-        intervals__bins=4,
         budgets__method="measured",
         budgets__sizes=[0.6],
         budgets__trial_steps=2,
