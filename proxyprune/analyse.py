@@ -92,7 +92,6 @@ def _cost_model(program: Program, coupling: Coupling, names: tuple[str, ...]) ->
         mac_terms=macs,
         param_terms=params,
         weight_terms=weights,
-        ancestors={name: (name,) for name in names},
         base_macs=int(macs.terms(full).sum()),
         base_params=int(params.terms(full).sum()),
     )

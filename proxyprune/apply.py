@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.bypass import watch
-from proxyprune.calling import ExampleInputs, call_arguments, evaluation, on_device_of, tensors_of
+from proxyprune.calling import ExampleInputs, as_if_exporting, call_arguments, evaluation, on_device_of, tensors_of
 from proxyprune.errors import VerificationError
 from proxyprune.follow import Follower, confirm, layer_attributes, obvious_changes
 from proxyprune.graph import ModelGraph
 from proxyprune.observe import Observer, Parted
 from proxyprune.plan import PrunePlan
 from proxyprune.predict import Prediction
-from proxyprune.skeleton import Ghost, skeleton
+from proxyprune.skeleton import Ghost, empty_inputs, skeleton
 from proxyprune.surgery import Surgery, perform, pruned_copy, rewire
 from proxyprune.verify import Difference
 
@@ -101,6 +101,24 @@ def _at_once(model: nn.Module, prediction: Prediction, example_inputs: ExampleIn
         return Applied(_cut(model, surgery, observed, inplace=inplace), surgery)
     except (Parted, VerificationError):
         return None
+
+
+def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> bool:
+    """Whether a skeleton, cut with the obvious attributes, does what is predicted; a no only says that a search is needed."""
+    if prediction.removed:
+        return False
+    ghost = Ghost.meta()
+    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *obvious_changes(model, prediction)), ())
+    pruned = _pruned_skeleton(model, prediction, surgery, ghost)
+    args, kwargs = empty_inputs(call_arguments(on_device_of(model, example_inputs)), ghost)
+    observer = Observer(prediction)
+    try:
+        with evaluation(pruned), ghost.running(), as_if_exporting(), observer:
+            pruned(*args, **kwargs)
+        observer.ended()
+    except (Parted, Exception):  # noqa: BLE001  whatever a forward raises, the search says where
+        return False
+    return True
 
 
 def _has_no_values(model: nn.Module) -> bool:

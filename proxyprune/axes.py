@@ -29,12 +29,11 @@ FIXED = 0
 class Divisible:
     """The number of kept positions on an axis must stay a multiple of `parts`.
 
-    When `balanced`, the axis is cut into `parts` equal runs, which should each keep the same number where the axis is one channel group.
+    Where the axis is one channel group, it is cut into `parts` equal runs, which should each keep the same number.
     """
 
     axis: LabelArray
     parts: int
-    balanced: bool
 
 
 @dataclass(frozen=True)

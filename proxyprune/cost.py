@@ -7,7 +7,7 @@ products of attention, as torch.utils.flop_counter does under the math attention
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,7 +86,6 @@ class CostModel:
         mac_terms: MACs.
         param_terms: Parameters.
         weight_terms: MACs of linear layers and convolutions alone.
-        ancestors: Block id as used in the terms -> ids of all blocks that contain it, itself included.
     """
 
     groups: tuple[str, ...]
@@ -94,7 +93,6 @@ class CostModel:
     mac_terms: Polynomial = field(repr=False)
     param_terms: Polynomial = field(repr=False)
     weight_terms: Polynomial = field(repr=False)
-    ancestors: Mapping[str, tuple[str, ...]] = field(repr=False)
     base_macs: int = 0
     base_params: int = 0
 
@@ -122,17 +120,14 @@ class CostModel:
         """Parameters by block; "" holds what lies in no block."""
         return self._by_block(self.param_terms, atoms, removed)
 
-    def _gone(self, block: str, removed: Collection[str]) -> bool:
-        return any(ancestor in removed for ancestor in self.ancestors.get(block, (block,)))
-
     def _total(self, terms: Polynomial, atoms: Counts, removed: Collection[str]) -> int:
         values = terms.terms(atoms)
         if removed:
-            values = values[[not self._gone(block, removed) for block in terms.blocks]]
+            values = values[[block not in removed for block in terms.blocks]]
         return int(values.sum())
 
     def _by_block(self, terms: Polynomial, atoms: Counts, removed: Collection[str]) -> dict[str, int]:
         totals: dict[str, int] = {}
         for block, value in zip(terms.blocks, terms.terms(atoms).tolist(), strict=True):
-            totals[block] = totals.get(block, 0) + (0 if removed and self._gone(block, removed) else int(value))
+            totals[block] = totals.get(block, 0) + (0 if block in removed else int(value))
         return totals

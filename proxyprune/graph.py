@@ -32,15 +32,12 @@ class Member:
     Attributes:
         parameter: Name in the model's state dict (the first one, for a shared parameter).
         dim: Dimension that shrinks.
-        conv_groups: 1, or the number of convolution groups when `dim` is the input dimension of a grouped
-            kernel, [out, in / conv_groups, ...]: positions then count input channels, and each group drops its own.
         positions: [atoms, multiplicity]; row k holds the indices along `dim` that leave with atom k.
     """
 
     parameter: str
     dim: int
     positions: IndexArray = field(repr=False, compare=False)
-    conv_groups: int = 1
 
     def __iter__(self) -> Iterator[str | int]:
         """Unpack as (parameter, dim)."""

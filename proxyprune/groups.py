@@ -256,7 +256,7 @@ def _steps(
             multiplicity = int((groups == group).sum()) // atoms[group]
             steps[group] = math.lcm(steps[group], parts // math.gcd(parts, multiplicity))
         alone = len(np.unique(groups)) == 1 and groups[0] >= 0
-        if constraint.balanced and options.norm_groups == "balanced" and alone:
+        if options.norm_groups == "balanced" and alone:
             group = int(groups[0])
             layout = _bins(atom_of[found], constraint.parts, atoms[group])
             if layout is not None and len(set(layout)) > len(set(bins[group] or ())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from proxyprune.analyse import analyse
-from proxyprune.apply import attempt_surgery, blamed_groups
+from proxyprune.apply import attempt_surgery, blamed_groups, runs_as_predicted
 from proxyprune.calling import ExampleInputs
 from proxyprune.capture import capture
 from proxyprune.couple import Amendments
@@ -28,6 +29,8 @@ CONV_GROUPS = ("balanced", "whole")
 
 _TIES_TRIED = 8
 _PINS_TRIED = 6
+_DRAWS = 3
+_PROBE_SEED = 0
 
 
 def trace(
@@ -91,7 +94,8 @@ def probe_groups(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGr
 class Finding:
     """A difference, with the groups that are cut where it shows.
 
-    `depth` counts the probes that passed before: shallow cuts come first, then deep ones, which show what integer division hides.
+    `depth` counts the probes that passed before: shallow cuts come first, then deep ones, which show what integer division hides, then
+    drawn ones.
     """
 
     depth: int
@@ -105,9 +109,9 @@ class Finding:
 
 
 def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> Finding | None:
-    for depth, cuts in enumerate((_distinct_cuts(graph), [_fewer(group, _steps_to_floor(group)) for group in graph.prunable])):
+    for depth, cuts in enumerate(_probes(graph)):
         prediction = Prediction(graph, cuts, frozenset())
-        if all(mask.all() for mask in prediction.kept):
+        if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, example_inputs):
             continue
         _, difference = attempt_surgery(model, prediction, example_inputs)
         if difference is not None:
@@ -187,6 +191,19 @@ def with_pins(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reas
 def _place(group: ChannelGroup) -> tuple[str, int]:
     """Where a group stands, the numbers of the layers left out: "blocks.3.attn.qkv.weight" is at "blocks.#.attn.qkv.weight"."""
     return re.sub(r"\d+", "#", group.members[0].parameter), group.members[0].dim
+
+
+def _probes(graph: ModelGraph) -> Iterator[list[NDArray[np.bool_]]]:
+    """Shallow cuts, deep ones, and some that cut every group by its own share, drawn from a fixed seed.
+
+    A width that a forward divides by another still comes out right where both lose the same share; a draw that leaves one of them
+    whole, or cuts it further, tells them apart.
+    """
+    yield _distinct_cuts(graph)
+    yield [_fewer(group, _steps_to_floor(group)) for group in graph.prunable]
+    draw = random.Random(_PROBE_SEED)
+    for _ in range(_DRAWS):
+        yield [_fewer(group, draw.choice((0, draw.randint(0, _steps_to_floor(group))))) for group in graph.prunable]
 
 
 def _distinct_cuts(graph: ModelGraph) -> list[NDArray[np.bool_]]:

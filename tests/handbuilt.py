@@ -76,14 +76,12 @@ def graph_of(groups: tuple[ChannelGroup, ...], blocks: tuple[Block, ...], terms:
     polynomial = Polynomial.build(terms, len(prunable))
     full = np.array([group.atoms for group in prunable], dtype=np.int64)
     total = int(polynomial.terms(full).sum())
-    ancestors = {block.id: tuple(other.id for other in blocks if (block.id + ".").startswith(other.id + ".")) for block in blocks}
     cost = CostModel(
         groups=tuple(group.id for group in prunable),
         full=full,
         mac_terms=polynomial,
         param_terms=polynomial,
         weight_terms=polynomial,
-        ancestors=ancestors,
         base_macs=total,
         base_params=total,
     )

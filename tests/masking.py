@@ -73,16 +73,7 @@ def zero_dropped(model: nn.Module, graph: Any, kept: Mapping[str, tuple[int, ...
         for member in group.members:
             tensor = tensors[member.parameter]
             for position in (int(p) for atom in dropped for p in member.positions[atom]):
-                _channel(tensor, member.dim, member.conv_groups, position).zero_()
-
-
-def _channel(tensor: Tensor, dim: int, conv_groups: int, position: int) -> Tensor:
-    """View of one channel of a parameter; a grouped kernel stores it only in the rows of its own convolution group."""
-    if conv_groups == 1:
-        return tensor.select(dim, position)
-    conv_group, local = divmod(position, tensor.shape[dim])
-    rows = tensor.shape[0] // conv_groups
-    return tensor.narrow(0, conv_group * rows, rows).select(dim, local)
+                tensor.select(member.dim, position).zero_()
 
 
 # --------------------------------------------------------------------------------------------------------- held statistics

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from test_properties import ImageAttention, random_plan
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from zoo import NETWORKS
+from zoo import NETWORKS, FusedQkvAttention
 
 import proxyprune as pp
-from proxyprune.errors import ExampleInputsError, InputError, TraceError
+from proxyprune.errors import ExampleInputsError, InputError, TraceError, VerificationError
 
 
 class DataDependent(nn.Module):
@@ -115,6 +118,20 @@ def test_a_width_that_two_tensors_must_share_is_tied() -> None:
     assert any("qkv.weight:1" in key for key in tied)
     (stream,) = [group for group in graph.prunable if "patch.weight:0" in [f"{m.parameter}:{m.dim}" for m in group.members]]
     assert stream.unit > 1
+
+
+def test_widths_that_one_forward_divides_are_told_apart_though_both_lose_the_same_share() -> None:
+    """A head's dimension is the stream over the heads: right when both lose a quarter, and when both lose all but one of four."""
+    attention = ImageAttention(24, FusedQkvAttention(24, 4))
+    model = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), attention, nn.Conv2d(24, 3, 1)).eval()
+    inputs = torch.randn(1, 3, 8, 8)
+    free = pp.trace(model, inputs, norm_groups="whole", probe=False)
+    with pytest.raises(VerificationError):
+        pp.apply_plan(model, random_plan(free, random.Random(2)), inputs, graph=free)
+    graph = pp.trace(model, inputs, norm_groups="whole")
+    assert graph.prunable
+    for seed in range(8):
+        pp.apply_plan(model, random_plan(graph, random.Random(seed)), inputs, graph=graph)
 
 
 def test_an_op_without_a_rule_is_reported_and_pins() -> None:

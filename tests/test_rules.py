@@ -216,6 +216,7 @@ FREE: dict[str, Case] = {
     "pad_space": images(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "select_token": tokens(lambda m, x: x[:, 0]),
     "roll_tokens": tokens(lambda m, x: x.roll(1, 1)),
+    "triangle_of_space": images(lambda m, x: torch.tril(x, 2) + torch.triu(x)),
     "class_token": tokens(lambda m, x: torch.cat([m.token.expand(BATCH, -1, -1), x], 1), token=(1, 1, WIDTH)),
     "embedding": tokens(lambda m, x: x + m.table(torch.arange(LENGTH)), table=lambda: nn.Embedding(9, WIDTH)),
     "embedding_bag": tokens(lambda m, x: x + m.table(torch.arange(6).view(BATCH, 3))[:, None], table=lambda: nn.EmbeddingBag(6, WIDTH)),

@@ -564,11 +564,7 @@ def test_derived_seeds_are_fixed_for_ever() -> None:
 
 def naive(tensor: Tensor, member: Member, atom: int) -> Tensor:
     """The slice of one atom, element by element."""
-    if member.conv_groups == 1 or member.dim == 0:
-        return torch.cat([tensor.select(member.dim, int(p)).flatten() for p in member.positions[atom]])
-    grouped = tensor.view(member.conv_groups, -1, *tensor.shape[1:])
-    size = tensor.shape[1]
-    return torch.cat([grouped[p // size, :, p % size].flatten() for p in map(int, member.positions[atom])])
+    return torch.cat([tensor.select(member.dim, int(p)).flatten() for p in member.positions[atom]])
 
 
 def naive_importance(state: Mapping[str, Tensor], group: ChannelGroup, statistic: str) -> list[float]:
@@ -597,8 +593,8 @@ def test_channel_importance_equals_the_loop_over_every_slice(kind: str, statisti
         np.testing.assert_allclose(found[group.id], naive_importance(state, group, statistic), rtol=1e-5)
 
 
-def member(parameter: str, dim: int, positions: Any, conv_groups: int = 1) -> Member:
-    return Member(parameter, dim, np.array(positions, dtype=np.int64), conv_groups)
+def member(parameter: str, dim: int, positions: Any) -> Member:
+    return Member(parameter, dim, np.array(positions, dtype=np.int64))
 
 
 def group(*members: Member) -> ChannelGroup:
@@ -612,9 +608,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], Member]] = {
     "middle of a bare parameter": ((2, 6, 3), member("w", 1, [[5], [0]])),
     "last of a bare parameter": ((2, 3, 6), member("w", 2, [[5], [0]])),
     "kernel": ((6, 3, 2, 2), member("w", 0, [[1], [5]])),
-    "input of a grouped kernel": ((6, 2, 3, 3), member("w", 1, [[0, 2, 4], [1, 3, 5]], 3)),
-    "output of a grouped transposed kernel": ((6, 4, 3), member("w", 1, [[0, 4], [3, 7]], 2)),
-    "rows of a grouped kernel": ((6, 2, 3, 3), member("w", 0, [[0, 2, 4], [1, 3, 5]], 3)),
+    "input of a grouped kernel": ((6, 2, 3, 3), member("w", 1, [[0], [1]])),
+    "output of a grouped transposed kernel": ((6, 4, 3), member("w", 1, [[0], [3]])),
+    "rows of a grouped kernel": ((6, 2, 3, 3), member("w", 0, [[0, 2, 4], [1, 3, 5]])),
 }
 
 

@@ -68,7 +68,7 @@ def _shrink_groups(walk: Walk, node: Node, channels: LabelArray, groups: int) ->
     one_run = bool((channels != FIXED).all() and (np.diff(channels) == 1).all())  # not a concatenation
     if walk.options.norm_groups == "whole" and one_run:
         return {position_of(node, "num_groups"): walk.labels.tie_within_runs(channels, groups, walk.where(node))}
-    walk.labels.divisible.append(Divisible(channels, groups, balanced=True))
+    walk.labels.divisible.append(Divisible(channels, groups))
     if walk.options.norm_groups == "reduced":
         return {position_of(node, "num_groups"): CommonDivisor(groups, channels)}
     return {}

@@ -53,10 +53,9 @@ STATISTICS: Mapping[str, Statistic] = {
 
 @dataclass(frozen=True)
 class _Cut:
-    """A parameter as seen by the members that cut it: its rows are in `conv_groups` runs, and `dims` of it are cut."""
+    """A parameter and the dimensions of it that are cut."""
 
     parameter: str
-    conv_groups: int
     dims: tuple[int, ...]
 
 
@@ -87,7 +86,7 @@ def group_importance(state: Mapping[str, Tensor], groups: Iterable[ChannelGroup]
     sums = _sums_along(state, _cuts(member for _, member in cut), rule)
     totals = {group.id: np.zeros(group.atoms, dtype=np.float64) for group in groups}
     for group, member in cut:
-        values = sums[member.parameter, member.dim, _grouped(member)]
+        values = sums[member.parameter, member.dim]
         totals[group.id] += rule.member(values[member.positions].sum(axis=1))
     return {group: rule.total(values) for group, values in totals.items()}
 
@@ -100,41 +99,36 @@ def _counts(state: Mapping[str, Tensor], member: Member) -> bool:
 def _check_shape(tensor: Tensor, group: ChannelGroup, member: Member) -> None:
     if is_fake(tensor):
         raise WeightsError(f"Parameter '{member.parameter}' {tuple(tensor.shape)} has no values. Load the weights before scoring channels.")
-    size = tensor.shape[member.dim] * _grouped(member) if member.dim < tensor.ndim else 0
+    size = tensor.shape[member.dim] if member.dim < tensor.ndim else 0
     last = int(member.positions.max(initial=-1))
-    if last >= size or (member.dim > 0 and tensor.shape[0] % member.conv_groups):
+    if last >= size:
         raise WeightsError(
             f"Parameter '{member.parameter}' has shape {tuple(tensor.shape)}, but group '{group.id}' cuts dimension {member.dim} of it "
             f"up to index {last}. The graph belongs to another model; trace this one."
         )
 
 
-def _grouped(member: Member) -> int:
-    """Convolution groups that `positions` run over: only input channels are numbered across groups."""
-    return member.conv_groups if member.dim > 0 else 1
-
-
 def _cuts(members: Iterable[Member]) -> Iterator[_Cut]:
-    dims: dict[tuple[str, int], set[int]] = {}
+    dims: dict[str, set[int]] = {}
     for member in members:
-        dims.setdefault((member.parameter, _grouped(member)), set()).add(member.dim)
-    return (_Cut(parameter, conv_groups, tuple(sorted(found))) for (parameter, conv_groups), found in dims.items())
+        dims.setdefault(member.parameter, set()).add(member.dim)
+    return (_Cut(parameter, tuple(sorted(found))) for parameter, found in dims.items())
 
 
-def _sums_along(state: Mapping[str, Tensor], cuts: Iterator[_Cut], rule: Statistic) -> dict[tuple[str, int, int], FloatArray]:
-    """(parameter, dim, conv_groups) -> sum of the transformed values at each index of that dimension.
+def _sums_along(state: Mapping[str, Tensor], cuts: Iterator[_Cut], rule: Statistic) -> dict[tuple[str, int], FloatArray]:
+    """(parameter, dim) -> sum of the transformed values at each index of that dimension.
 
     The work stays on the tensors' device; all results of one device come over in a single copy.
     """
-    found: dict[torch.device, list[tuple[tuple[str, int, int], Tensor]]] = {}
+    found: dict[torch.device, list[tuple[tuple[str, int], Tensor]]] = {}
     workspaces: dict[tuple[torch.device, torch.dtype], Tensor] = {}
     with torch.no_grad():
         for cut in cuts:
             tensor = state[cut.parameter].detach()
             tensor = tensor.abs() if tensor.is_complex() else tensor
             for dim, sums in _sums(tensor, cut, rule, workspaces):
-                found.setdefault(tensor.device, []).append(((cut.parameter, dim, cut.conv_groups), sums))
-        result: dict[tuple[str, int, int], FloatArray] = {}
+                found.setdefault(tensor.device, []).append(((cut.parameter, dim), sums))
+        result: dict[tuple[str, int], FloatArray] = {}
         for pairs in found.values():
             flat = torch.cat([sums for _, sums in pairs]).cpu().double().numpy()
             start = 0
@@ -149,24 +143,23 @@ def _sums(
 ) -> Iterator[tuple[int, Tensor]]:
     """Reduce one parameter along each of the dims of a cut, reading it once.
 
-    Seen as [conv_groups, rows, rest], the sum over rest belongs to dimension 0 and the sum over rows leads to all others.
+    Seen as [rows, rest], the sum over rest belongs to dimension 0 and the sum over rows leads to all others.
     """
-    view = tensor.reshape(cut.conv_groups, tensor.shape[0] // cut.conv_groups, -1)
+    view = tensor.reshape(tensor.shape[0], -1)
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     by_row: list[Tensor] = []
-    by_rest = torch.zeros(view.shape[0], view.shape[2], dtype=dtype, device=tensor.device)
-    for part in torch.split(view, max(1, _CHUNK // (view.shape[0] * view.shape[2])), dim=1):
+    by_rest = torch.zeros(view.shape[1], dtype=dtype, device=tensor.device)
+    for part in torch.split(view, max(1, _CHUNK // view.shape[1])):
         values = _transformed(part, dtype, rule, workspaces)
         if 0 in cut.dims:
-            by_row.append(values.sum(dim=2))
+            by_row.append(values.sum(dim=1))
         if cut.dims != (0,):
-            by_rest += values.sum(dim=1)
+            by_rest += values.sum(dim=0)
     for dim in cut.dims:
         if dim == 0:
-            yield dim, torch.cat(by_row, dim=1).flatten()
+            yield dim, torch.cat(by_row)
         else:
-            rest = by_rest.reshape(cut.conv_groups, *tensor.shape[1:])
-            yield dim, rest.movedim(dim, 1).flatten(2).sum(dim=2).flatten() if rest.ndim > 2 else rest.flatten()
+            yield dim, by_rest.reshape(tensor.shape[1:]).movedim(dim - 1, 0).flatten(1).sum(dim=1) if tensor.ndim > 2 else by_rest
 
 
 def _transformed(part: Tensor, dtype: torch.dtype, rule: Statistic, workspaces: dict[tuple[torch.device, torch.dtype], Tensor]) -> Tensor:
