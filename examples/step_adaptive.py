@@ -24,11 +24,11 @@ SAMPLES = 400
 SAMPLING_STEPS = 20
 
 
-def run(out: Path) -> None:
-    """Plan, train, sample and compare."""
+def run(out: Path, steps: int = STEPS, samples: int = SAMPLES) -> None:
+    """Plan, train, sample and compare; `steps` are those of one full-size model, whose cost is the limit."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    config = StepAdaptiveConfig.preset("digits").with_values({"compute.reference_steps": STEPS, "intervals.count": 3, "run.cpu": True})
+    config = StepAdaptiveConfig.preset("digits").with_values({"compute.reference_steps": steps, "intervals.count": 3, "run.cpu": True})
     (out / "config.json").write_text(config.to_text(), encoding="utf-8")
     command("plan", "--config", str(out / "config.json"), "--plot", str(out / "plan.png"))
     command("train", "--config", str(out / "config.json"), "--out", str(out / "run"))
@@ -40,7 +40,7 @@ def run(out: Path) -> None:
     adaptive = StepAdaptivePipeline.from_pretrained(out / "run" / "pipeline")
     features, rows, grids = load_features("digits"), [], []
     for name, pipeline in (("one full-size model", full), ("step-adaptive", adaptive)):
-        images = pipeline.generate(SAMPLES, steps=SAMPLING_STEPS, batch_size=100)
+        images = pipeline.generate(samples, steps=SAMPLING_STEPS, batch_size=100)
         found = evaluate(pipeline, trainer.setup.data, features, steps=SAMPLING_STEPS, images_given=images, seconds_given=0.0)
         rows.append((name, found.sampling_macs, found.relative_macs, found.frechet))
         grids.append(grid(images[:64], scale=4))
@@ -48,7 +48,7 @@ def run(out: Path) -> None:
     print(f"\n{'':<22}{'MACs an image':>16}{'of the base':>13}{'Frechet distance':>19}{'95 % interval':>20}")
     for name, macs, relative, distance in rows:
         print(f"{name:<22}{macs:>16,}{relative:>13.1%}{distance.value:>19.2f}{f'{distance.low:.2f} to {distance.high:.2f}':>20}")
-    print(f"\n{SAMPLES} samples, {SAMPLING_STEPS} DDIM steps, seed 0, features {features.name}; one seed.")
+    print(f"\n{samples} samples, {SAMPLING_STEPS} DDIM steps, seed 0, features {features.name}; one seed.")
     print(f"Samples side by side: {out / 'side-by-side.png'}; intervals and budgets: {out / 'plan.png'}; ledger: {out / 'run'}/ledger.json")
 
 
@@ -62,7 +62,9 @@ def command(*arguments: str) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--out", type=Path, default=Path("demo-output/step-adaptive"))
-    run(arguments.parse_args().out)
+    arguments.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of the full-size model that all is measured by")
+    arguments.add_argument("--samples", type=int, default=SAMPLES, help="images to draw from each")
+    run(**vars(arguments.parse_args()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from proxyprune.cli import main
 from proxyprune.modelfile import load_model_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SCRIPTS = {"demo.py", "custom_scorer.py"}
+SCRIPTS = {"demo.py", "custom_scorer.py", "step_adaptive.py"}
 WITHOUT_WEIGHTS = {"stable_diffusion.py"}
 MODEL_FILES = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in SCRIPTS)
 
@@ -50,6 +50,17 @@ def test_custom_scorer_runs():
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of parallel tests get in each other's way
     found = subprocess.run([sys.executable, EXAMPLES / "custom_scorer.py"], capture_output=True, text=True, check=True, env=alone).stdout
     assert "left: 50.0% of the MACs" in found
+
+
+def test_step_adaptive_script_runs(tmp_path):
+    """The script plans, trains experts, and compares them with one full-size model at the same compute; here with few steps."""
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, EXAMPLES / "step_adaptive.py", "--out", tmp_path, "--steps", "40", "--samples", "100"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=alone).stdout
+    assert "one full-size model" in found
+    assert (tmp_path / "side-by-side.png").is_file()
+    spent = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert 0 < spent["spent_macs"] <= spent["limit_macs"]
 
 
 def test_every_example_is_tried():

@@ -278,6 +278,8 @@ BROKEN = {
 @pytest.mark.parametrize("kind", list(BROKEN))
 def test_a_broken_plug_in_is_listed_with_its_error_and_harms_nobody(kind: str, install: Callable[..., Path]) -> None:
     """Listing names the fault, asking for it raises ScorerLoadError, and other scorers work as before."""
+    before = [info.name for info in scorers() if info.error is None]
+    assert before[: len(BUILT_IN)] == list(BUILT_IN)
     source, fault = BROKEN[kind]
     install("acme-broken", "flat = acme_broken:FlatScorer", acme_broken=source)
     (info,) = listed("flat")
@@ -286,7 +288,7 @@ def test_a_broken_plug_in_is_listed_with_its_error_and_harms_nobody(kind: str, i
     assert "acme" in info.error
     with pytest.raises(ScorerLoadError, match="flat"):
         find("flat", {})
-    assert [info.name for info in scorers() if info.error is None] == list(BUILT_IN)
+    assert [info.name for info in scorers() if info.error is None] == before
     assert score(graph_of("adders"), "random").scorer == "random"
 
 
