@@ -19,7 +19,7 @@ from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.images import beside, grid, save_picture
 
-STEPS = 900
+STEPS = 400
 SAMPLES = 400
 SAMPLING_STEPS = 20
 
