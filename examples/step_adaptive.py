@@ -2,7 +2,7 @@
 
     python examples/step_adaptive.py --out demo-output/step-adaptive
 
-About two minutes on two cores. The same through the command line: see docs/tutorials/step-adaptive.md.
+A few minutes on two cores. The same through the command line: see docs/tutorials/step-adaptive.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.images import beside, grid, save_picture
 
-STEPS = 400
+STEPS = 200
 SAMPLES = 400
 SAMPLING_STEPS = 20
 
