@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 
 .venv: $(STAMP) ## create the virtual environment with the tested versions
 
-demo: $(STAMP) ## train a small diffusion U-Net, then describe, score and prune it; then step-adaptive (about five minutes)
+demo: $(STAMP) ## train a small diffusion U-Net, then describe, score and prune it; then step-adaptive
 	$(BIN)/python examples/demo.py --out demo-output
 
 test: $(STAMP) ## run the tests

@@ -2,7 +2,7 @@
 
     python examples/step_adaptive.py --out demo-output/step-adaptive
 
-A few minutes on two cores. The same through the command line: see docs/tutorials/step-adaptive.md.
+The same through the command line: see docs/tutorials/step-adaptive.md.
 """
 
 from __future__ import annotations
