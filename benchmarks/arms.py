@@ -30,6 +30,7 @@ def local_llm(url: str | None, *, real_names: bool, samples: int = LOCAL_SAMPLES
         samples=samples,
         max_samples=samples,
         concurrency=1,
+        timeout_seconds=1200.0,
         deadline_seconds=3000.0,
         real_names=real_names,
         cache=REPLIES,
