@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import pytest
 from pages import MARKERS, PAGES, ROOT, command_named, fences, inline, name_of, option_names, parse, prose
 
 from proxyprune.cli import main
 
+sys.path.insert(0, str(ROOT / "scripts"))
+import site_hooks
+
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+SHELLS = ("bash", "zsh", "fish")
+"""Lines for start-up files; `test_start_up_lines` tries them."""
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=name_of)
 COMMANDS = [(name_of(fence.page), words) for page in PAGES for fence in fences(page) for words in fence.commands]
 
@@ -69,7 +80,7 @@ def test_other_commands(words):
 def test_code_is_in_blocks_that_are_run(page):
     """Blocks are Python, prompts with commands, TOML or plain text; markers are known; no command hides outside of a block."""
     for fence in fences(page):
-        assert fence.language in ("python", "console", "toml", "text"), f"{fence}: {fence.language!r} is no language that is run"
+        assert fence.language in ("python", "console", "toml", "text", *SHELLS), f"{fence}: {fence.language!r} is no language that is run"
         assert set(fence.markers) <= set(MARKERS), fence
         if fence.language == "console":
             assert all(line.startswith("$ ") for line in fence.lines), f"{fence}: a line without a prompt is not run"
@@ -119,3 +130,51 @@ def test_links_lead_somewhere(page):
     """Relative links point to files that exist."""
     for target in _LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / target).resolve().exists(), target
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_start_up_lines(shell):
+    """The lines for start-up files ask the program for that shell's script; bash, which is here, runs its own and then completes."""
+    page = ROOT / "docs" / "how-to" / "shell-completion.md"
+    (code,) = (fence.code for fence in fences(page) if fence.language == shell)
+    assert f"_PROXYPRUNE_COMPLETE={shell}_source proxyprune" in code
+    if shell == "bash":
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", f"{code}\ncomplete -p proxyprune"], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+        )
+        assert "_proxyprune_completion" in done.stdout
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "benchmarks").glob("*.md")), ids=name_of)
+def test_figures_link_to_what_was_measured(page):
+    """Every section of a benchmark page that has a table or a picture links to its JSON, or the top of the page does; so does README."""
+    linked = re.compile(r"\]\(\.\./\.\./benchmarks/results/[\w.-]+\.json\)")
+    top, *sections = re.split(r"(?m)^## ", page.read_text(encoding="utf-8"))
+    for section in sections:
+        if re.search(r"(?m)^(\||!\[)", section):
+            assert linked.search(section) or linked.search(top), section.partition("\n")[0]
+    assert linked.search("".join((top, *sections)))
+
+
+def test_the_site_has_results_and_options():
+    """Links to results are rewritten for the place of the page, and the reference gets every command's options from the command."""
+    found = site_hooks.on_page_markdown(
+        "[a](../../benchmarks/results/a.json)", SimpleNamespace(file=SimpleNamespace(src_uri="benchmarks/index.md")), None, None
+    )
+    assert found == "[a](results/a.json)"
+    reference = site_hooks.with_options((ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"))
+    documented = set(re.findall(r"(?m)^## proxyprune ([\w ]+)$", reference))
+    assert documented == {" ".join(words) for words in every_command(main)}
+    for words in every_command(main):
+        section = reference.partition(f"## proxyprune {' '.join(words)}\n")[2].partition("\n## ")[0]
+        for option in option_names(command_named(list(words))[0]) - {"--version", "--help"}:
+            assert option in section, f"{words}: {option}"
+
+
+def every_command(group: click.Group, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Words of every command that is no group."""
+    found = []
+    for name, command in group.commands.items():
+        found += every_command(command, (*above, name)) if isinstance(command, click.Group) else [(*above, name)]
+    return found

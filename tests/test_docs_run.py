@@ -91,7 +91,7 @@ def follow_toml(fence: Fence, names: Names) -> None:
 
 
 def follow_text(fence: Fence, names: Names) -> None:
-    """A drawing; `test_docs.py` sees that it is no code."""
+    """A drawing, or a line for a start-up file; `test_docs.py` looks at both."""
 
 
 RUNNERS: dict[str, Callable[[Fence, Names], None]] = {
@@ -99,4 +99,5 @@ RUNNERS: dict[str, Callable[[Fence, Names], None]] = {
     "python": follow_python,
     "toml": follow_toml,
     "text": follow_text,
+    **dict.fromkeys(("bash", "zsh", "fish"), follow_text),
 }
