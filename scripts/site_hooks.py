@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from pathlib import Path
@@ -60,6 +61,6 @@ def options_table(words: list[str]) -> str:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None:
-            name, text = (part.replace("|", "\\|") for part in record)
-            rows.append(f"| `{name}` | {text.replace('<', '&lt;')} |")
+            name, text = (html.escape(part).replace("|", "&#124;") for part in record)
+            rows.append(f"| <code>{name}</code> | {text} |")
     return "\n".join(rows)
