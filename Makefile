@@ -7,7 +7,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PARTS   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py) # imported by benchmarks, no benchmarks themselves
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs local-llm bench clean
+.PHONY: help demo test check format docs wheel local-llm bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ format: $(STAMP) ## let ruff mend what it can
 
 docs: $(STAMP) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(STAMP) ## build wheel and sdist into dist/, and try the wheel in an empty environment (several minutes)
+	$(BIN)/python scripts/check_wheel.py
 
 local-llm: $(STAMP) ## rank with a real language model on this machine (compiles llama.cpp: about ten minutes)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[local]"

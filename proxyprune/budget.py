@@ -67,7 +67,7 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
         raise TargetError(f"Target {target!r} is not positive; {_EXPECTED}.")
     if value < 1:
         limit = math.floor(value * base)
-    elif not isinstance(target, str) and (value.denominator != 1 or (isinstance(target, float) and value < 1000)):
+    elif _is_fraction_gone_wrong(target, value):
         raise TargetError(f"Target {target!r} is neither below 1 nor a whole number of {metric}; {_EXPECTED}.")
     else:
         limit = math.floor(value)
@@ -78,6 +78,14 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
             f"{_EXPECTED}."
         )
     return budget
+
+
+def _is_fraction_gone_wrong(target: Target, value: Fraction) -> bool:
+    """Whether a value from 1 up was meant as a share, or as nothing at all: 1.5, "1.5", "150%", 2.0."""
+    if isinstance(target, str):
+        text = target.strip()
+        return text.endswith("%") or (value.denominator != 1 and not text[-1].isalpha())
+    return value.denominator != 1 or (isinstance(target, float) and value < 1000)
 
 
 def _plain(target: Target) -> Target:

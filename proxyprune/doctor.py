@@ -58,6 +58,21 @@ class Device:
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """A data set that diffusion training knows by name.
+
+    Attributes:
+        name: As given to `--source`.
+        place: Where it is, or what brings it; None when it is not here.
+        advice: How to get it; "" when it is here.
+    """
+
+    name: str
+    place: str | None
+    advice: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything that `proxyprune doctor` reports.
 
@@ -70,6 +85,7 @@ class Diagnosis:
         devices: What torch can use here.
         scorers: (name, origin, error or None) of every registered scorer.
         keys: Environment variable -> whether it is set.
+        data_sets: Named data sets, found or not.
     """
 
     version: str
@@ -80,6 +96,7 @@ class Diagnosis:
     devices: tuple[Device, ...]
     scorers: tuple[tuple[str, str, str | None], ...]
     keys: dict[str, bool]
+    data_sets: tuple[DataSet, ...] = ()
 
     @property
     def extras(self) -> dict[str, tuple[Package, ...]]:
@@ -89,7 +106,7 @@ class Diagnosis:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What keeps something from working that should work; an extra that is left out is no problem."""
+        """What keeps something from working that should work; an extra or a data set that is left out is no problem."""
         broken = [f"{p.name} {p.problem}. Run: pip install '{p.name}{p.wanted}'" for p in self.packages if not p.extra and p.problem]
         broken += [f"Device {device.name}: {device.problem}" for device in self.devices if device.problem]
         broken += [f"Scorer {name}: {error}" for name, _, error in self.scorers if error]
@@ -107,12 +124,17 @@ class Diagnosis:
             "devices": [{"name": d.name, "description": d.description, "problem": d.problem} for d in self.devices],
             "scorers": [{"name": name, "origin": origin, "error": error} for name, origin, error in self.scorers],
             "keys": dict(self.keys),
+            "data_sets": [{"name": d.name, "place": d.place, "advice": d.advice or None} for d in self.data_sets],
             "problems": list(self.problems),
         }
 
 
-def examine() -> Diagnosis:
-    """Look at this environment. Nothing is sent anywhere, and no key is read beyond whether it is there."""
+def examine(data_sets: tuple[DataSet, ...] = ()) -> Diagnosis:
+    """Look at this environment. Nothing is sent anywhere, and no key is read beyond whether it is there.
+
+    Args:
+        data_sets: What was found of them, by whoever knows where they lie (`proxyprune.diffusion.available`).
+    """
     from proxyprune import __version__
 
     packages = tuple(_packages())
@@ -125,6 +147,7 @@ def examine() -> Diagnosis:
         devices=tuple(_devices()),
         scorers=tuple((info.name, info.origin, info.error) for info in scorers()),
         keys={name: bool(os.environ.get(name)) for name in KEYS},
+        data_sets=data_sets,
     )
 
 

@@ -33,6 +33,7 @@
     ├── TrainingError             a training run cannot start or go on
     │   ├── DivergedError         the loss is not finite any more
     │   └── ComputeError          the next step would cost more than the ledger allows
+    ├── MissingExtraError         a package is not installed that an extra brings  (also ImportError)
     └── StorageError              a folder cannot be written or read       (also OSError)
         └── JournalError          a journal of measurements belongs to something else, or is damaged
 
@@ -202,6 +203,10 @@ class DivergedError(TrainingError):
 
 class ComputeError(TrainingError):
     """What comes next would cost more training compute than the ledger allows."""
+
+
+class MissingExtraError(ProxyPruneError, ImportError):
+    """A package is not installed that one of proxyprune's extras brings."""
 
 
 class StorageError(ProxyPruneError, OSError):

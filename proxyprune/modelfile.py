@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.errors import ModelFileError, WeightsError
+from proxyprune.extras import how_to_install
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -336,7 +337,8 @@ def _blamed(path: Path, what: str) -> Iterator[None]:
         where = f"{path}:{lines[-1]}" if lines else str(path)
         advice = ""
         if isinstance(error, ModuleNotFoundError):
-            advice = f" Install {error.name}, or put it next to the model file."
+            command = how_to_install(error.name)
+            advice = f" Run: {command}" if command else f" Install {error.name}, or put it next to the model file."
         elif isinstance(error, SystemExit):
             advice = " Put code that is meant for the command line under: if __name__ == '__main__'."
         raise ModelFileError(f"{where}: {what} raised {type(error).__name__}: {str(error).strip() or 'no message'}.{advice}") from error

@@ -2,73 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chromium import DESKTOP, PHONE, Browser, needs_browser
 from results import RESULTS
 
 from proxyprune.reporting import write_report
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="no browser here: apt-get install -y chromium chromium-driver"),
-    pytest.mark.slow,
-]
-
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-_DESKTOP, _PHONE = 1280, 390
-
-
-class Browser:
-    """Headless Chromium, steered through its driver."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(BROWSER)
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-
-    def open(self, page: Path, *, width: int = _DESKTOP, dark: bool = False, media: str = "") -> None:
-        """Load a page at a width, with a colour scheme."""
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": scheme})
-        self.driver.get("about:blank")
-        self.console(), self.requests()
-        self.driver.get(page.resolve().as_uri())
-
-    def console(self) -> list[str]:
-        """Messages since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> list[str]:
-        """Addresses asked for since the last call."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-
-    def run(self, script: str) -> Any:
-        """Value of a piece of JavaScript; the browser's own, the page has none."""
-        return self.driver.execute_script(f"return {script}")
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +38,7 @@ def test_nothing_but_the_file_itself_is_asked_for(browser, pages, name):
     assert [url for url in browser.requests() if not url.startswith("data:")] == [page.resolve().as_uri()]
 
 
-@pytest.mark.parametrize("width", [_DESKTOP, _PHONE])
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
 @pytest.mark.parametrize("name", RESULTS)
 def test_no_sideways_scrolling(browser, pages, name, width):
     """The page is never wider than the window; what is wide scrolls in its own frame."""
@@ -106,7 +49,7 @@ def test_no_sideways_scrolling(browser, pages, name, width):
 
 def test_wide_drawings_scroll_in_their_frame(browser, pages):
     """On a phone the drawing of a long network is wider than its frame, which a keyboard can reach and move."""
-    browser.open(pages["score-long"], width=_PHONE)
+    browser.open(pages["score-long"], width=PHONE)
     assert browser.run("(e => e.scrollWidth > e.clientWidth)(document.querySelector('.drawing'))")
     assert browser.run("document.querySelector('.drawing').tabIndex") == 0
 

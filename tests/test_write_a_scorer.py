@@ -1,30 +1,24 @@
-"""docs/how-to/write-a-scorer.md: its code blocks, as they stand there, are files that work."""
+"""docs/how-to/write-a-scorer.md: what its files make keeps the contract and registers. `test_docs_run.py` runs the files themselves."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pages import ROOT, fences
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "how-to" / "write-a-scorer.md"
-BLOCK = re.compile(r'^```(?P<language>\w+) title="(?P<name>[^"]+)"\n(?P<code>.*?)^```$', re.MULTILINE | re.DOTALL)
-
-
-def blocks() -> dict[str, str]:
-    return {match["name"]: match["code"] for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The reader's folder after following the page."""
     folder = tmp_path_factory.mktemp("reader")
-    for name, code in blocks().items():
-        (folder / name).write_text(code, encoding="utf-8")
+    for fence in fences(PAGE):
+        (folder / fence.title).write_text(fence.code, encoding="utf-8")
     return folder
 
 
@@ -34,24 +28,14 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_code_block_is_a_file():
-    """No block of the page is left out of these tests."""
-    assert PAGE.read_text(encoding="utf-8").count("```") == 2 * len(blocks())
-    assert list(blocks()) == ["spread.py", "test_spread.py", "noisy_loss.py", "use.py", "pyproject.toml"]
+    """The page says the name of every file that it shows."""
+    assert [fence.title for fence in fences(PAGE)] == ["spread.py", "test_spread.py", "noisy_loss.py", "use.py", "pyproject.toml"]
 
 
-def test_the_scorer_passes_its_contract_test(folder):
-    """The reader's own test, run as the reader would."""
-    done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_spread.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
-
-
-def test_the_skeleton_and_the_example_of_use_work(folder):
-    """The second scorer keeps the contract too, and the script of step 3 runs."""
-    check = "from noisy_loss import LossScorer; from proxyprune.testing import check_scorer; check_scorer(LossScorer())"
-    for command in (("-c", check), ("use.py",)):
-        done = run(folder, *command)
-        assert done.returncode == 0, done.stderr
+def test_the_skeleton_keeps_the_contract(folder):
+    """The second scorer of the page passes the suite too."""
+    done = run(folder, "-c", "from noisy_loss import LossScorer; from proxyprune.testing import check_scorer; check_scorer(LossScorer())")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_distribution_registers_the_scorer(folder, tmp_path):

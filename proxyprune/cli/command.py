@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from proxyprune.errors import ProxyPruneError
+from proxyprune.extras import explained
 
 _WANTS_TRACEBACK = "proxyprune.traceback"
 
@@ -27,7 +28,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with explained(f"`{ctx.command_path}`"):
+                return super().invoke(ctx)
         except ProxyPruneError as error:
             if ctx.meta.get(_WANTS_TRACEBACK):
                 raise

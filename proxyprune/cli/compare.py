@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.completion import scorer_list
 from proxyprune.cli.llm_options import SCORERS, LLMOptions, llm_options
 from proxyprune.cli.options import (
     ModelOptions,
@@ -49,7 +50,15 @@ class CompareOptions:
 
 
 _COMPARE = (
-    click.option("--scorers", "-s", default="magnitude,taylor,random", show_default=True, metavar="A,B,...", help="Registered names."),
+    click.option(
+        "--scorers",
+        "-s",
+        default="magnitude,taylor,random",
+        show_default=True,
+        metavar="A,B,...",
+        shell_complete=scorer_list,
+        help="Registered names.",
+    ),
     click.option("--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the MACs, or amounts."),
     click.option("--modes", default="width", show_default=True, metavar="MODE,...", help="width, depth, both."),
     click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions, with seeds from --seed on."),

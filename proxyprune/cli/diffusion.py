@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.completion import PRESETS, SAMPLERS, files, preset_names, sampler_names, scorer_names, setting_names
 from proxyprune.cli.options import file_option, gathered, json_option, plot_option
 from proxyprune.errors import InputError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STAGES = ("all", "base", "layout", "experts", "merge")
-SAMPLERS = "ddim, ddpm, dpm++, euler, heun, unipc, flow, or a class of diffusers"
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,28 @@ _SHORT = {
 """Option -> setting."""
 _CHOICE = (
     click.option(
-        "--preset", metavar="NAME", help="digits (default), digits-class, digits-dit, fashion16, fashion28, fashion32 or ddpm-cifar10"
+        "--preset",
+        metavar="NAME",
+        shell_complete=preset_names,
+        help=f"{PRESETS[0]} (default), {', '.join(PRESETS[1:-1])} or {PRESETS[-1]}.",
     ),
     file_option("--config", "FILE", "Configuration as JSON; a run's folder holds its own."),
-    click.option("--model", "-m", metavar="NAME", help="Preset, diffusers config, or model file path.py[:factory]."),
+    click.option("--model", "-m", metavar="NAME", shell_complete=files, help="Preset, diffusers config, or model file path.py[:factory]."),
     click.option("--source", metavar="DATA", help="digits, fashion-mnist, a folder of images, FILE.npz, or hub:NAME."),
     click.option("--data", "data_path", metavar="PATH", help="Where the files of a named data set are."),
-    click.option("--scorer", "-s", metavar="NAME", help="Scorer that chooses what each expert loses."),
+    click.option("--scorer", "-s", metavar="NAME", shell_complete=scorer_names, help="Scorer that chooses what each expert loses."),
     click.option("--target", "-t", type=float, help="Mean sampling MACs, as a fraction of the base."),
     click.option("--intervals", type=click.IntRange(min=1), help="Number of intervals."),
     click.option("--steps", type=click.IntRange(min=1), help="Training steps of the full-size model that the run may cost as much as."),
     click.option("--seed", type=int, help="Every random choice follows from it."),
-    click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting by dotted name; repeatable."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        shell_complete=setting_names,
+        help="Any other setting by dotted name; repeatable.",
+    ),
 )
 choice_options = gathered("choice", _choice, _CHOICE, names=("preset", "config", "settings", *_SHORT))
 
@@ -245,12 +255,17 @@ _DRAWING = (
     click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
     click.option("--count", "-n", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images."),
     click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
-    click.option("--sampler", metavar="NAME", help=f"{SAMPLERS}; the saved one by default."),
+    click.option(
+        "--sampler",
+        metavar="NAME",
+        shell_complete=sampler_names,
+        help=f"{', '.join(SAMPLERS)}, or a class of diffusers; the saved one by default.",
+    ),
     click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time; changes no image."),
     click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images."),
     click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
     click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
-    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", help="Model file, if the networks came from one."),
+    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
 )
 drawing_options = gathered("drawing", Drawing, _DRAWING)
 

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 @traceback_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what is installed, which devices work, and what is missing.
+    """Say what is installed, which devices work, which data sets are here, and what is missing.
 
     Nothing is sent anywhere. Exits with 2 when something that should work does not; an extra that is left out is no fault.
     """
     from proxyprune.cli.console import output
+    from proxyprune.diffusion.available import available
     from proxyprune.doctor import examine
 
     with output(as_json) as out:
         with out.stage("Looking around"):
-            diagnosis = examine()
+            diagnosis = examine(available())
         out.show(*_shown(diagnosis))
         out.emit(diagnosis.to_dict())
     if diagnosis.problems:
@@ -40,7 +41,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 def _shown(diagnosis: Diagnosis) -> list[RenderableType]:
     from rich.text import Text
 
-    lines: list[RenderableType] = [_place(diagnosis), _packages(diagnosis), _extras(diagnosis), _scorers(diagnosis)]
+    lines: list[RenderableType] = [_place(diagnosis), _packages(diagnosis), _extras(diagnosis), _data_sets(diagnosis), _scorers(diagnosis)]
     if not diagnosis.problems:
         return [*lines, Text("\nEverything that should work does.", style="green")]
     return [*lines, Text("\nTo mend:", style="bold red"), *(Text(f"• {problem}") for problem in diagnosis.problems)]
@@ -69,8 +70,15 @@ def _packages(diagnosis: Diagnosis) -> Table:
 def _extras(diagnosis: Diagnosis) -> Table:
     table = _table("Extras")
     for extra, lacking in diagnosis.extras.items():
-        state = f"lacks {', '.join(p.name for p in lacking)}: pip install 'proxyprune[{extra}]'" if lacking else "complete"
+        state = f'lacks {", ".join(p.name for p in lacking)}: pip install "proxyprune[{extra}]"' if lacking else "complete"
         table.add_row(extra, state)
+    return table
+
+
+def _data_sets(diagnosis: Diagnosis) -> Table:
+    table = _table("Data sets")
+    for data_set in diagnosis.data_sets:
+        table.add_row(data_set.name, data_set.place or f"not here: {data_set.advice}")
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from proxyprune.cli.completion import scorer_names
 from proxyprune.cli.options import gathered
 
 SCORERS = ("openai", "anthropic", "local")
@@ -124,7 +125,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="replay-only reproduces a recorded ranking and never touches the network.",
     ),
     click.option("--audit", type=_PATH, metavar="FILE", help="Append every attempt to this file (default: audit.jsonl in the cache)."),
-    click.option("--fallback", metavar="SCORER", help="Use this scorer if the model gives no usable ranking; the result says so."),
+    click.option(
+        "--fallback",
+        metavar="SCORER",
+        shell_complete=scorer_names,
+        help="Use this scorer if the model gives no usable ranking; the result says so.",
+    ),
     click.option(
         "--statistics",
         type=click.Choice(["weights", "taylor", "similarity"]),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from proxyprune.cli.completion import files, scorer_names
+
 if TYPE_CHECKING:
     from proxyprune.measure import Recovery
     from proxyprune.scoring import Brief
@@ -105,7 +107,14 @@ class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from clic
 
 
 _MODEL = (
-    click.option("--model", "-m", required=True, metavar="FILE.py[:FACTORY]", help="Model file; FACTORY defaults to build_model."),
+    click.option(
+        "--model",
+        "-m",
+        required=True,
+        metavar="FILE.py[:FACTORY]",
+        shell_complete=files,
+        help="Model file; FACTORY defaults to build_model.",
+    ),
     click.option("--weights", "-w", type=_FILE, metavar="FILE", help="Safetensors file to load into the model."),
     click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory."),
     click.option("--seed", type=int, default=0, show_default=True, help="Every random choice follows from it."),
@@ -218,7 +227,9 @@ plan_options = gathered("request", _plan_request, _PLAN, names=tuple(PlanOptions
 def scorer_option(command: _Function) -> _Function:
     """Give a command `--scorer`."""
     text = "Registered name; `proxyprune scorers` lists them."
-    return click.option("--scorer", "-s", default="magnitude", show_default=True, metavar="NAME", help=text)(command)
+    return click.option("--scorer", "-s", default="magnitude", show_default=True, metavar="NAME", shell_complete=scorer_names, help=text)(
+        command
+    )
 
 
 def file_option(name: str, metavar: str, text: str) -> Callable[[_Function], _Function]:

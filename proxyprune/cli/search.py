@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.completion import proposer_names, scorer_names
 from proxyprune.cli.llm_options import SCORERS, LLMOptions, llm_options
 from proxyprune.cli.options import (
     ModelOptions,
@@ -61,9 +62,15 @@ _SEARCH = (
         default="evolution",
         show_default=True,
         metavar="NAME",
+        shell_complete=proposer_names,
         help="evolution, coordinate, random, or a scorer, which is told what was measured.",
     ),
-    click.option("--start", metavar="SCORER", help="Scorer of the first round (default: the proposer if it is a scorer, else taylor)."),
+    click.option(
+        "--start",
+        metavar="SCORER",
+        shell_complete=scorer_names,
+        help="Scorer of the first round (default: the proposer if it is a scorer, else taylor).",
+    ),
     click.option("--rounds", type=click.IntRange(min=1), default=16, show_default=True, help="Measurements to spend, the first included."),
     click.option("--patience", type=click.IntRange(min=1), metavar="N", help="Stop after N measurements without improvement."),
     file_option("--memory", "FILE", "Where every round is remembered (default: FILE-search.jsonl)."),

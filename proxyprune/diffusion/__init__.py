@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from proxyprune.extras import explained
+
 if TYPE_CHECKING:
     from proxyprune.diffusion.config import StepAdaptiveConfig
     from proxyprune.diffusion.intervals import Interval, Intervals
@@ -36,6 +38,7 @@ __all__ = ["Interval", "Intervals", "Ledger", "NoiseSchedule", "StepAdaptiveConf
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'proxyprune.diffusion' has no attribute {name!r}")
-    value = getattr(import_module(f"proxyprune.diffusion.{_HOMES[name]}"), name)
+    with explained(f"proxyprune.diffusion.{name}"):
+        value = getattr(import_module(f"proxyprune.diffusion.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

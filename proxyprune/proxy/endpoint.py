@@ -91,7 +91,7 @@ def endpoint_of(base_url: str | None, hosted: Hosted | None) -> Endpoint:
     """
     if base_url is None:
         if hosted is None:
-            raise InputError("Scorer 'local' needs base_url, the address of the server, such as http://127.0.0.1:8080/v1.")
+            raise InputError("Scorer 'local' needs base_url (--base-url), the address of the server, such as http://127.0.0.1:8080/v1.")
         return Endpoint(hosted.url, hosted)
     try:
         parts = urlsplit(base_url.strip())

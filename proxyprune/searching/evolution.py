@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import numpy as np
 
-from proxyprune.errors import MissingNeedError
+from proxyprune.extras import explained
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.seeds import derived_seed
 from proxyprune.searching.proposing import CHEAP_REPEATS, History
@@ -23,6 +24,9 @@ class EvolutionProposer:
         sigma: First step size, in units of a score.
         population: Proposals per generation.
 
+    Raises:
+        MissingExtraError: If cmaes is not installed.
+
     Source:
         Hansen 2016, arXiv:1604.00772, as implemented by the package cmaes. Deviations: none.
     """
@@ -31,6 +35,10 @@ class EvolutionProposer:
     population: int = 6
     repeats: int = field(default=CHEAP_REPEATS, init=False)
 
+    def __post_init__(self) -> None:
+        with explained("The proposer 'evolution'"):  # before anything is measured
+            import_module("cmaes")
+
     @property
     def name(self) -> str:
         """Name with settings."""
@@ -38,10 +46,8 @@ class EvolutionProposer:
 
     def propose(self, history: History) -> Ranking:
         """Replay all generations, then take the next individual."""
-        try:
-            from cmaes import CMA
-        except ImportError as error:
-            raise MissingNeedError("The proposer 'evolution' needs the package cmaes. Install proxyprune[search].") from error
+        from cmaes import CMA
+
         blocks = history.movable
         mean = np.array([history.start.scores[block] for block in blocks], dtype=np.float64)
         if len(blocks) < 2:  # CMA-ES needs two dimensions
