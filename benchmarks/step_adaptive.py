@@ -42,9 +42,9 @@ NETWORK: Mapping[str, Any] = {
     "in_channels": 1,
     "out_channels": 1,
     "layers_per_block": 1,
-    "block_out_channels": [24, 32, 48],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [16, 32, 48],
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
     "attention_head_dim": 16,
     "norm_num_groups": 8,
 }
@@ -101,7 +101,7 @@ class Experiment:
 
 
 TINY = Experiment(
-    steps=60,
+    steps=150,
     batch_size=16,
     images=40,
     samplers=(("ddim", 5), ("dpm++", 4)),
