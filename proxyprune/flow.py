@@ -112,6 +112,7 @@ def prune(
     keep: Sequence[str] = (),
     floors: Mapping[str, int | float] | None = None,
     ceilings: Mapping[str, int | float] | None = None,
+    allocation: str = "auto",
     norm_groups: str = "balanced",
     conv_groups: str = "balanced",
     batches: Sequence[Any] | None = None,
@@ -137,6 +138,8 @@ def prune(
         keep: Patterns of blocks, groups or parameters that stay whole.
         floors: Pattern -> fewest channels to keep (a count, or a fraction of the width).
         ceilings: Pattern -> most channels to keep.
+        allocation: "channels" (those that lose least for what they save leave first, wherever they are), "blocks" (widths follow the
+            importance of blocks) or "auto"; as for `make_plan`.
         norm_groups: As for `trace`.
         conv_groups: As for `trace`.
         batches: Calibration batches, for scorers that need them.
@@ -156,7 +159,7 @@ def prune(
     brief = replace(brief or Brief(), target=target, metric=metric, mode=mode)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     options = {"mode": mode, "metric": metric, "round_to": round_to, "floors": floors, "ceilings": ceilings}
-    options |= {"accept_unreliable": accept_unreliable}
+    options |= {"allocation": allocation, "accept_unreliable": accept_unreliable}
     return cut(model, example_inputs, graph, ranking, target, keep=keep, inplace=inplace, **options)
 
 

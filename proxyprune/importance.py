@@ -52,6 +52,31 @@ def group_importance(graph: ModelGraph, ranking: Ranking) -> NDArray[np.float64]
     return np.array([round(sum(values) / len(values), 12) for values in owners], dtype=np.float64)
 
 
+def comparable_channels(graph: ModelGraph, ranking: Ranking) -> bool:
+    """Whether channels of different groups can be weighed against each other: one unit, and every prunable group scored."""
+    return ranking.comparable_channels and all(group.id in ranking.channel_scores for group in graph.prunable)
+
+
+def lost_importance(group: ChannelGroup, scores: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What leaves with the worst atoms when only some stay, [counts]; from every bin the same number, as `best_atoms` chooses.
+
+    Args:
+        group: The group.
+        scores: Importance of each atom, [atoms].
+        counts: Numbers of atoms that stay.
+    """
+    if group.bins is None:
+        return _lost_in_order(scores, group.atoms - counts)
+    bins = np.asarray(group.bins)
+    each = np.unique(bins)
+    parts = [_lost_in_order(scores[bins == bin_], (group.atoms - counts) // len(each)) for bin_ in each]
+    return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
+
+
+def _lost_in_order(scores: NDArray[np.float64], leaving: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.concatenate(([0.0], np.cumsum(np.sort(scores))))[leaving]
+
+
 def kept_atoms(
     graph: ModelGraph, ranking: Ranking, counts: Mapping[str, int], model: nn.Module | None = None
 ) -> dict[str, tuple[int, ...]]:

@@ -24,6 +24,8 @@ class Ranking:
         confidence: Mean pairwise Kendall tau of repeated queries, or None for a scorer that is asked once.
         channel_scores: Optional importance of each atom of a channel group, by group id; where a group is missing, planning
             orders its atoms by the magnitude of all coupled slices.
+        comparable_channels: Whether channel scores of different groups are in one unit and add up (an estimate of the loss that the
+            network loses, say), so that planning may weigh channels of one group against those of another.
         seed: Seed it was made with.
         notes: Sentences for the reader (how it was made, what to beware of).
         unreliable: Why the ranking should not decide anything (repeated answers agree no better than chance, say), or None. Planning
@@ -37,6 +39,7 @@ class Ranking:
     seed: int = 0
     notes: tuple[str, ...] = ()
     unreliable: str | None = None
+    comparable_channels: bool = False
 
     def __post_init__(self) -> None:
         for block, score in self.scores.items():
@@ -60,6 +63,7 @@ class Ranking:
             "confidence": self.confidence,
             "scores": dict(self.scores),
             "channel_scores": {group: list(values) for group, values in self.channel_scores.items()},
+            "comparable_channels": self.comparable_channels,
             "notes": list(self.notes),
             "unreliable": self.unreliable,
         }
@@ -90,6 +94,7 @@ class Ranking:
             seed=data["seed"],
             notes=tuple(data.get("notes", ())),
             unreliable=data.get("unreliable"),
+            comparable_channels=bool(data.get("comparable_channels", False)),
         )
 
     def to_json(self, path: str | Path) -> None:

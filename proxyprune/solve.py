@@ -14,16 +14,20 @@ from proxyprune.budget import METRICS, Budget, Target, parse_budget
 from proxyprune.depth import drop_nested, removal_order, share_of_blocks, solve_depth
 from proxyprune.errors import InputError, TargetError, UnreliableRankingError
 from proxyprune.graph import ModelGraph
-from proxyprune.importance import check_scores, group_importance, kept_atoms
+from proxyprune.importance import check_scores, comparable_channels, group_importance, kept_atoms, lost_importance
 from proxyprune.limits import BELOW_DEFAULT_FLOOR, DEFAULT_FLOOR, UNROUNDED, Bound, Ladder, Limits, Resolved, resolve, uncut
 from proxyprune.plan import MODES, PrunePlan
 from proxyprune.ranking import Ranking
-from proxyprune.widths import TOLERANCE, Price, order_steps, solve_widths
+from proxyprune.widths import TOLERANCE, Price, order_by_loss, order_steps, savings_per_atom, solve_widths
 
 if TYPE_CHECKING:
     from torch import nn
 
 IndexArray = NDArray[np.int64]
+
+ALLOCATIONS = ("auto", "blocks", "channels")
+
+_WEIGHINGS = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class _Problem:
     budget: Budget
     limits: Limits
     resolved: Resolved
+    allocation: str
 
     def price(self, removed: Collection[str] = ()) -> Price:
         return Price(self.graph, self.budget.metric, frozenset(removed))
@@ -68,6 +73,7 @@ def make_plan(
     floors: Mapping[str, Bound] | None = None,
     ceilings: Mapping[str, Bound] | None = None,
     metric: str = "macs",
+    allocation: str = "auto",
     model: nn.Module | None = None,
     options: Mapping[str, Any] | None = None,
     accept_unreliable: bool = False,
@@ -90,6 +96,9 @@ def make_plan(
             unless the target cannot be reached otherwise.
         ceilings: Most that stays, by pattern, in the same units. Not used in mode "depth".
         metric: "macs" or "params": what `target` budgets.
+        allocation: Where widths come from. "blocks": from the importance of the blocks that a group lies in. "channels": the channels that
+            lose least for what they save leave first, wherever they are; needs channel scores that are in one unit for the whole network.
+            "auto": channels where the ranking has such scores, blocks otherwise.
         model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
@@ -111,7 +120,7 @@ def make_plan(
     budget = parse_budget(target, base=graph.params if metric == "params" else graph.macs, metric=metric)
     check_scores(graph, ranking)
     _check_reliable(ranking, accepted=accept_unreliable)
-    problem = _Problem(graph, ranking, mode, budget, limits, resolve(graph, limits))
+    problem = _Problem(graph, ranking, mode, budget, limits, resolve(graph, limits), _allocation(graph, ranking, allocation))
     choice = _CHOOSE[mode](problem)
     if choice is None:
         raise _unreachable(problem)
@@ -133,7 +142,7 @@ def make_plan(
         removed_blocks=tuple(block.id for block in graph.blocks if block.id in choice.removed),
         scorer=ranking.scorer,
         seed=ranking.seed,
-        options=_options(graph, limits, options),
+        options=_options(problem, options),
         notes=_notes(problem, choice, {"macs": macs, "params": params}[metric]),
     )
 
@@ -146,10 +155,49 @@ def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
         )
 
 
+def _allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
+    """Where widths come from: blocks or channels.
+
+    Raises:
+        InputError: If there is no such allocation, or channels were asked for and cannot be compared.
+    """
+    if asked not in ALLOCATIONS:
+        raise InputError(f"Unknown allocation {asked!r}; expected one of {', '.join(ALLOCATIONS)}.")
+    comparable = comparable_channels(graph, ranking)
+    if asked == "channels" and not comparable:
+        missing = sum(group.id not in ranking.channel_scores for group in graph.prunable)
+        found = f"{missing} of {len(graph.prunable)} groups without scores" if missing else "scores that it does not call comparable"
+        raise InputError(
+            f"allocation='channels' needs channel scores in one unit for the whole network; the ranking by '{ranking.scorer}' has {found}. "
+            "Use a scorer that estimates the loss, such as 'taylor', or allocation='blocks'."
+        )
+    return asked if asked != "auto" else "channels" if comparable else "blocks"
+
+
 def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
-    steps = order_steps(problem.ladders(removed), group_importance(problem.graph, problem.ranking))
-    atoms = solve_widths(steps, problem.price(removed), problem.budget.limit, problem.budget.base)
+    price, ladders = problem.price(removed), problem.ladders(removed)
+    if problem.allocation == "blocks":
+        steps = order_steps(ladders, group_importance(problem.graph, problem.ranking))
+        atoms = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
+    else:
+        atoms = _weigh_channels(problem, price, ladders)
     return None if atoms is None else _Choice(atoms, removed)
+
+
+def _weigh_channels(problem: _Problem, price: Price, ladders: tuple[Ladder, ...]) -> IndexArray | None:
+    """Least lost for what is saved; what an atom saves depends on all other widths, so it is looked at again in the plan found."""
+    scores = [np.asarray(problem.ranking.channel_scores[group.id], np.float64) for group in problem.graph.prunable]
+    lost = [
+        lost_importance(group, values, ladder.counts) for group, values, ladder in zip(problem.graph.prunable, scores, ladders, strict=True)
+    ]
+    atoms = _full(problem.graph)
+    for _ in range(_WEIGHINGS):
+        steps = order_by_loss(ladders, lost, savings_per_atom(price, ladders, atoms))
+        found = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
+        if found is None:
+            return None
+        atoms = found
+    return atoms
 
 
 def _choose_blocks(problem: _Problem) -> _Choice | None:
@@ -184,8 +232,10 @@ def _patterns(keep: Iterable[str]) -> tuple[str, ...]:
     return (keep,) if isinstance(keep, str) else tuple(keep)
 
 
-def _options(graph: ModelGraph, limits: Limits, further: Mapping[str, Any] | None) -> dict[str, Any]:
+def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
+    graph, limits = problem.graph, problem.limits
     asked = {
+        "allocation": problem.allocation,
         "norm_groups": graph.options.norm_groups,
         "conv_groups": graph.options.conv_groups,
         "round_to": limits.round_to,

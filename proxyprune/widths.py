@@ -1,10 +1,15 @@
 """Widths from importances and a budget.
 
-Widths come from one total order of single steps. Group g keeps the fraction lam ** (1.5 - importance_g) of its atoms, rounded to a
-count that it can have; as lam falls from 1 to 0 the groups lose one step after the other, and that succession is the order. Groups of
-equal importance therefore shrink alike, the most important one loses (in logarithms) a third of what the least important one does, and
-nothing falls below its floor. The plan is the shortest prefix of the order that meets the budget, found by bisection on exact costs,
-then filled up with single steps. Cutting by count, never by a threshold on scores, makes ties harmless.
+Widths come from one total order of single steps, and there are two ways to make it.
+
+From the importance of blocks: group g keeps the fraction lam ** (1.5 - importance_g) of its atoms, rounded to a count that it can have; as
+lam falls from 1 to 0 the groups lose one step after the other, and that succession is the order. Groups of equal importance therefore
+shrink alike, the most important one loses (in logarithms) a third of what the least important one does, and nothing falls below its floor.
+
+From channel scores that are in one unit for the whole network: the step that loses least for what it saves goes first.
+
+The plan is the shortest prefix of the order that meets the budget, found by bisection on exact costs, then filled up with single steps.
+Cutting by count, never by a threshold on scores, makes ties harmless.
 """
 
 from __future__ import annotations
@@ -106,6 +111,42 @@ def order_steps(ladders: Sequence[Ladder], importance: NDArray[np.float64]) -> S
     order = np.lexsort(keys) if owner else owners
     preference = sorted(range(len(ladders)), key=lambda index: (-importance[index], index))
     return Steps(tuple(ladders), owners[order], tuple(preference))
+
+
+def order_by_loss(ladders: Sequence[Ladder], lost: Sequence[NDArray[np.float64]], savings: NDArray[np.float64]) -> Steps:
+    """Order the single steps of all groups by what they lose for what they save, least first.
+
+    Within a group steps come in order: one that is worth less than the step before it goes with that one. Steps worth the same: the group
+    that has lost the smaller share first, then the later one.
+
+    Args:
+        ladders: Allowed counts of each group.
+        lost: What is lost at each level of each group, rising from 0, in one unit for all groups.
+        savings: Cost that leaves with one atom of each group, [groups].
+    """
+    owner, phase, worth, share = [], [], [], []
+    for index, ladder in enumerate(ladders):
+        saved = -np.diff(ladder.counts) * savings[index]
+        rate = np.divide(np.diff(lost[index]), saved, out=np.full(len(saved), np.inf), where=saved > 0)
+        owner.append(np.full(len(rate), index, dtype=np.int64))
+        phase.append(ladder.phases[1:])
+        worth.append(np.maximum.accumulate(rate))
+        share.append(1.0 - ladder.counts[1:] / ladder.atoms)
+    owners = np.concatenate(owner) if owner else np.zeros(0, np.int64)
+    keys = (-owners, np.concatenate(share), np.concatenate(worth), np.concatenate(phase)) if owner else ()
+    order = np.lexsort(keys) if owner else owners
+    last = {group: place for place, group in enumerate(owners[order].tolist())}
+    preference = sorted(range(len(ladders)), key=lambda index: (-last.get(index, len(owners)), index))
+    return Steps(tuple(ladders), owners[order], tuple(preference))
+
+
+def savings_per_atom(price: Price, ladders: Sequence[Ladder], atoms: IndexArray) -> NDArray[np.float64]:
+    """Cost that leaves with one atom of each group, [groups]: the mean from its first level to its last, all others as in `atoms`."""
+    levels = np.array([(ladder.counts[0], ladder.counts[-1]) for ladder in ladders], dtype=np.int64).reshape(-1, 2)
+    plans = np.repeat(atoms[None], 2 * len(ladders), axis=0)
+    plans[np.arange(2 * len(ladders)), np.repeat(np.arange(len(ladders)), 2)] = levels.ravel()
+    most, least = price.many(plans).reshape(-1, 2).T
+    return np.asarray((most - least) / np.maximum(levels[:, 0] - levels[:, 1], 1), dtype=np.float64)
 
 
 def solve_widths(steps: Steps, price: Price, limit: int, base: int) -> IndexArray | None:

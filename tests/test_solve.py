@@ -36,7 +36,15 @@ def layers(draw: st.DrawFn) -> Layer:
 def problems(draw: st.DrawFn) -> tuple[ModelGraph, Ranking]:
     graph = chain(draw(st.lists(layers(), min_size=1, max_size=6)), inputs=draw(st.integers(1, 64)), outputs=draw(st.integers(1, 64)))
     values = draw(st.lists(scores, min_size=len(graph.blocks), max_size=len(graph.blocks)))
-    return graph, ranking_of(graph, values)
+    ranking = ranking_of(graph, values)
+    return graph, (draw(weighed(graph, ranking)) if draw(st.booleans()) else ranking)
+
+
+def weighed(graph: ModelGraph, ranking: Ranking) -> st.SearchStrategy[Ranking]:
+    """The ranking with channel scores in one unit, many of them tied, zero or far apart."""
+    values = st.sampled_from([0.0, 1e-6, 1.0, 1.0, 2.0, 1e6])
+    each = {group.id: st.lists(values, min_size=group.atoms, max_size=group.atoms).map(tuple) for group in graph.prunable}
+    return st.fixed_dictionaries(each).map(lambda found: replace(ranking, channel_scores=found, comparable_channels=True))
 
 
 def attempt(graph: ModelGraph, ranking: Ranking, target: Any, **options: Any) -> PrunePlan:
@@ -201,6 +209,60 @@ def test_the_most_important_block_shrinks_a_third_as_much() -> None:
     worst, best = (np.log(share(plan, f"block{i}.up.weight:0", graph)) for i in (0, 1))
     # Ranks run over all four blocks, so both ends are reached.
     assert best / worst == pytest.approx(1 / 3, abs=0.01)
+
+
+# --- channels weighed across groups ---------------------------------------------------------------------------------------------------
+
+
+def channels_of(graph: ModelGraph, *scores: list[float]) -> Ranking:
+    """A ranking with these channel scores, group by group, in one unit."""
+    found = {group.id: tuple(values) for group, values in zip(graph.prunable, scores, strict=True)}
+    return ranking_of(graph, channel_scores=found, comparable_channels=True)
+
+
+def test_the_channels_that_lose_least_leave_first() -> None:
+    """Of two equal blocks, one with channels worth a hundredth: it alone is cut, down to the default floor, then the other."""
+    graph = parallel(2, atoms=100)
+    ranking = channels_of(graph, [0.01] * 100, [1.0] * 100)
+    removable = 2 * 2 * 100 * 16
+    mild = make_plan(graph, ranking, graph.macs - removable // 4)
+    assert mild.atoms(graph).tolist() == [50, 100]
+    assert mild.options["allocation"] == "channels"
+    hard = make_plan(graph, ranking, graph.macs - removable * 6 // 10)
+    assert hard.atoms(graph).tolist() == [10, 70]
+
+
+def test_a_channel_is_weighed_against_what_it_saves() -> None:
+    """A channel that is worth twice as much, and saves eight times as much, goes first."""
+    graph = chain([Layer(64), Layer(64)], inputs=8, outputs=512)
+    ranking = channels_of(graph, [1.0] * 64, [2.0] * 64)
+    first, second = make_plan(graph, ranking, 0.8).atoms(graph)
+    assert first == 64
+    assert second < 64
+
+
+def test_equal_channels_leave_alike() -> None:
+    """With nothing to tell channels apart, groups differ by one step at most."""
+    graph = parallel(4, atoms=50)
+    counts = make_plan(graph, channels_of(graph, *[[0.3] * 50] * 4), 0.6).atoms(graph)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_blocks_decide_where_channels_cannot_be_compared() -> None:
+    """Without one unit, or with a group left out, "auto" follows the blocks, and "channels" is refused with the reason."""
+    graph = parallel(2, atoms=100)
+    whole = channels_of(graph, [0.01] * 100, [1.0] * 100)
+    partly = replace(whole, channel_scores=dict(list(whole.channel_scores.items())[:1]))
+    for ranking, reason in ((replace(whole, comparable_channels=False), "does not call comparable"), (partly, "1 of 2 groups without")):
+        assert make_plan(graph, ranking, 0.8).options["allocation"] == "blocks"
+        with pytest.raises(InputError, match=reason):
+            make_plan(graph, ranking, 0.8, allocation="channels")
+    assert (
+        make_plan(graph, whole, 0.8, allocation="blocks").atoms(graph).tolist()
+        == make_plan(graph, replace(whole, comparable_channels=False), 0.8).atoms(graph).tolist()
+    )
+    with pytest.raises(InputError, match="Unknown allocation"):
+        make_plan(graph, whole, 0.8, allocation="fair")
 
 
 def test_nothing_collapses_by_default() -> None:

@@ -59,6 +59,7 @@ class PlanOptions:
         keep: Patterns that stay as they are.
         floors: Least that stays, by pattern.
         ceilings: Most that stays, by pattern.
+        allocation: "auto", "blocks" or "channels": where widths come from.
         accept_unreliable: Plan from a ranking that is marked unreliable.
     """
 
@@ -69,6 +70,7 @@ class PlanOptions:
     keep: tuple[str, ...]
     floors: Bounds
     ceilings: Bounds
+    allocation: str = "auto"
     accept_unreliable: bool = False
 
     def arguments(self) -> dict[str, Any]:
@@ -132,6 +134,13 @@ _PLAN = (
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
     click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
     click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
+    click.option(
+        "--allocation",
+        type=click.Choice(["auto", "blocks", "channels"]),
+        default="auto",
+        show_default=True,
+        help="Where widths come from: channels weighed against each other, or the importance of blocks; auto: channels where they compare.",
+    ),
     click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
 )
 

@@ -63,6 +63,7 @@ class TaylorScorer:
             channel_scores={
                 group: tuple(significant(value) for value in (total / count).tolist()) for group, total in contributions.atoms.items()
             },
+            comparable_channels=True,
             seed=context.seed,
             notes=(f"First-order Taylor over {count} calibration batches, model in {mode} mode.",),
         )

@@ -18,9 +18,12 @@ from proxyprune.errors import UnknownNameError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import Scorer, ScoringContext, find, score
-from proxyprune.scoring.scale import DECIMALS
+from proxyprune.scoring.scale import DECIMALS, significant
 from proxyprune.scoring.seeds import derived_seed
 from proxyprune.searching.rounds import Round
+
+LEVERAGE = 64.0
+"""What a channel's score is multiplied by when its block goes from the least to the most important one."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,24 @@ class History:
         return tuple(block.id for block in self.graph.blocks if block.id in set(chosen))
 
     def ranking(self, scores: Mapping[str, float], proposer: str, note: str) -> Ranking:
-        """A proposal: the start's ranking with other block scores; channels keep the start's order."""
+        """A proposal: the start's ranking with other block scores.
+
+        Channels keep the start's order within their group. Where the start weighs channels across groups, those of a block that gained or
+        lost importance gain or lose with it.
+        """
         rounded = {block: round(min(1.0, max(0.0, float(scores[block]))), DECIMALS) for block in self.start.scores}
-        return Ranking(rounded, proposer, channel_scores=self.start.channel_scores, seed=self.context.seed, notes=(note,))
+        channels = self._leaning(rounded) if self.start.comparable_channels else self.start.channel_scores
+        return replace(
+            self.start, scores=rounded, scorer=proposer, channel_scores=channels, confidence=None, notes=(note,), unreliable=None
+        )
+
+    def _leaning(self, scores: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+        leaning = {}
+        for group, values in self.start.channel_scores.items():
+            moved = [scores[block] - self.start.scores[block] for block in self.graph.by_id[group].blocks if block in scores]
+            factor = LEVERAGE ** (sum(moved) / max(len(moved), 1))
+            leaning[group] = tuple(significant(value * factor) for value in values)
+        return leaning
 
     def loss_of(self, entry: Round) -> float:
         """A loss to tell an optimiser: the measured one (of the original, for a duplicate), or worse than all when there is none."""
@@ -99,6 +117,8 @@ class Proposer(Protocol):
 class ScorerProposer:
     """Asks a scorer again, with everything that was measured in its brief, and with another seed every time.
 
+    A scorer of blocks only, such as a language model, borrows the channels of the start.
+
     A scorer that looks neither at the brief nor at the seed repeats itself; the search ends when it does.
     """
 
@@ -115,7 +135,7 @@ class ScorerProposer:
         """Score with the attempts so far as memory."""
         attempts = tuple(attempt for entry in history.rounds if (attempt := entry.attempt()) is not None)
         context = history.context
-        return score(
+        ranking = score(
             history.graph,
             self.scorer,
             model=context.model,
@@ -125,6 +145,10 @@ class ScorerProposer:
             example_inputs=context.example_inputs,
             brief=replace(context.brief, attempts=attempts),
         )
+        if ranking.channel_scores:
+            return ranking
+        borrowed = history.ranking(ranking.scores, ranking.scorer, f"Channels are ordered as '{history.start.scorer}' orders them.")
+        return replace(borrowed, confidence=ranking.confidence, notes=(*ranking.notes, *borrowed.notes), seed=ranking.seed)
 
 
 @dataclass(frozen=True)

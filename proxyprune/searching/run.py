@@ -201,6 +201,7 @@ def search(
     keep: Sequence[str] = (),
     floors: Mapping[str, int | float] | None = None,
     ceilings: Mapping[str, int | float] | None = None,
+    allocation: str = "auto",
     norm_groups: str = "balanced",
     conv_groups: str = "balanced",
     seed: int = 0,
@@ -233,6 +234,7 @@ def search(
         keep: As for `prune`.
         floors: As for `prune`.
         ceilings: As for `prune`.
+        allocation: As for `prune`.
         norm_groups: As for `trace`.
         conv_groups: As for `trace`.
         seed: All randomness follows from it.
@@ -251,6 +253,7 @@ def search(
     opening = start if start is not None else chosen.scorer if isinstance(chosen, ScorerProposer) else DEFAULT_START
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups)
     planning = {"mode": mode, "metric": metric, "round_to": round_to, "keep": tuple(keep), "floors": floors, "ceilings": ceilings}
+    planning["allocation"] = allocation
     base_loss = held_out_loss(model, data, seed)
     if not math.isfinite(base_loss):
         raise ScoringError("The held-out loss of the unpruned model is not finite, so nothing can be compared with it. Look at loss_fn.")

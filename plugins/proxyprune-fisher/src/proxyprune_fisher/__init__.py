@@ -79,6 +79,7 @@ class FisherScorer:
             scores=half_saturation({block: total * halved for block, total in blocks.items()}),
             scorer=self.name,
             channel_scores={group: tuple(significant(value) for value in (total * halved).tolist()) for group, total in atoms.items()},
+            comparable_channels=True,
             seed=context.seed,
             notes=(f"Diagonal empirical Fisher over the gradients of {count} {'samples' if self.per == 'sample' else 'batches'}.",),
         )
