@@ -22,13 +22,13 @@ NOBODY = "http://127.0.0.1:9/v1"  # where nobody listens: answers come from the 
 LLM_ARMS = ("local LLM", "local LLM, real names", "local LLM, shuffled")
 
 
-def local_llm(url: str | None, *, real_names: bool) -> LocalScorer:
+def local_llm(url: str | None, *, real_names: bool, samples: int = LOCAL_SAMPLES) -> LocalScorer:
     """SmolLM2-135M on a server of one's own: asked at `url`, or replayed from the committed replies."""
     return LocalScorer(
         model=LOCAL_MODEL,
         base_url=url or NOBODY,
-        samples=LOCAL_SAMPLES,
-        max_samples=LOCAL_SAMPLES,
+        samples=samples,
+        max_samples=samples,
         concurrency=1,
         deadline_seconds=3000.0,
         real_names=real_names,
@@ -63,6 +63,25 @@ class ChannelsByMagnitude:
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
         """The inner ranking's blocks."""
         return replace(self.inner.score(graph, context), channel_scores={})
+
+
+@dataclass(frozen=True)
+class WidthsByBlock:
+    """A scorer whose channels are not weighed across groups: widths follow its block scores, channels its channel scores."""
+
+    inner: Scorer
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}, widths by block"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.inner.needs
+
+    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """The inner ranking, without its claim that channels compare."""
+        return replace(self.inner.score(graph, context), comparable_channels=False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arms import ChannelsByMagnitude, SimulatedProxy, llm_arms
+from arms import ChannelsByMagnitude, SimulatedProxy, WidthsByBlock, llm_arms
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from matplotlib.figure import Figure
@@ -43,6 +43,7 @@ RECOVERY_STEPS = 30
 LOCAL = ("magnitude", "taylor", "random", "ablation", "fisher", "block_influence", "wanda", "synflow")
 CONTROLS = {
     "random, blocks only": ChannelsByMagnitude(find("random", {})),
+    "taylor, widths by block": WidthsByBlock(find("taylor", {})),
     "taylor, blocks only": ChannelsByMagnitude(find("taylor", {})),
     "simulated proxy 0.8": SimulatedProxy(0.8),
     "simulated proxy 0.4": SimulatedProxy(0.4),
@@ -67,18 +68,13 @@ class Setting:
             tuple(batches_of(subject, "t10k", 0, *HELD_OUT, seed=2)),
             subject.loss_fn,
         )
-        return cls(subject, trained(subject), data, Recovery(RECOVERY_STEPS, subject.learning_rate / 4))
+        return cls(subject, trained(subject), data, Recovery(RECOVERY_STEPS, subject.recovery_rate))
 
 
-RECORDED = {"cnn": ("local LLM", "local LLM, shuffled")}
-"""Arms whose answers are in benchmarks/replies; --record asks for more (an answer took half a minute to three minutes here)."""
-
-
-def available_arms(network: str) -> dict[str, Any]:
-    """Every arm that can be measured here."""
+def available_arms() -> dict[str, Any]:
+    """Every arm that can be measured here; the language model's answers are those in benchmarks/replies."""
     installed = {info.name for info in pp.scorers() if info.error is None}
-    asked = {name: arm for name, arm in llm_arms(None).items() if name in RECORDED.get(network, ())}
-    return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **asked}
+    return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **llm_arms(None)}
 
 
 def record(setting: Setting, url: str) -> None:
@@ -211,7 +207,7 @@ def main() -> None:
         if chosen.record:
             record(setting, chosen.record)
             continue
-        arms = {name: arm for name, arm in available_arms(subject.name).items() if chosen.arms is None or name in chosen.arms}
+        arms = {name: arm for name, arm in available_arms().items() if chosen.arms is None or name in chosen.arms}
         comparison = measure(setting, arms, lambda text, name=subject.name: print(f"{name}: {text}", flush=True))
         peers = measure_peers(setting, lambda text: print(text, flush=True))
         rows += rows_of(subject.name, comparison, peers)

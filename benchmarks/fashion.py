@@ -53,6 +53,7 @@ class Subject:
         loss_fn: Loss of the model on a batch.
         training: (updates, images in each).
         learning_rate: Peak of one cosine cycle.
+        recovery_rate: Of the fine-tuning after a cut: high enough to help, low enough that the unpruned network does not get worse by it.
         quality: Name of a further measure and the measure, or None.
     """
 
@@ -63,6 +64,7 @@ class Subject:
     loss_fn: Callable[[nn.Module, Any], Tensor]
     training: tuple[int, int]
     learning_rate: float
+    recovery_rate: float
     quality: tuple[str, Callable[[nn.Module, Sequence[Any]], float]] | None = None
 
 
@@ -186,9 +188,9 @@ _IMAGE = torch.zeros(1, 1, SIZE, SIZE)
 _TIME, _CLASS = torch.tensor([10]), torch.tensor([1])
 
 SUBJECTS = (
-    Subject("cnn", ResidualCNN, (_IMAGE,), labelled_batches, classification_loss, (700, 128), 4e-3, ("accuracy", accuracy)),
-    Subject("unet", unet, (_IMAGE, _TIME), noisy_batches, unet_loss, (800, 64), 2e-3),
-    Subject("dit", dit, (_IMAGE, _TIME, _CLASS), noisy_batches, dit_loss, (1200, 64), 1e-3),
+    Subject("cnn", ResidualCNN, (_IMAGE,), labelled_batches, classification_loss, (700, 128), 4e-3, 1.25e-4, ("accuracy", accuracy)),
+    Subject("unet", unet, (_IMAGE, _TIME), noisy_batches, unet_loss, (800, 64), 2e-3, 5e-4),
+    Subject("dit", dit, (_IMAGE, _TIME, _CLASS), noisy_batches, dit_loss, (1200, 64), 1e-3, 2.5e-4),
 )
 
 

@@ -4,7 +4,12 @@ Every proposer gets the same number of measurements, the same start (a one-shot 
 measurement. The search sees calibration and held-out batches; the figures below are from a third split that nothing has seen, after a
 longer recovery that is the same for all. Three seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/search.py        # goes on where it was killed
+One proposer is a real, tiny language model with memory: SmolLM2-135M ranks the blocks again in every round and is told what all earlier
+rankings cost. It is asked at --llm URL (see scripts/local_llm.py), or its answers are replayed from benchmarks/replies. A round in which it
+gives no valid answer, even after it was told what is wrong, counts as a measurement without a result.
+
+    OMP_NUM_THREADS=1 python benchmarks/search.py                                   # goes on where it was killed
+    OMP_NUM_THREADS=1 python benchmarks/search.py --llm http://127.0.0.1:8080/v1    # asks the model what was not asked yet
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from arms import local_llm
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, batches_of, trained
 from matplotlib.figure import Figure
@@ -24,14 +30,16 @@ import proxyprune as pp
 from proxyprune.comparing.values import Spread
 from proxyprune.journal import opened
 from proxyprune.measure import Data, Recovery, held_out_loss, recovered
+from proxyprune.searching.proposing import ScorerProposer
 
 SUBJECT = next(subject for subject in SUBJECTS if subject.name == "unet")
 TARGETS = (0.6, 0.4)
 SEEDS = (0, 1, 2)
-PROPOSERS = ("evolution", "coordinate", "random")
-MEASUREMENTS = 16
-SEARCH_RECOVERY = Recovery(10, SUBJECT.learning_rate / 4)
-FINAL_RECOVERY = Recovery(40, SUBJECT.learning_rate / 4)
+LANGUAGE_MODEL = "local LLM with memory"
+PROPOSERS = ("evolution", "coordinate", "random", LANGUAGE_MODEL)
+MEASUREMENTS = 12
+SEARCH_RECOVERY = Recovery(10, SUBJECT.recovery_rate)
+FINAL_RECOVERY = Recovery(40, SUBJECT.recovery_rate)
 ONE_SHOT = "one-shot taylor"
 
 
@@ -43,18 +51,25 @@ def data_for(seed: int) -> tuple[Data, Data]:
     return Data(learning, held_out, SUBJECT.loss_fn), Data(learning, untouched, SUBJECT.loss_fn)
 
 
-def run(proposer: str, target: float, seed: int) -> dict[str, Any]:
+def proposer_of(name: str, url: str | None) -> Any:
+    """What `pp.search` takes."""
+    if name == ONE_SHOT:
+        return "random"  # with one measurement, nothing is proposed after the start
+    return ScorerProposer(local_llm(url, real_names=False, samples=1), repeats=6) if name == LANGUAGE_MODEL else name
+
+
+def run(proposer: str, target: float, seed: int, url: str | None) -> dict[str, Any]:
     """One search, and the judgement of what it found."""
     model = trained(SUBJECT)
     data, final = data_for(seed)
-    once = proposer == ONE_SHOT
     started = time.perf_counter()
     result = pp.search(
         model,
         SUBJECT.example_inputs,
         target,
-        "random" if once else proposer,  # with one measurement, nothing is proposed after the start
-        rounds=1 if once else MEASUREMENTS,
+        proposer_of(proposer, url),
+        rounds=1 if proposer == ONE_SHOT else MEASUREMENTS,
+        start="taylor",
         recovery=SEARCH_RECOVERY,
         memory=CACHE / f"search_{proposer.replace(' ', '_')}_{target}_{seed}.jsonl",
         resume=True,
@@ -75,6 +90,7 @@ def run(proposer: str, target: float, seed: int) -> dict[str, Any]:
         "search_losses": [entry.loss for entry in result.rounds if entry.measured],
         "cut_loss": held_out_loss(bare, final, seed=0),
         "loss": held_out_loss(recovered(bare, final, FINAL_RECOVERY, seed), final, seed=0),
+        "stopped": result.stopped,
         "seconds": seconds,
     }
 
@@ -109,7 +125,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def plot(runs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
     """Left of each pair: best loss by measurement on the held-out split. Right: final loss on the untouched split."""
-    colours = dict(zip((*PROPOSERS, ONE_SHOT), ("#0072B2", "#D55E00", "#999999", "#000000"), strict=True))
+    colours = dict(zip((*PROPOSERS, ONE_SHOT), ("#0072B2", "#D55E00", "#999999", "#009E73", "#000000"), strict=True))
     figure = Figure(figsize=(13, 4.0), layout="constrained")
     panels = figure.subplots(1, 2 * len(TARGETS), gridspec_kw={"width_ratios": [1.4, 1] * len(TARGETS)})
     for index, target in enumerate(TARGETS):
@@ -140,6 +156,8 @@ def plot(runs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    parser.add_argument("--llm", metavar="URL", help="ask the local language model there")
+    parser.add_argument("--proposers", nargs="*", choices=(ONE_SHOT, *PROPOSERS), default=[ONE_SHOT, *PROPOSERS])
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     header = {"measurements": MEASUREMENTS, "search_recovery": SEARCH_RECOVERY.steps, "final_recovery": FINAL_RECOVERY.steps}
@@ -147,11 +165,11 @@ def main() -> None:
         runs = [dict(entry) for entry in journal.entries]
         for seed in chosen.seeds:
             for target in TARGETS:
-                for proposer in (ONE_SHOT, *PROPOSERS):
+                for proposer in chosen.proposers:
                     if any((run["proposer"], run["target"], run["seed"]) == (proposer, target, seed) for run in runs):
                         continue
                     print(f"{proposer}, target {target}, seed {seed}", flush=True)
-                    runs.append(run(proposer, target, seed))
+                    runs.append(run(proposer, target, seed, chosen.llm))
                     journal.append(runs[-1])
     rows = summary(runs)
     print_table("Search against one-shot, untouched split", tuple(rows[0]), rows)

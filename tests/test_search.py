@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import proxyprune as pp
-from proxyprune.errors import InputError, JournalError, MissingNeedError, ScoringError, TargetError, UnknownNameError
+from proxyprune.errors import InputError, JournalError, LLMInvalidAnswerError, MissingNeedError, ScoringError, TargetError, UnknownNameError
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext
 from proxyprune.searching import Round, proposer_named
-from proxyprune.searching.proposing import PROPOSERS, History
+from proxyprune.searching.proposing import LEVERAGE, PROPOSERS, History
 from proxyprune.testing import Network
 
 ROOT = Path(__file__).parent.parent
@@ -312,6 +313,44 @@ class Learner:
             block = list(scores)[len(attempts) % len(scores)]
             scores[block] = 1.0 - scores[block] * 0.9
         return Ranking(scores, self.name, seed=context.seed)
+
+
+@dataclass(frozen=True)
+class Moody(Learner):
+    """Answers every second time."""
+
+    def score(self, graph: pp.ModelGraph, context: ScoringContext) -> Ranking:
+        """A ranking, or no valid answer."""
+        ranking = super().score(graph, context)
+        if len(self.told) % 2:
+            return ranking
+        raise LLMInvalidAnswerError("two blocks have no score")
+
+
+def test_a_round_without_an_answer_fails_and_the_search_goes_on(tmp_path):
+    """It counts as a measurement, says why, and is remembered; the best so far stays the best."""
+    result = run_search(Moody(), start="taylor", rounds=5, memory=tmp_path / "memory.jsonl")
+    failed = [entry for entry in result.rounds if entry.verdict == "failed"]
+    assert failed
+    assert result.measurements == 5
+    assert all("two blocks have no score" in entry.error for entry in failed)
+    again = run_search(Moody(), start="taylor", rounds=5, memory=tmp_path / "memory.jsonl", resume=True)
+    assert outline(again.rounds) == outline(result.rounds)
+
+
+def test_a_scorer_of_blocks_borrows_the_channels_of_the_start():
+    """Scores equal to the start's leave its channels alone; the channels of a block that gained importance gain with it."""
+    network = subject()
+    graph = pp.trace(network.model, network.example_inputs)
+    start = pp.score(graph, "taylor", model=network.model, batches=network.batches, loss_fn=network.loss_fn)
+    history = History(graph, ScoringContext(), "width", start, ())
+    same = history.ranking(start.scores, "nobody", "")
+    assert same.channel_scores == start.channel_scores
+    assert same.comparable_channels
+    group = next(group for group in history.graph.prunable if len(group.blocks) == 1)
+    raised = history.ranking({**start.scores, group.blocks[0]: 1.0}, "nobody", "")
+    gained = np.array(raised.channel_scores[group.id]) / np.array(start.channel_scores[group.id])
+    assert gained == pytest.approx(np.full(group.atoms, LEVERAGE ** (1.0 - start.scores[group.blocks[0]])), rel=1e-4)
 
 
 def test_a_scorer_is_told_what_was_tried():

@@ -20,7 +20,7 @@ VERDICTS: Mapping[str, str] = {
     BETTER: "the best so far; the next proposals start from here",
     WORSE: "measured, and rolled back",
     DUPLICATE: "the same plan as an earlier round; not measured again, and not counted as a measurement",
-    FAILED: "no network, or a loss that is not finite; it counts as a measurement",
+    FAILED: "no usable proposal, no network, or a loss that is not finite; it counts as a measurement",
 }
 """Verdict -> what it means."""
 
@@ -31,7 +31,7 @@ class Round:
 
     Attributes:
         index: Place in the search, from 0 (the start).
-        ranking: What was proposed, without channel scores: the plan has the channels.
+        ranking: What was proposed (for a round without a proposal: the best so far), without channel scores: the plan has the channels.
         plan: What was cut, or None when no plan or no network came of it.
         key: Identifies what the plan keeps; equal for duplicates.
         kept: Share of its MACs that each block kept.

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from proxyprune.apply import apply
 from proxyprune.budget import Target
 from proxyprune.capture import ExampleInputs
-from proxyprune.errors import InputError, JournalError, ProxyPruneError, ScoringError, VerificationError
+from proxyprune.errors import (
+    InputError,
+    JournalError,
+    LLMInvalidAnswerError,
+    LLMRefusalError,
+    LLMTruncatedError,
+    ProxyPruneError,
+    ScoringError,
+    VerificationError,
+)
 from proxyprune.flow import PruneResult, Report, cut, make_report
 from proxyprune.graph import ModelGraph
 from proxyprune.journal import Journal, opened
@@ -136,6 +145,16 @@ class _Task:
 
     def history(self, start: Ranking, rounds: Sequence[Round]) -> History:
         return History(self.graph, self.context, str(self.planning["mode"]), start, tuple(rounds))
+
+    def round(self, proposer: Proposer, start: Ranking, rounds: Sequence[Round], started: float) -> Round:
+        """The next round; one for which the proposer had no usable answer has failed, and the search goes on."""
+        history = self.history(start, rounds)
+        try:
+            ranking = proposer.propose(history) if rounds else start
+        except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
+            seconds = time.perf_counter() - started
+            return Round(len(rounds), history.best.ranking, None, "", {}, None, FAILED, seconds, error=f"No proposal: {error}")
+        return self.measured(ranking, rounds, started)
 
     def measured(self, ranking: Ranking, rounds: Sequence[Round], started: float) -> Round:
         """Plan a ranking; unless that plan was measured before, cut and measure."""
@@ -280,8 +299,7 @@ def search(
         stopped = _stopped(done, rounds, patience, chosen.repeats)
         while stopped is None:
             started = time.perf_counter()
-            ranking = chosen.propose(task.history(first, done)) if done else first
-            entry = task.measured(ranking, done, started)
+            entry = task.round(chosen, first, done, started)
             _remember(journal, {"what": "round", "round": entry.to_dict()})
             done.append(entry)
             _tell(progress, entry)
