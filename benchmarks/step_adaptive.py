@@ -42,9 +42,9 @@ NETWORK: Mapping[str, Any] = {
     "in_channels": 1,
     "out_channels": 1,
     "layers_per_block": 1,
-    "block_out_channels": [24, 32, 48],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [16, 32, 48],
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
     "attention_head_dim": 16,
     "norm_num_groups": 8,
 }
@@ -66,8 +66,8 @@ class Experiment:
         common: Settings of all arms.
     """
 
-    steps: int = 10000
-    batch_size: int = 64
+    steps: int = 14000
+    batch_size: int = 32
     base_share: float = 0.6
     images: int = 10000
     samplers: tuple[tuple[str, int], ...] = (("ddim", 50), ("dpm++", 20))
@@ -90,8 +90,9 @@ class Experiment:
             "pruning.rounds": 2,
             "pruning.calibration_batches": 8,
             "budgets.sampler_steps": 50,
-            "budgets.trial_steps": 40,
-            "budgets.trial_images": 512,
+            "budgets.trial_steps": 60,
+            "budgets.trial_images": 1024,
+            "budgets.damage": "absolute",
             "compute.between_share": 0.3,
             "run.checkpoint_every": 250,
             "run.log_every": 50,
@@ -101,7 +102,7 @@ class Experiment:
 
 
 TINY = Experiment(
-    steps=60,
+    steps=150,
     batch_size=16,
     images=40,
     samplers=(("ddim", 5), ("dpm++", 4)),
@@ -134,20 +135,20 @@ _MEASURED_80 = {"budgets.method": "measured", "budgets.target": 0.8, "budgets.si
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.8, "budgets.capacity": "clean"}
 ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", {"compute.base_share": 1.0}, shared=False),
-    "base_60": Arm("full base, 60 % of the training", {"compute.base_share": 1.0}, shared=False, compute=0.6),
-    "base_125": Arm("full base, 125 % of the training", {"compute.base_share": 1.0}, shared=False, compute=1.25),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
-    "single_80": Arm("one pruned model, 80 %", {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.8}),
     "formula_80": Arm("step-adaptive, formula, 80 %", _FORMULA_80),
     "measured_80": Arm("step-adaptive, measured, 80 %", _MEASURED_80),
     "measured_50": Arm(
         "step-adaptive, measured, 50 %", {"budgets.method": "measured", "budgets.target": 0.5, "budgets.sizes": [0.7, 0.5, 0.35]}
     ),
-    "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
+    "single_80": Arm("one pruned model, 80 %", {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.8}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
+    "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
     "measured_80_distil": Arm(
         "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
+    "base_60": Arm("full base, 60 % of the training", {"compute.base_share": 1.0}, shared=False, compute=0.6),
+    "base_125": Arm("full base, 125 % of the training", {"compute.base_share": 1.0}, shared=False, compute=1.25),
 }
 
 

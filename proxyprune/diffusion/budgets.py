@@ -2,7 +2,7 @@
 
 The formula (arXiv:2312.13307): FLOPs(i) = (i / N + (N - i) / N * k) * F for i = 1 ... N, with k in (0, 1]. Which end is i = N is not
 published; `capacity` says which. Its mean over intervals is (N + 1) / (2N) + k (N - 1) / (2N), which tends to (1 + k) / 2. What a user pays
-is the mean over the *sampler's* steps, and k is solved for that.
+is the mean over the *sampler's* steps, and k is solved for that. Measured damage needs no formula: a knapsack over the interval's sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
+
 from proxyprune.errors import InputError, TargetError
+
+PARTS = 40
+"""Sizes that a measured allocation chooses from are multiples of 1 / PARTS of the base."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,25 @@ class Option:
     damage: float
 
 
+def interpolated(options: Sequence[Option], base_macs: int) -> tuple[Option, ...]:
+    """Sizes between those that were measured, every fortieth of the base.
+
+    Measured damage is noisy: a smaller network that seems better than a larger one counts as good as it (isotonic regression). Between
+    sizes the damage follows a monotone cubic (PCHIP).
+
+    Args:
+        options: At least two measured sizes, the whole network among them.
+        base_macs: MACs of the whole network.
+    """
+    known = sorted(options, key=lambda option: -option.fraction)
+    damages = np.asarray(isotonic_regression([option.damage for option in known]).x)
+    curve = PchipInterpolator([option.fraction for option in known][::-1], damages[::-1])
+    parts = range(math.ceil(known[-1].fraction * PARTS - 1e-9), PARTS + 1)
+    between = tuple(Option(part / PARTS, base_macs * part // PARTS, float(curve(part / PARTS))) for part in parts)
+    smallest = Option(known[-1].fraction, known[-1].macs, float(damages[-1]))
+    return between if between[0].fraction == smallest.fraction else (smallest, *between)
+
+
 def allocate(options: Sequence[Sequence[Option]], steps: Sequence[int], limit_macs: int) -> tuple[Option, ...]:
     """One option for each interval, so that damage summed over the sampler's steps is least and MACs fit.
 
@@ -158,9 +184,11 @@ def _undominated(states: list[tuple[int, float, tuple[Option, ...]]]) -> list[tu
 def by_measurement(options: Sequence[Sequence[Option]], steps: Sequence[int], target: float, base_macs: int) -> Budgets:
     """Budgets from measured damage.
 
-    The sum over steps of MACs may be at most `target` of the whole network's.
+    The sum over steps of MACs may be at most `target` of the whole network's. Every fortieth of the base is a size to choose from, with
+    damage read off a curve through the sizes that were measured; of all choices on these curves, the one found has the least damage.
     """
-    chosen = allocate(options, steps, math.floor(target * base_macs * sum(steps)))
+    curves = [interpolated(each, base_macs) if len(each) > 1 else tuple(each) for each in options]
+    chosen = allocate(curves, steps, math.floor(target * base_macs * sum(steps)))
     damage = sum(n * o.damage for n, o in zip(steps, chosen, strict=True)) / sum(steps)
-    note = f"The optimal choice of {math.prod(map(len, options)):,}; mean damage {damage:.4g} a sampler step."
+    note = f"The optimal choice of {math.prod(map(len, curves)):,}; mean damage {damage:.4g} a sampler step."
     return Budgets(tuple(o.fraction for o in chosen), tuple(steps), "measured", None, (note,))

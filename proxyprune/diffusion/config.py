@@ -101,7 +101,8 @@ class BudgetConfig:
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial.
         trial_images: Held-out images that each trial is judged on.
-        damage: "relative" (log ratio of losses) or "absolute" loss that the allocation adds up.
+        damage: What the allocation adds up. "absolute": loss above the whole network's, which for noise prediction and intervals of equal
+            dB is what the interval adds to the bound on the likelihood (arXiv:2107.00630, eq. 11). "relative": log ratio of losses.
     """
 
     method: str = "formula"
@@ -112,7 +113,7 @@ class BudgetConfig:
     sizes: tuple[float, ...] = (0.85, 0.7, 0.55, 0.4)
     trial_steps: int = 50
     trial_images: int = 256
-    damage: str = "relative"
+    damage: str = "absolute"
 
 
 @dataclass(frozen=True)
