@@ -106,11 +106,14 @@ class TestCompare:
         assert Path("c.svg").stat().st_size > 5000
 
     def test_json_has_every_cell(self, measured_file):
-        """2 scorers x 2 targets x 2 modes."""
+        """2 scorers x 2 targets x 2 modes, and the network, which a report of it draws."""
         data = json.loads(succeed("compare", "-m", measured_file, *self.ARGUMENTS, "--json").stdout)
         assert len(data["cells"]) == 8
         assert {cell["scorer"] for cell in data["cells"]} == {"magnitude", "random"}
         assert all(scoring["dollars"] is None for scoring in data["scorings"])
+        Path("compared.json").write_text(json.dumps(data), encoding="utf-8")
+        succeed("report", "compared.json", "--out", "compared.html")
+        assert data["graph"]["blocks"][0]["id"] in Path("compared.html").read_text(encoding="utf-8")
 
     def test_a_journal_is_resumed(self, measured_file):
         """The second run measures only the new scorer."""

@@ -123,7 +123,7 @@ def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOption
         if what.plot is not None:
             plot_comparison(comparison, what.plot)
             out.show(f"Plot: {what.plot}")
-        out.emit(comparison.to_dict())
+        out.emit({**comparison.to_dict(), "graph": None if comparison.graph is None else comparison.graph.to_dict()})
 
 
 def _listed(text: str) -> list[str]:

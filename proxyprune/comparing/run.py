@@ -191,6 +191,7 @@ def compare(
         cells=tuple(sorted(cells, key=lambda cell: (list(arms).index(cell.scorer), chosen.index(Case(cell.mode, cell.target))))),
         settings={**settings, "scorers": list(arms), "seeds": list(seeds)},
         notes=() if data.note is None else (data.note,),
+        graph=graph,
     )
 
 

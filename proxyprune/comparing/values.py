@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxyprune.budget import Target
+from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 
 SCHEMA = 1
@@ -184,6 +185,7 @@ class Comparison:
         cells: One for every scorer, case and seed.
         settings: What was asked for, as plain JSON values.
         notes: Sentences for the reader.
+        graph: The traced network.
     """
 
     model_class: str
@@ -195,6 +197,7 @@ class Comparison:
     cells: tuple[Cell, ...] = field(repr=False)
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    graph: ModelGraph | None = field(default=None, repr=False)
 
     @property
     def cases(self) -> tuple[Case, ...]:
