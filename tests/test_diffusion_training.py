@@ -151,7 +151,7 @@ def test_resuming_is_bit_identical(finished, tmp_path):
     for stage, step in moments:
         process = start(trainer.config, out)
         log = out / stage / "log.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             if log.is_file() and len(log.read_text().splitlines()) >= step:
                 break
