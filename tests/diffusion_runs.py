@@ -43,6 +43,8 @@ def small_config(folder: Path, **changes: Any) -> StepAdaptiveConfig:
         "run.cpu": True,
         "run.log_every": 1,
         "run.checkpoint_every": 4,
+        "run.loss_bins": 4,
+        "run.loss_images": 8,
     }
     return StepAdaptiveConfig.preset("digits").with_values(values | {name.replace("__", "."): value for name, value in changes.items()})
 

@@ -191,14 +191,20 @@ def diffusion(folder: Path) -> Path:
     bounds = ((6.0, None, 0, 30), (-4.0, 6.0, 31, 60), (None, -4.0, 61, 99))
     members = [{"index": i, "count": 3, "low_snr_db": a, "high_snr_db": b, "first": c, "last": d} for i, (a, b, c, d) in enumerate(bounds)]
     budgets = {"fractions": [0.7, 0.75, 0.9], "steps": [15, 15, 20], "method": "measured", "k": None, "mean": 0.8, "notes": ["A note."]}
-    trials = [[{"fraction": f, "macs": 1, "loss": 1.1 - f / 10} for f in (0.5, 1.0)] for _ in members]
+    trials = [[{"fraction": f, "macs": 1, "damage": 0.3 * (1.0 - f)} for f in (0.5, 1.0)] for _ in members]
     layout = {
         "schema": 1,
         "members": members,
         "budgets": budgets,
         "trials": trials,
         "intervals": {"method": "dynamic", "boundaries_db": [6, -4]},
+        "curve": [[0, 20.0], [30, 6.1], [31, 5.9], [60, -3.9], [61, -4.1], [98, -30.0], [99, None]],
     }
+    bins = [
+        {"interval": i, "first": 33 * i, "last": 33 * i + 32, "snr_db": [9.0 - i, 8.0 - i, None], "base": 0.5, "expert": 0.4 + 0.1 * i}
+        for i in range(3)
+    ]
+    written(run / "loss_by_snr.json", {"schema": 1, "images": 8, "macs": {}, "in_ledger": False, "bins": bins})
     written(run / "layout.json", layout | {"ledger": ledger(("budgets", 1, "measuring", 10, 10_000))})
     for index, macs in enumerate((700, 750)):
         spent = ledger(("expert", index, "training", 20, 60 * macs))

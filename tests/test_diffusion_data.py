@@ -16,7 +16,7 @@ from proxyprune.diffusion.data import FASHION_PLACES, fashion_sized, load_data, 
 from proxyprune.diffusion.features import SIZES, load_features
 from proxyprune.diffusion.images import grid, save_arrays
 from proxyprune.diffusion.metrics import bootstrap, frechet, frechet_distance, kernel_distance, precision_recall
-from proxyprune.errors import DataError, InputError
+from proxyprune.errors import DataError, InputError, UnknownNameError, WeightsError
 
 RNG = np.random.default_rng(0)
 
@@ -196,6 +196,21 @@ def test_metrics_refuse_what_is_no_features():
         frechet_distance(np.full((3, 2), np.nan), np.zeros((3, 2)))
     with pytest.raises(InputError, match="length"):
         kernel_distance(np.zeros((3, 2)), np.zeros((3, 4)))
+
+
+def test_inception_says_what_is_missing(tmp_path):
+    """Without torch-fidelity, one sentence with what to install; with it, a file that is no weights is named."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        with pytest.raises(UnknownNameError, match="pip install torch-fidelity"):
+            load_features("inception")
+        return
+    with pytest.raises(WeightsError, match=r"gone\.pth"):
+        load_features(f"inception:{tmp_path / 'gone.pth'}")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match="inception:FILE"):
+        load_features(f"inception:{tmp_path / 'bad.pth'}")
 
 
 @pytest.mark.parametrize("name", list(SIZES))

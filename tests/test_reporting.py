@@ -251,6 +251,10 @@ def test_a_diffusion_run_shows_what_it_has(tmp_path):
     assert "217 K MACs of training compute" in page.words
     assert f"{(0.7 * 15 + 0.75 * 15 + 0.9 * 20) / 50:.1%}" in page.words
     assert [name for name, _ in page.tags].count("img") == 1
+    assert "Signal-to-noise ratio from 20.0 to -30.0 dB, cut into 3 intervals." in page.words
+    assert "In 1 of 3 bins the expert's loss is below the base's." in page.words
+    assert "-20.0%" in page.words
+    assert "damage" in page.words
     (line,) = [a for name, a in page.tags if name == "polyline" and "loss-chart" not in str(a) and len((a["points"] or "").split()) > 100]
     assert len((line["points"] or "").split()) <= 240
 

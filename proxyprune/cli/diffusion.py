@@ -70,6 +70,7 @@ _SHORT = {
     "source": "data.source",
     "data_path": "data.path",
     "scorer": "pruning.scorer",
+    "accept_unreliable": "pruning.accept_unreliable",
     "target": "budgets.target",
     "intervals": "intervals.count",
     "steps": "compute.reference_steps",
@@ -88,6 +89,12 @@ _CHOICE = (
     click.option("--source", metavar="DATA", help="digits, fashion-mnist, a folder of images, FILE.npz, or hub:NAME."),
     click.option("--data", "data_path", metavar="PATH", help="Where the files of a named data set are."),
     click.option("--scorer", "-s", metavar="NAME", shell_complete=scorer_names, help="Scorer that chooses what each expert loses."),
+    click.option(
+        "--accept-unreliable",
+        is_flag=True,
+        default=None,
+        help="Cut although a ranking says of itself that it should decide nothing.",
+    ),
     click.option("--target", "-t", type=float, help="Mean sampling MACs, as a fraction of the base."),
     click.option("--intervals", type=click.IntRange(min=1), help="Number of intervals."),
     click.option("--steps", type=click.IntRange(min=1), help="Training steps of the full-size model that the run may cost as much as."),
@@ -132,7 +139,7 @@ def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> 
             setup, layout = _laid_out(config, run)
             macs = setup.base_macs
         out.show(*layout_table(layout, macs, setup.schedule.snr_db), *layout.budgets.notes)
-        out.emit(plan_payload(config, layout, macs, setup.graph.params))
+        out.emit(plan_payload(config, layout, macs, setup.graph.params, setup.schedule.snr_db))
         if plot is not None:
             from proxyprune.diffusion.pictures import plot_layout
 
@@ -227,6 +234,7 @@ class Drawing:
         one_at_a_time: Keep only one expert in memory.
         compile: Use torch.compile.
         model: Model file, for networks that came from one.
+        condition: File of labels or embeddings, or None.
     """
 
     pipeline: Path
@@ -238,6 +246,14 @@ class Drawing:
     one_at_a_time: bool
     compile: bool
     model: str | None
+    condition: Path | None
+
+    @property
+    def conditions(self) -> Any:
+        """One label or embedding for each image; None to leave it to the pipeline."""
+        from proxyprune.diffusion.conditioning import read_condition, repeated
+
+        return None if self.condition is None else repeated(read_condition(self.condition), self.count)
 
     def open(self) -> StepAdaptivePipeline:
         """Load the pipeline."""
@@ -266,6 +282,7 @@ _DRAWING = (
     click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
     click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
     click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
+    file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
 )
 drawing_options = gathered("drawing", Drawing, _DRAWING)
 
@@ -288,7 +305,8 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
     with output(as_json) as shown:
         pipeline = drawing.open()
         started = time.perf_counter()
-        found = pipeline.generate(drawing.count, steps=drawing.steps, batch_size=drawing.batch_size, seed=drawing.seed)
+        settings: dict[str, Any] = {"steps": drawing.steps, "batch_size": drawing.batch_size, "seed": drawing.seed}
+        found = pipeline.generate(drawing.count, condition=drawing.conditions, **settings)
         seconds = time.perf_counter() - started
         if grid is not None:
             images.save_picture(images.grid(found, scale=max(1, 64 // found.shape[-1])), grid)
@@ -315,7 +333,9 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 @diffusion.command(cls=Command)
 @drawing_options
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
-@click.option("--features", metavar="NAME", help="fashion-mnist, digits or inception; follows from the data by default.")
+@click.option(
+    "--features", metavar="NAME", help="fashion-mnist, digits, inception or inception:WEIGHTS.pth; follows from the data by default."
+)
 @json_option
 @traceback_option
 def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: bool) -> None:
@@ -342,6 +362,7 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
             batch_size=drawing.batch_size,
             seed=drawing.seed,
             schedule=NoiseSchedule.of(config.noise),
+            condition=drawing.conditions,
         )
         out.show(evaluation_table(found))
         out.emit(found.to_dict())

@@ -64,11 +64,11 @@ def evaluation_table(found: Evaluation) -> Table:
     return table
 
 
-def plan_payload(config: StepAdaptiveConfig, layout: Layout, base_macs: int, base_params: int) -> dict[str, Any]:
+def plan_payload(config: StepAdaptiveConfig, layout: Layout, base_macs: int, base_params: int, snr_db: FloatArray) -> dict[str, Any]:
     """What `diffusion plan --json` prints."""
     from proxyprune.diffusion.trainer import layout_record
 
-    return {"schema": 1, "config": config.to_dict(), "base_macs": base_macs, "base_params": base_params, **layout_record(layout)}
+    return {"schema": 1, "config": config.to_dict(), "base_macs": base_macs, "base_params": base_params, **layout_record(layout, snr_db)}
 
 
 def _table(title: str) -> Table:

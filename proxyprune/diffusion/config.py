@@ -129,6 +129,8 @@ class PruningConfig:
         calibration_batches: Batches for scorers that measure; drawn from the interval's timesteps.
         calibration_images: Images in each.
         rounds: Cuts on the way to the budget, equal steps in log size, with training in between.
+        accept_unreliable: Cut although a ranking says of itself that it should decide nothing. A run that stopped for that may go on with
+            it.
         options: Arguments for making the scorer.
     """
 
@@ -140,6 +142,7 @@ class PruningConfig:
     calibration_batches: int = 8
     calibration_images: int = 64
     rounds: int = 1
+    accept_unreliable: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -209,6 +212,8 @@ class RunConfig:
         sample_every: Steps between sample grids; 0 draws only at the end of a stage.
         trackers: Further trackers of accelerate, such as "tensorboard".
         divergence: Stop when the averaged loss is this many times the best so far.
+        loss_bins: Bins of timesteps in which base and experts are compared at the end; 0 leaves that out.
+        loss_images: Held-out images in each bin.
     """
 
     batch_size: int = 64
@@ -219,6 +224,8 @@ class RunConfig:
     sample_every: int = 0
     trackers: tuple[str, ...] = ()
     divergence: float = 50.0
+    loss_bins: int = 16
+    loss_images: int = 128
 
 
 @dataclass(frozen=True)
@@ -247,6 +254,11 @@ class StepAdaptiveConfig:
     def __post_init__(self) -> None:
         if problems := _problems(self):
             raise InputError(f"The configuration cannot be used; {len(problems)} to mend: " + "; ".join(problems) + ".")
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is pruned, so that a scorer is needed."""
+        return self.budgets.method != "full" and self.compute.base_share < 1.0
 
     @classmethod
     def preset(cls, name: str) -> StepAdaptiveConfig:
@@ -410,7 +422,10 @@ def _problems(config: StepAdaptiveConfig) -> list[str]:
     )
     positive += ("compute.reference_steps", "run.batch_size", "run.checkpoint_every", "run.log_every", "pruning.calibration_batches")
     flat = {f"{group}.{name}": value for group, part in _parts(config) for name, value in vars(part).items()}
+    positive += ("run.loss_images",)
     found += [f"{name} must be at least 1, found {flat[name]!r}" for name in positive if flat[name] < 1]
+    if config.run.loss_bins < 0:
+        found.append(f"run.loss_bins must not be negative, found {config.run.loss_bins!r}")
     shares: tuple[str, ...] = (
         "compute.whole_share",
         "compute.between_share",

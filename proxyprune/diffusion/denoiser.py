@@ -40,18 +40,20 @@ class Calling:
         Raises:
             ModelFileError: If it takes no time, or no condition where one is to be given.
         """
-        names = [
-            name
+        parameters = {
+            name: parameter
             for name, parameter in inspect.signature(model.forward).parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        ]
+        }
+        names = list(parameters)
         time = next((name for name in names[1:] if name in _TIME_NAMES), None)
         if time is None:
             raise ModelFileError(
                 f"The forward of {type(model).__name__} takes ({', '.join(names)}); a denoiser takes noisy images first and has an "
                 f"argument for the time, called one of {', '.join(_TIME_NAMES)}."
             )
-        found = next((name for name in _CONDITION_NAMES if name in names[1:]), None)
+        taken = [name for name in _CONDITION_NAMES if name in names[1:]]  # a text-to-image network takes class labels too, if it must
+        found = next((name for name in taken if parameters[name].default is inspect.Parameter.empty), next(iter(taken), None))
         if conditional and found is None:
             raise ModelFileError(
                 f"Labels or embeddings are to be given, but the forward of {type(model).__name__} takes ({', '.join(names)}): none of "

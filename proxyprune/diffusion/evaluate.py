@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from proxyprune.diffusion.conditioning import repeated
 from proxyprune.diffusion.data import ImageData
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.draws import fixed_batches
@@ -98,6 +99,7 @@ def evaluate(
     schedule: NoiseSchedule | None = None,
     images_given: Tensor | None = None,
     seconds_given: float | None = None,
+    condition: Tensor | None = None,
 ) -> Evaluation:
     """Sample, compare with held-out images, and measure the loss of each expert where it works.
 
@@ -112,9 +114,15 @@ def evaluate(
         schedule: The training process, for the losses; None leaves them out.
         images_given: Images that were generated earlier.
         seconds_given: How long that took.
+        condition: Labels or embeddings, one for each image. None lets classes take turns, and takes the embeddings of held-out images.
     """
+    if condition is None and pipeline.blueprint.calling.condition and not pipeline.blueprint.classes and data.held_out_labels is not None:
+        condition = repeated(data.held_out_labels, images)
     started = time.perf_counter()
-    fake = pipeline.generate(images, steps=steps, batch_size=batch_size, seed=seed) if images_given is None else images_given
+    if images_given is None:
+        fake = pipeline.generate(images, steps=steps, batch_size=batch_size, seed=seed, condition=condition)
+    else:
+        fake = images_given
     seconds = time.perf_counter() - started if seconds_given is None else seconds_given
     enough = len(data.held_out) >= 2000
     reference = data.held_out if enough else data.train

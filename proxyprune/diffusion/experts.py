@@ -13,6 +13,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from proxyprune.diffusion.checkpoint import write_json, write_text
+from proxyprune.diffusion.compiled import Compiled
 from proxyprune.errors import PlanFormatError, StorageError
 from proxyprune.flow import PruneResult
 from proxyprune.manifest import MANIFEST
@@ -94,6 +95,7 @@ class Experts:
         load: Makes the network of an interval.
         resident: Keep all of them in memory.
         device: Where they run.
+        compile_options: For torch.compile, or None to run them as they are.
     """
 
     macs: tuple[int, ...]
@@ -123,7 +125,7 @@ class Experts:
         if self.compile_options is None:
             return model
         if index not in self._compiled:
-            self._compiled[index] = torch.compile(model, **dict(self.compile_options))
+            self._compiled[index] = Compiled(model, self.compile_options, networks=len(self))
         return self._compiled[index]
 
     def to(self, device: torch.device) -> None:

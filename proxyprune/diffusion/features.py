@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from proxyprune.errors import UnknownNameError, WeightsError
 
 FEATURES = 64
 WEIGHTS = Path(__file__).parent / "weights"
+_INCEPTION_IMAGES = 50  # at a time: it resizes them to 299 pixels
 
 
 class FeatureNet(nn.Module):
@@ -78,16 +80,19 @@ class Features:
 
 
 def load_features(name: str) -> Features:
-    """Features by name: "fashion-mnist", "digits", or "inception" (needs torch-fidelity).
+    """Features by name: "fashion-mnist", "digits", or "inception".
+
+    Inception needs torch-fidelity, which downloads the weights; "inception:FILE" names them where they are already.
 
     Raises:
         UnknownNameError: If there are none of this name.
         WeightsError: If weights are missing.
     """
-    if name == "inception":
-        return Features("inception-v3-compat (torch-fidelity)", _inception())
+    kind, _, path = name.partition(":")
+    if kind == "inception":
+        return Features("inception-v3-compat (torch-fidelity)", _inception(Path(path) if path else None))
     if name not in SIZES:
-        raise UnknownNameError(f"There are no features {name!r}; there are {', '.join(SIZES)} and inception.")
+        raise UnknownNameError(f"There are no features {name!r}; there are {', '.join(SIZES)} and inception (--features).")
     size, widths = SIZES[name]
     network = FeatureNet(widths)
     load_into(network, WEIGHTS / f"{name}.safetensors")
@@ -119,16 +124,30 @@ def _grey(images: Tensor) -> Tensor:
     return images if images.shape[1] == 1 else images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
 
 
-def _inception() -> Callable[[Tensor], Tensor]:
+def _inception(weights: Path | None) -> Callable[[Tensor], Tensor]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise UnknownNameError("Inception features need torch-fidelity: pip install torch-fidelity.") from error
-    network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        raise UnknownNameError(f"Inception features need torch-fidelity ({error}): pip install torch-fidelity.") from error
+    if weights is not None and not weights.is_file():
+        raise WeightsError(f"The weights of Inception are not at '{weights}'. torch-fidelity's releases have them as a .pth file.")
+    try:
+        network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], None if weights is None else _plain(weights))
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = "it holds something else than tensors." if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+        raise WeightsError(
+            f"The weights of Inception cannot be {'fetched' if weights is None else 'read'}: {reason} Download the "
+            ".pth file of torch-fidelity's releases and name it: --features inception:FILE."
+        ) from error
 
     def embed(images: Tensor) -> Tensor:
         colour = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
-        found: Tensor = network(colour)[0]
-        return found
+        return torch.cat([network(part)[0] for part in torch.split(colour, _INCEPTION_IMAGES)])
 
     return embed
+
+
+def _plain(path: Path) -> str:
+    """The path of a file that holds tensors and nothing that unpickling would run; torch-fidelity itself unpickles anything."""
+    torch.load(path, map_location="cpu", weights_only=True)
+    return str(path)

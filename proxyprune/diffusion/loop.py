@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,9 @@ class Loop:
         if training.step >= phase.stop:
             return
         training.model.train()
-        prepared = self.accelerator.prepare_model(training.model)
-        optimizer = self.accelerator.prepare_optimizer(training.optimizer)
-        training.optimizer = optimizer.optimizer
-        self._load_scaler(training)
         started, done = time.perf_counter(), training.step
-        with bar(self.name, phase.stop, shown=self.accelerator.is_main_process) as advance:
+        shown = bar(self.name, phase.stop, shown=self.accelerator.is_main_process)
+        with self._prepared(training) as (prepared, optimizer), shown as advance:
             while training.step < phase.stop:
                 rate = learning_rate(self.stage, phase.at(training.step))
                 loss = self._step(training, prepared, optimizer, rate)
@@ -181,8 +179,27 @@ class Loop:
                 advance(training.step, f"loss {training.smooth[0]:.4f}  {speed:.0f} images/s")
                 self._after(training, {"loss": loss, "learning_rate": rate, "images_per_s": round(speed, 1), "phase": phase.number})
         training.model.eval()
-        self.accelerator._models.clear()
-        self.accelerator._optimizers.clear()
+
+    @contextlib.contextmanager
+    def _prepared(self, training: Training) -> Iterator[tuple[nn.Module, Any]]:
+        """Network and optimizer as accelerate trains them; afterwards the network is as it was.
+
+        Mixed precision puts another forward on the very network. It has to leave again before the network is traced, copied and cut.
+        """
+        own = training.model.__dict__.get("forward")
+        prepared = self.accelerator.prepare_model(training.model)
+        optimizer = self.accelerator.prepare_optimizer(training.optimizer)
+        training.optimizer = optimizer.optimizer
+        self._load_scaler(training)
+        try:
+            yield prepared, optimizer
+        finally:
+            self.accelerator._models.clear()
+            self.accelerator._optimizers.clear()
+            for name in ("forward", "_original_forward"):
+                training.model.__dict__.pop(name, None)
+            if own is not None:
+                training.model.__dict__["forward"] = own
 
     def _step(self, training: Training, prepared: nn.Module, optimizer: Any, rate: float) -> float:
         batch = self.draws.batch(training.step, self.accelerator.device)

@@ -19,6 +19,7 @@ from proxyprune.diffusion.loop import learning_rate, new_optimizer
 from proxyprune.diffusion.objective import NoisyBatch, Objective, Process
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.shared import SharedScorer, told
 from proxyprune.errors import TargetError
 from proxyprune.flow import PruneResult, prune
 from proxyprune.scoring.brief import Brief
@@ -69,7 +70,7 @@ def cut(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: st
         device=setup.device,
     )
     loss = CountedLoss(Objective(setup.calling))
-    scorer = find(settings.scorer, dict(settings.options))
+    scorer = SharedScorer(find(settings.scorer, dict(settings.options)), setup.accelerator)
     brief = Brief(interval=interval.brief(setup.schedule.snr_db))
     result = prune(
         model,
@@ -83,11 +84,12 @@ def cut(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: st
         batches=batches,
         loss_fn=loss,
         seed=setup.config.seed,
+        accept_unreliable=settings.accept_unreliable,
         brief=brief,
     )
-    price = result.plan.base_macs
-    spent = training_macs(price, loss.images) if "gradients" in scorer.needs else price * loss.images
-    return result, Entry(stage, interval.index, "scoring", loss.images, spent)
+    price, shown = result.plan.base_macs, int(told(setup.accelerator, loss.images))
+    spent = training_macs(price, shown) if "gradients" in scorer.needs else price * shown
+    return result, Entry(stage, interval.index, "scoring", shown, spent)
 
 
 def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, FloatArray, Entry]:

@@ -211,7 +211,9 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         if wanted is not None and condition is None:
             condition = conditions(self.blueprint.classes, first, len(generators))
             if condition is None:
-                raise InputError(f"The networks take {wanted}; give condition=, one embedding for each image.")
+                raise InputError(
+                    f"The networks take {wanted}; give condition=, one embedding for each image (--condition FILE.npz on the command line)."
+                )
         if condition is not None:
             condition = condition.to(self.device)
         noise = initial_noise(generators, self.blueprint.shape, self.device)

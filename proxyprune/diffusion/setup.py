@@ -18,9 +18,10 @@ from proxyprune.diffusion.ledger import training_macs
 from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.presets import Source, image_size, source_of
 from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, sampler, snr_of_steps, training_scheduler
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, ModelFileError, ProxyPruneError
 from proxyprune.graph import ModelGraph
 from proxyprune.read import trace
+from proxyprune.scoring.registry import find
 
 
 @dataclass
@@ -45,7 +46,9 @@ class Setup:
 
     @classmethod
     def of(cls, config: StepAdaptiveConfig, accelerator: Any = None) -> Setup:
-        """Read the data and build the network once, so that what is wrong with them shows at once."""
+        """Read the data, build the network and find the scorer once, so that what is wrong with them shows before anything is trained."""
+        if config.cuts:
+            find(config.pruning.scorer, dict(config.pruning.options))
         data = load_data(config.data, image_size(config))
         source = source_of(config, data.shape, data.classes)
         model = source.build()
@@ -54,11 +57,24 @@ class Setup:
         world = 1 if accelerator is None else accelerator.num_processes
         if config.run.batch_size % world:
             raise InputError(f"run.batch_size is {config.run.batch_size}, which {world} processes cannot share evenly.")
-        with torch.no_grad():
-            shape = calling.predict(model.eval(), *found._example()).shape
-        if tuple(shape[1:]) != data.shape:
-            raise InputError(f"The network turns images {data.shape} into {tuple(shape[1:])}; a denoiser keeps the shape.")
+        shape = found._predicted_shape(model)
+        if shape[1:] != data.shape:
+            raise InputError(f"The network turns images {data.shape} into {shape[1:]}; a denoiser keeps the shape.")
         return found
+
+    def _predicted_shape(self, model: nn.Module) -> tuple[int, ...]:
+        image, times, condition = self._example()
+        try:
+            with torch.no_grad():
+                return tuple(self.calling.predict(model.eval(), image, times, condition).shape)
+        except ProxyPruneError:
+            raise
+        except Exception as error:
+            given = "no condition" if condition is None else f"{self.calling.condition} {tuple(condition.shape)} {condition.dtype}"
+            raise ModelFileError(
+                f"The network {self.source.label} does not run on one image {tuple(image.shape)} with {given}: {type(error).__name__}: "
+                f"{error}. Labels and embeddings come from the data, with data.labels=true."
+            ) from error
 
     def _example(self) -> tuple[Tensor, Tensor, Tensor | None]:
         labels = self.data.labels
@@ -119,18 +135,31 @@ def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
     """An Accelerator with the trackers of a run.
 
     Raises:
-        InputError: If a tracker is not installed.
+        InputError: If a tracker is not installed, or the device cannot compute in the precision.
     """
     from accelerate import Accelerator
 
     from proxyprune.diffusion.trackers import JsonLines
 
     trackers: list[Any] = [JsonLines(folder), *config.run.trackers]
+    precision = config.run.mixed_precision
     try:
-        accelerator = Accelerator(
-            cpu=config.run.cpu, mixed_precision=config.run.mixed_precision, log_with=trackers, project_dir=str(folder / "trackers")
-        )
+        accelerator = Accelerator(cpu=config.run.cpu, mixed_precision=precision, log_with=trackers, project_dir=str(folder / "trackers"))
+        if precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError(
+                "fp16 mixed precision requires another device than a CPU."
+            )  # accelerate would train in float32 and say nothing
         accelerator.init_trackers("proxyprune")
     except (ImportError, ValueError) as error:
+        if "mixed precision" in str(error):
+            raise InputError(
+                f"run.mixed_precision is {precision!r}, which the device cannot compute in: {error} Choose bf16, which works on a CPU too, "
+                "or no."
+            ) from error
+        if "already been initialized" in str(error):
+            raise InputError(
+                f"run.mixed_precision is {precision!r} (run.cpu {config.run.cpu}), and accelerate keeps what the process began with: "
+                "start this run in a process of its own."
+            ) from error
         raise InputError(f"accelerate cannot be set up: {error}. Install what run.trackers ({list(config.run.trackers)}) needs.") from error
     return accelerator

@@ -20,11 +20,13 @@ from proxyprune.diffusion.images import grid, save_picture
 from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_db, uniform
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training
+from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
+from proxyprune.diffusion.loss_by_snr import bins_of, evaluation_macs, measure_bins, write_losses
 from proxyprune.diffusion.measure import measured_intervals, try_sizes
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.pipeline import Blueprint, StepAdaptivePipeline
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
-from proxyprune.diffusion.schedule import training_scheduler
+from proxyprune.diffusion.schedule import FloatArray, training_scheduler
 from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
 from proxyprune.diffusion.trackers import rewind
@@ -32,9 +34,13 @@ from proxyprune.errors import InputError, StorageError, TrainingError
 
 CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
 LAYOUT = "layout.json"
+_CURVE = 100  # points of the SNR curve in a layout
 PREVIEW = (20, 16)
 """Steps and images of a sample grid during training."""
-_FREE = {"run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence")}
+_FREE = {
+    "run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence", "loss_bins", "loss_images"),
+    "pruning": ("accept_unreliable",),
+}
 """Settings that may differ when a run goes on."""
 
 
@@ -150,7 +156,7 @@ class StepAdaptiveTrainer:
             return found
         layout = decide(self.setup, self.train_base())
         if self.accelerator.is_main_process:
-            write_json(self.folder / LAYOUT, layout_record(layout))
+            write_json(self.folder / LAYOUT, layout_record(layout, self.setup.schedule.snr_db))
         self.accelerator.wait_for_everyone()
         return layout
 
@@ -236,8 +242,19 @@ class StepAdaptiveTrainer:
         if self.accelerator.is_main_process:
             pipeline.save_pretrained(self.folder / PIPELINE)
             write_json(self.folder / LEDGER, ledger.to_dict())
+            self._compare_losses(layout, None if whole else experts)
         self.accelerator.wait_for_everyone()
         return pipeline
+
+    def _compare_losses(self, layout: Layout, experts: Experts | None) -> None:
+        """Held-out loss by noise level, of the base and of the experts; measured once."""
+        run = self.config.run
+        if run.loss_bins == 0 or read_json(self.folder / LOSSES) is not None:
+            return
+        bins, base = bins_of(layout.members, run.loss_bins), self.setup.base_model(self.train_base())
+        found = measure_bins(self.setup, base, experts, bins, run.loss_images)
+        macs = evaluation_macs(bins, run.loss_images, self.setup.base_macs, None if experts is None else experts.macs)
+        write_losses(self.folder, found, run.loss_images, macs)
 
     def _preview_macs(self, allowance: int) -> int:
         """What sample grids will cost at most while the base is trained."""
@@ -320,8 +337,15 @@ def read_layout(folder: Path, setup: Setup) -> Layout | None:
     return Layout(intervals, intervals.over(setup.schedule), Budgets.from_dict(found["budgets"]), trials, Ledger.from_dict(found["ledger"]))
 
 
-def layout_record(layout: Layout) -> dict[str, Any]:
-    """A layout as plain JSON types."""
+def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
+    """A layout as plain JSON types.
+
+    Args:
+        layout: The layout.
+        snr_db: Exact SNR of every timestep; some of it goes into the record as "curve", [timestep, dB], for whoever draws it.
+    """
+    spread = {round(part * (len(snr_db) - 1) / _CURVE) for part in range(_CURVE + 1)}
+    shown = sorted(spread | {edge for member in layout.members for edge in (member.first, member.last)})
     return {
         "schema": 1,
         "intervals": layout.intervals.to_dict(),
@@ -329,6 +353,7 @@ def layout_record(layout: Layout) -> dict[str, Any]:
         "budgets": layout.budgets.to_dict(),
         "trials": [[vars(option) for option in options] for options in layout.trials],
         "ledger": layout.ledger.to_dict(),
+        "curve": [[time, _finite(float(snr_db[time]))] for time in shown],
     }
 
 

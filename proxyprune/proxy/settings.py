@@ -71,6 +71,9 @@ class LLMSettings:
     observer: Callable[[Event], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("statistics", "price_per_million"):
+            if isinstance(value := getattr(self, name), list):  # as JSON has them
+                object.__setattr__(self, name, tuple(value))
         problems = [*self._text_problems(), *self._number_problems(), *self._combination_problems()]
         if problems:
             raise InputError(f"An LLM scorer cannot be made with these options: {'; '.join(problems)}.")

@@ -27,6 +27,8 @@ def diffusion(result: Result) -> Iterator[Section]:
         yield _ledger(run)
     if run.losses:
         yield _losses(run)
+    if run.bins:
+        yield _by_snr(run)
     if run.pictures:
         pictures = tuple((entry.label, entry.uri) for entry in run.pictures)
         yield Section("samples", "Samples", "The latest grid of each stage.", (Gallery(pictures),))
@@ -46,9 +48,55 @@ def _intervals(run: DiffusionRun) -> Section:
     lead = (
         "Noise from clean (left) to pure noise (right), cut where the signal-to-noise ratio says; each interval has a denoiser of its own."
     )
-    return Section(
-        "intervals", "Intervals and budgets", lead, (Drawing("How large each expert is, and for which timesteps", drawing), table)
+    curve = (_curve(run),) if run.curve else ()
+    parts = (*curve, Drawing("How large each expert is, and for which timesteps", drawing), table)
+    return Section("intervals", "Intervals and budgets", lead, parts)
+
+
+def _curve(run: DiffusionRun) -> Drawing:
+    """SNR by timestep, in the colour of the interval; neighbours share the point where one ends."""
+    series = []
+    for entry in run.ranges:
+        points = [point for point in run.curve if max(0, entry.first - 1) <= point[0] <= entry.last]
+        if points:
+            series.append(Series(f"interval {entry.index}", points, f"line-{entry.index % 6}"))
+    said = (
+        f"Signal-to-noise ratio from {run.curve[0][1]:.1f} to {run.curve[-1][1]:.1f} dB, cut into {counted(len(run.ranges), 'interval')}."
     )
+    named = Named("snr-chart", "Signal-to-noise ratio by timestep", said)
+    return Drawing("Signal-to-noise ratio by timestep", line_chart(named, series, ("timestep, 0 is clean", "dB")))
+
+
+def _by_snr(run: DiffusionRun) -> Section:
+    shown = [entry for entry in run.bins if entry.snr_db is not None]
+    series = [Series("base", sorted((entry.snr_db or 0.0, entry.base) for entry in shown), "line-0")] if shown else []
+    for index in sorted({entry.interval for entry in shown if entry.expert is not None}):
+        own = sorted((entry.snr_db or 0.0, entry.expert or 0.0) for entry in shown if entry.interval == index)
+        series.append(Series(f"expert {index}", own, f"line-{1 + index % 5}"))
+    compared = [entry for entry in run.bins if entry.expert is not None]
+    better = sum((entry.expert or 0.0) < entry.base for entry in compared)
+    said = f"In {better} of {counted(len(compared), 'bin')} the expert's loss is below the base's." if compared else "The base alone."
+    columns = (Column("interval", True), Column("timesteps"), *(Column(name, True) for name in ("SNR in dB", "base", "expert", "change")))
+    rows = tuple(
+        Row(
+            (
+                Cell(str(entry.interval)),
+                Cell(f"{entry.first} to {entry.last}"),
+                Cell("no signal" if entry.snr_db is None else f"{entry.snr_db:.1f}"),
+                Cell(f"{entry.base:.4g}"),
+                Cell("–" if entry.expert is None else f"{entry.expert:.4g}"),
+                Cell(f"{entry.expert / entry.base - 1.0:+.1%}" if entry.expert is not None and entry.base else "–"),
+            )
+        )
+        for entry in run.bins
+    )
+    lead = f"The same held-out images, noise and timesteps for both. {said} Evaluation, so it is not in the ledger."
+    drawn: tuple[Part, ...] = ()
+    if series:
+        named = Named("snr-loss-chart", "Held-out loss by SNR", said)
+        drawing = line_chart(named, series, ("SNR in dB, clean to the right", "loss"))
+        drawn = (Drawing("Held-out loss by signal-to-noise ratio", drawing),)
+    return Section("by-snr", "Loss by noise level", lead, (*drawn, Table("Base against expert", columns, rows)))
 
 
 def _interval_row(run: DiffusionRun, entry: Range) -> Row:
@@ -82,17 +130,17 @@ def _decibels(entry: Range) -> str:
 
 def _trials(run: DiffusionRun) -> Section:
     series = [
-        Series(f"interval {entry.index}", sorted((trial.fraction, trial.loss) for trial in entry.trials), f"line-{entry.index % 6}")
+        Series(f"interval {entry.index}", sorted((trial.fraction, trial.damage) for trial in entry.trials), f"line-{entry.index % 6}")
         for entry in run.ranges
         if entry.trials
     ]
-    named = Named("trials-chart", "Loss by size", f"Measured loss of {len(series)} intervals at several sizes.")
-    drawing = line_chart(named, series, ("share of the base's MACs", "loss in the interval"))
+    named = Named("trials-chart", "Damage by size", f"Measured damage to {len(series)} intervals at several sizes.")
+    drawing = line_chart(named, series, ("share of the base's MACs", "damage"))
     return Section(
         "trials",
         "What pruning costs in each interval",
-        "Measured after a short recovery; the budgets follow from it.",
-        (Drawing("Loss by size", drawing),),
+        "The loss of the pruned network against that of the whole one, both after a short recovery; the budgets follow from it.",
+        (Drawing("Damage by size", drawing),),
     )
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxyprune.errors import ProxyPruneError, StorageError
-from proxyprune.reporting.fields import Fields, as_number, parsed
+from proxyprune.reporting.fields import Fields, as_number, fail, parsed
 from proxyprune.reporting.records import flat
 
 CONFIG, LAYOUT, LEDGER, RESULT, LOG = "config.json", "layout.json", "ledger.json", "result.json", "log.jsonl"
+BINS = "loss_by_snr.json"
 
 _MOST_PICTURE_BYTES = 4 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,10 +43,31 @@ class LoggedLoss:
 
 @dataclass(frozen=True)
 class Trial:
-    """What pruning one interval to one size costs in loss."""
+    """What pruning one interval to one size costs: the log ratio of losses, or their difference."""
 
     fraction: float
-    loss: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class LossBin:
+    """Held-out loss in a stretch of timesteps of one interval.
+
+    Attributes:
+        interval: Its index.
+        first: First timestep.
+        last: Last timestep.
+        snr_db: In the middle of the stretch; None without signal.
+        base: Loss of the base.
+        expert: Loss of the interval's expert, or None.
+    """
+
+    interval: int
+    first: int
+    last: int
+    snr_db: float | None
+    base: float
+    expert: float | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ class Range:
         macs: What the finished expert costs, or None.
         params: Its parameters, or None.
         steps: Training steps it had, or None.
-        trials: Measured loss by fraction, where budgets were measured.
+        trials: Measured damage by fraction, where budgets were measured.
     """
 
     index: int
@@ -106,6 +128,8 @@ class DiffusionRun:
         ledger: What was spent.
         losses: Training losses by stage.
         pictures: The latest sample grid of each stage.
+        curve: (timestep, SNR in dB), as far as it is finite.
+        bins: Held-out loss by noise level; empty before the run is finished.
         notes: Sentences for the reader.
     """
 
@@ -119,6 +143,8 @@ class DiffusionRun:
     losses: tuple[LoggedLoss, ...]
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...]
+    curve: tuple[tuple[float, float], ...] = ()
+    bins: tuple[LossBin, ...] = ()
 
     @property
     def spent_macs(self) -> int:
@@ -169,6 +195,8 @@ def read_run(folder: Path) -> DiffusionRun:
         losses=tuple(_losses(folder)),
         pictures=tuple(_pictures(folder)),
         notes=budgets.texts("notes"),
+        curve=() if layout is None else tuple(_curve(layout)),
+        bins=tuple(_bins(folder)),
     )
 
 
@@ -188,8 +216,27 @@ def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None
             None if done is None else done.optional_count("macs"),
             None if done is None else done.optional_count("params"),
             None if done is None else done.optional_count("steps"),
-            tuple(Trial(option.number("fraction") or 0.0, option.number("loss") or 0.0) for option in tried),
+            tuple(Trial(option.number("fraction") or 0.0, option.number("damage") or 0.0) for option in tried),
         )
+
+
+def _curve(layout: Fields) -> Iterator[tuple[float, float]]:
+    where = f"{layout.where}, 'curve'"
+    for point in layout.items("curve"):
+        if not isinstance(point, list) or len(point) != 2:
+            fail(where, f"expected [timestep, dB], found {str(point)[:60]!r}")
+        if point[1] is not None:
+            yield as_number(point[0], where), as_number(point[1], where)
+
+
+def _bins(folder: Path) -> Iterator[LossBin]:
+    found = _read(folder / BINS)
+    for entry in () if found is None else found.objects("bins"):
+        levels, base = entry.items("snr_db"), entry.number("base")
+        if len(levels) != 3 or base is None:
+            fail(entry.where, "expected three SNRs and the base's loss")
+        middle = None if levels[1] is None else as_number(levels[1], f"{entry.where}, 'snr_db'")
+        yield LossBin(entry.count("interval"), entry.count("first"), entry.count("last"), middle, base, entry.number("expert"))
 
 
 def _share(entry: Range, base_macs: int | None) -> float | None:

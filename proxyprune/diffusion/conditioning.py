@@ -1,0 +1,36 @@
+"""What conditional networks are told when images are sampled: labels or embeddings from a file, as many as there are images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxyprune.errors import DataError
+
+NAMES = ("embeddings", "labels", "y")
+
+
+def read_condition(path: Path) -> Tensor:
+    """Labels [n] (int64) or embeddings [n, ...] (float32) from an npz file.
+
+    Raises:
+        DataError: If there are none in it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            name = next((name for name in NAMES if name in archive.files), None)
+            found, values = sorted(archive.files), None if name is None else archive[name]
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as npz ({type(error).__name__}: {error}).") from error
+    if values is None or not values.ndim or not len(values):
+        raise DataError(f"{path} must hold an array {' or '.join(NAMES)} with at least one entry, found {found}.")
+    condition = torch.from_numpy(values)
+    return condition.float() if condition.is_floating_point() else condition.long()
+
+
+def repeated(condition: Tensor, count: int) -> Tensor:
+    """The first `count` conditions, from the start again when there are fewer."""
+    return condition[torch.arange(count) % len(condition)]

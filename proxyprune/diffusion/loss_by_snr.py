@@ -1,0 +1,119 @@
+"""Held-out loss by noise level: the base against the expert at work, in bins that no interval's boundary crosses.
+
+It is evaluation and not training, so it is not in the ledger; the record says what it cost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from proxyprune.diffusion.checkpoint import write_json
+from proxyprune.diffusion.draws import fixed_batches
+from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.intervals import Interval
+from proxyprune.diffusion.measure import interval_loss
+from proxyprune.diffusion.objective import Objective, Process
+from proxyprune.diffusion.setup import Setup
+
+NAME = "loss_by_snr.json"
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class LossBin:
+    """A stretch of timesteps inside one interval.
+
+    Attributes:
+        interval: Index of the interval, and of the expert.
+        first: First timestep.
+        last: Last timestep.
+        snr_db: Exact SNR at the first, the middle and the last timestep; infinite without signal.
+        base: Held-out loss of the base, unweighted.
+        expert: That of the expert on the same images, noise and timesteps; None when the pipeline is the base itself.
+    """
+
+    interval: int
+    first: int
+    last: int
+    snr_db: tuple[float, float, float]
+    base: float
+    expert: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; None for an infinite SNR."""
+        return {**vars(self), "snr_db": [value if math.isfinite(value) else None for value in self.snr_db]}
+
+
+def bins_of(members: Sequence[Interval], count: int) -> list[tuple[int, int, int]]:
+    """(interval, first, last timestep) of about `count` bins: every interval gets its share, and at least one."""
+    total = sum(member.timesteps for member in members)
+    found = []
+    for member in members:
+        parts = min(member.timesteps, max(1, round(count * member.timesteps / total)))
+        edges = [member.first + member.timesteps * part // parts for part in range(parts + 1)]
+        found += [(member.index, first, stop - 1) for first, stop in itertools.pairwise(edges)]
+    return found
+
+
+def measure_bins(
+    setup: Setup, base: nn.Module, experts: Experts | None, bins: Sequence[tuple[int, int, int]], images: int
+) -> list[LossBin]:
+    """Loss of base and expert in each bin.
+
+    Args:
+        setup: The run.
+        base: The base, on the device.
+        experts: One for each interval, or None to look at the base alone.
+        bins: (interval, first, last timestep), as from `bins_of`.
+        images: Held-out images in each bin.
+    """
+    process, objective, exact = Process(setup.schedule), Objective(setup.calling), setup.schedule.snr_db
+    found = []
+    for interval, first, last in bins:
+        batches = fixed_batches(
+            setup.data,
+            process,
+            first,
+            last,
+            images=images,
+            batch_size=_BATCH,
+            seed=setup.config.seed,
+            held_out=True,
+            device=setup.device,
+        )
+        levels = (float(exact[first]), float(exact[(first + last) // 2]), float(exact[last]))
+        own = None if experts is None else interval_loss(experts[interval], objective, batches)
+        found.append(LossBin(interval, first, last, levels, interval_loss(base, objective, batches), own))
+    return found
+
+
+def write_losses(folder: Path, bins: Sequence[LossBin], images: int, macs: Mapping[str, int]) -> None:
+    """Put the record into the folder of a run, atomically.
+
+    Args:
+        folder: The run.
+        bins: What was measured.
+        images: Held-out images in each bin.
+        macs: What it cost, by "base" and "experts".
+    """
+    record = {
+        "schema": 1,
+        "images": images,
+        "macs": dict(macs),
+        "in_ledger": False,
+        "bins": [entry.to_dict() for entry in bins],
+    }
+    write_json(folder / NAME, record)
+
+
+def evaluation_macs(bins: Sequence[tuple[int, int, int]], images: int, base_macs: int, expert_macs: Sequence[int] | None) -> dict[str, int]:
+    """What `measure_bins` computes, by "base" and "experts"."""
+    experts = 0 if expert_macs is None else images * sum(expert_macs[interval] for interval, _, _ in bins)
+    return {"base": images * base_macs * len(bins), "experts": experts}
