@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,12 @@ from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.shared import SharedScorer, told
 from proxyprune.errors import TargetError
-from proxyprune.flow import PruneResult, prune
-from proxyprune.scoring.brief import Brief
-from proxyprune.scoring.registry import find
+from proxyprune.flow import PruneResult
+from proxyprune.flow import cut as prune_judged
+from proxyprune.graph import ModelGraph
+from proxyprune.ranking import Ranking
+from proxyprune.read import trace
+from proxyprune.scoring import Brief, find, score
 
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
 
@@ -53,14 +57,42 @@ def interval_loss(model: nn.Module, objective: Objective, batches: Sequence[Nois
         return math.fsum(float(objective(model, batch)) * len(batch) for batch in batches) / sum(map(len, batches))
 
 
-def cut(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str) -> tuple[PruneResult, Entry]:
-    """Prune a network to a number of MACs, judged on the timesteps of an interval; and what the judging cost."""
+@dataclass(frozen=True)
+class Judged:
+    """A network with its importances on the timesteps of an interval: enough to cut it to any size.
+
+    Attributes:
+        graph: Its trace.
+        ranking: Its blocks and channels, judged on the interval.
+        entry: What judging cost.
+    """
+
+    graph: ModelGraph
+    ranking: Ranking
+    entry: Entry
+
+    def cut(self, setup: Setup, model: nn.Module, macs: int) -> PruneResult:
+        """Prune the judged network, or one with the same weights, to a number of MACs."""
+        settings = setup.config.pruning
+        options: dict[str, Any] = {"mode": settings.mode, "round_to": settings.round_to, "accept_unreliable": settings.accept_unreliable}
+        return prune_judged(model, setup.placed_inputs(), self.graph, self.ranking, macs, keep=settings.keep, **options)
+
+
+def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str) -> Judged:
+    """Rank a network's blocks and channels on the timesteps of an interval.
+
+    Args:
+        setup: The run.
+        model: The network.
+        interval: Whose timesteps the calibration batches are drawn from.
+        macs: The size in mind, for scorers that are told the goal.
+        stage: For the ledger.
+    """
     settings = setup.config.pruning
-    process = Process(setup.schedule, setup.config.experts.min_snr_gamma)
     images = settings.calibration_batches * settings.calibration_images
     batches = fixed_batches(
         setup.data,
-        process,
+        Process(setup.schedule, setup.config.experts.min_snr_gamma),
         interval.first,
         interval.last,
         images=images,
@@ -71,25 +103,21 @@ def cut(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: st
     )
     loss = CountedLoss(Objective(setup.calling))
     scorer = SharedScorer(find(settings.scorer, dict(settings.options)), setup.accelerator)
-    brief = Brief(interval=interval.brief(setup.schedule.snr_db))
-    result = prune(
-        model,
-        {name: value.to(setup.device) for name, value in setup.example_inputs.items()},
-        macs,
+    inputs = setup.placed_inputs()
+    graph = trace(model, inputs, norm_groups=settings.norm_groups, probe=False)
+    ranking = score(
+        graph,
         scorer,
-        mode=settings.mode,
-        round_to=settings.round_to,
-        keep=settings.keep,
-        norm_groups=settings.norm_groups,
+        model=model,
         batches=batches,
         loss_fn=loss,
         seed=setup.config.seed,
-        accept_unreliable=settings.accept_unreliable,
-        brief=brief,
+        example_inputs=inputs,
+        brief=Brief(macs, mode=settings.mode, interval=interval.brief(setup.schedule.snr_db)),
     )
-    price, shown = result.plan.base_macs, int(told(setup.accelerator, loss.images))
-    spent = training_macs(price, shown) if "gradients" in scorer.needs else price * shown
-    return result, Entry(stage, interval.index, "scoring", shown, spent)
+    shown = int(told(setup.accelerator, loss.images))
+    spent = training_macs(graph.macs, shown) if "gradients" in scorer.needs else graph.macs * shown
+    return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent))
 
 
 def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, FloatArray, Entry]:
@@ -176,16 +204,17 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> T
         device=setup.device,
     )
     entries, notes, found = [], [], []
+    judged_base = judge(setup, setup.base_model(weights), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets")
+    entries.append(judged_base.entry)
     for fraction in (1.0, *sorted(settings.sizes, reverse=True)):
         model, macs = setup.base_model(weights), setup.base_macs
         if fraction < 1.0:
             try:
-                result, entry = cut(setup, model, interval, int(fraction * macs), "budgets")
+                result = judged_base.cut(setup, model, int(fraction * macs))
             except TargetError as error:
                 notes.append(f"Interval {interval.index}: size {fraction} cannot be reached ({error})")
                 continue
             model, macs = result.model, result.plan.macs
-            entries.append(entry)
         _recover(setup, model, interval, settings.trial_steps)
         images = settings.trial_steps * setup.config.run.batch_size
         entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))

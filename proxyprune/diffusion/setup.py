@@ -86,6 +86,10 @@ class Setup:
         """What the network is traced with: one image."""
         return self.calling.arguments(*self._example())
 
+    def placed_inputs(self) -> dict[str, Tensor]:
+        """The example inputs on the device of the run."""
+        return {name: value.to(self.device) for name, value in self.example_inputs.items()}
+
     @functools.cached_property
     def graph(self) -> ModelGraph:
         """Trace of the unpruned network."""

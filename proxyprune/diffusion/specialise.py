@@ -20,7 +20,7 @@ from proxyprune.diffusion.experts import read_surgery, save_expert
 from proxyprune.diffusion.intervals import Interval
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training, new_optimizer
-from proxyprune.diffusion.measure import cut
+from proxyprune.diffusion.measure import judge
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.trackers import rewind
@@ -115,7 +115,8 @@ class Specialist:
         target = int(self.setup.base_macs * self.fraction ** (number / rounds))
         ledger = training.ledger.add(self._spent(training), self._taught(training))
         training.model.eval()
-        result, entry = cut(self.setup, training.model, self.interval, target, "expert")
+        judged = judge(self.setup, training.model, self.interval, target, "expert")
+        result = judged.cut(self.setup, training.model, target)
         grown = Training(
             result.model,
             training.ema,
@@ -123,7 +124,7 @@ class Specialist:
             if training.step
             else new_optimizer(result.model, self.setup.config.experts),
             step=training.step,
-            ledger=ledger.add(entry),
+            ledger=ledger.add(judged.entry),
         )
         if training.ema.decay:
             training.ema.load(carry_state(training.ema.state, result.surgery, result.model), training.ema.updates)
