@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,70 +42,55 @@ def local_llm(url: str | None, *, real_names: bool, samples: int = LOCAL_SAMPLES
 def llm_arms(url: str | None) -> dict[str, Scorer]:
     """A real, tiny language model: names anonymised (the default), real names, and its own scores handed to other blocks."""
     anonymous, named = (local_llm(url, real_names=real_names) for real_names in (False, True))
-    return dict(zip(LLM_ARMS, (anonymous, named, Shuffled(anonymous)), strict=True))
+    return dict(zip(LLM_ARMS, (anonymous, named, shuffled(anonymous)), strict=True))
 
 
 @dataclass(frozen=True)
-class ChannelsByMagnitude:
-    """A scorer with its channel scores taken away: planning then orders channels by magnitude, as for a language model.
+class Variant:
+    """A scorer whose ranking is changed before it is used; it separates what a scorer knows of one thing from what it knows of another.
 
-    It separates what a scorer knows about blocks from what it knows about channels.
+    Args:
+        inner: The scorer.
+        label: What is added to its name.
+        change: (ranking, seed) -> ranking.
     """
 
     inner: Scorer
+    label: str
+    change: Callable[[Ranking, int], Ranking]
 
     @property
     def name(self) -> str:
-        return f"{self.inner.name}, blocks only"
+        return f"{self.inner.name}, {self.label}"
 
     @property
     def needs(self) -> frozenset[str]:
         return self.inner.needs
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The inner ranking's blocks."""
-        return replace(self.inner.score(graph, context), channel_scores={})
+        """The inner ranking, changed."""
+        return self.change(self.inner.score(graph, context), context.seed)
 
 
-@dataclass(frozen=True)
-class WidthsByBlock:
-    """A scorer whose channels are not weighed across groups: widths follow its block scores, channels its channel scores."""
-
-    inner: Scorer
-
-    @property
-    def name(self) -> str:
-        return f"{self.inner.name}, widths by block"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs
-
-    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The inner ranking, without its claim that channels compare."""
-        return replace(self.inner.score(graph, context), comparable_channels=False)
+def blocks_only(inner: Scorer) -> Variant:
+    """Channel scores taken away: planning then orders channels by magnitude, as for a language model."""
+    return Variant(inner, "blocks only", lambda ranking, _: replace(ranking, channel_scores={}))
 
 
-@dataclass(frozen=True)
-class Shuffled:
+def widths_by_block(inner: Scorer) -> Variant:
+    """Channels are not weighed across groups: widths follow the block scores, and channels are chosen inside their group."""
+    return Variant(inner, "widths by block", lambda ranking, _: replace(ranking, comparable_channels=False))
+
+
+def shuffled(inner: Scorer) -> Variant:
     """The very scores of another scorer, handed to other blocks: the same spread, no knowledge."""
 
-    inner: Scorer
-
-    @property
-    def name(self) -> str:
-        return f"{self.inner.name}, shuffled"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs
-
-    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The inner ranking's scores in an order that follows from the seed."""
-        ranking = self.inner.score(graph, context)
-        generator = np.random.default_rng(derived_seed(context.seed, "shuffled", self.inner.name))
+    def handed_out(ranking: Ranking, seed: int) -> Ranking:
+        generator = np.random.default_rng(derived_seed(seed, "shuffled", inner.name))
         values = generator.permutation(list(ranking.scores.values())).tolist()
         return replace(ranking, scores=dict(zip(ranking.scores, values, strict=True)), unreliable=None)
+
+    return Variant(inner, "shuffled", handed_out)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arms import ChannelsByMagnitude, SimulatedProxy, WidthsByBlock, llm_arms
+from arms import SimulatedProxy, blocks_only, llm_arms, widths_by_block
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from matplotlib.figure import Figure
@@ -42,9 +42,9 @@ RECOVERY_STEPS = 30
 
 LOCAL = ("magnitude", "taylor", "random", "ablation", "fisher", "block_influence", "wanda", "synflow")
 CONTROLS = {
-    "random, blocks only": ChannelsByMagnitude(find("random", {})),
-    "taylor, widths by block": WidthsByBlock(find("taylor", {})),
-    "taylor, blocks only": ChannelsByMagnitude(find("taylor", {})),
+    "random, blocks only": blocks_only(find("random", {})),
+    "taylor, widths by block": widths_by_block(find("taylor", {})),
+    "taylor, blocks only": blocks_only(find("taylor", {})),
     "simulated proxy 0.8": SimulatedProxy(0.8),
     "simulated proxy 0.4": SimulatedProxy(0.4),
     "magnitude_l1": find("magnitude_l1", {}),

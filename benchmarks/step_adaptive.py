@@ -13,7 +13,6 @@ evaluation is one line of evaluations.jsonl. Nothing is done twice.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -28,12 +27,10 @@ import torch
 from common import RESULTS, environment, print_table, save
 
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
-from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.images import beside, grid, save_picture
-from proxyprune.diffusion.measure import interval_loss
-from proxyprune.diffusion.objective import Objective, Process
+from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 
 CACHE = Path(__file__).parent / ".cache" / "step_adaptive"
 NETWORK: Mapping[str, Any] = {
@@ -48,7 +45,6 @@ NETWORK: Mapping[str, Any] = {
     "attention_head_dim": 16,
     "norm_num_groups": 8,
 }
-SNR_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,8 @@ class Experiment:
             "compute.between_share": 0.3,
             "run.checkpoint_every": 250,
             "run.log_every": 50,
+            "run.loss_bins": 20,
+            "run.loss_images": 256,
             "run.cpu": True,
         }
     )
@@ -231,7 +229,7 @@ class Bench:
         line |= {"training_macs": ledger.spent_macs, "reference_macs": self.reference(trainer), "base_macs": trainer.setup.base_macs}
         line |= {
             "budgets": list(trainer.layout().budgets.fractions),
-            "loss_by_snr": loss_by_snr(trainer, pipeline),
+            "loss_by_snr": loss_by_snr(self.run(name, seed)),
             "ledger": ledger.by_stage(),
         }
         line["trials"] = [[asdict(option) for option in options] for options in trainer.layout().trials]
@@ -261,20 +259,10 @@ class Bench:
         return torch.cat(parts), seconds
 
 
-def loss_by_snr(trainer: StepAdaptiveTrainer, pipeline: StepAdaptivePipeline) -> list[list[float]]:
-    """[SNR in dB, held-out loss] of the expert at work, in bins of timesteps."""
-    setup = trainer.setup
-    process, objective = Process(setup.schedule), Objective(setup.calling)
-    edges = np.linspace(0, len(setup.schedule.times), SNR_BINS + 1).astype(int)
-    rows = []
-    for first, stop in itertools.pairwise(edges):
-        middle = float(setup.schedule.snr_db[(first + stop) // 2])
-        batches = fixed_batches(
-            setup.data, process, int(first), int(stop) - 1, images=256, batch_size=128, seed=0, held_out=True, device=setup.device
-        )
-        model = pipeline.experts[int(pipeline.blueprint.intervals.interval_of(middle))]
-        rows.append([middle, interval_loss(model, objective, batches)])
-    return rows
+def loss_by_snr(run: Path) -> list[list[float]]:
+    """[SNR in dB, held-out loss] of the network at work, in bins of timesteps; the trainer has measured it."""
+    bins = json.loads((run / LOSSES).read_text(encoding="utf-8"))["bins"]
+    return [[entry["snr_db"][1], entry["base"] if entry["expert"] is None else entry["expert"]] for entry in bins]
 
 
 def summary(bench: Bench, name: str) -> None:

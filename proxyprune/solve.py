@@ -28,6 +28,7 @@ IndexArray = NDArray[np.int64]
 ALLOCATIONS = ("auto", "blocks", "channels")
 
 _WEIGHINGS = 3
+"""How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,9 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
     notes = []
     if problem.ranking.unreliable is not None:
         notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
+    if mode != "depth" and problem.ranking.comparable_channels and not comparable_channels(problem.graph, problem.ranking):
+        unscored = [group.id for group in problem.graph.prunable if group.id not in problem.ranking.channel_scores]
+        notes.append(f"Widths follow blocks, and channels are not weighed across groups: {_some(unscored)} without channel scores.")
     gap = budget.limit - spent
     if gap > TOLERANCE * budget.base:
         coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(mode, "blocks and channel steps")

@@ -53,9 +53,9 @@ def options_table(words: list[str]) -> str:
     """
     from proxyprune.cli import main
 
-    command: click.Command = main
+    command: Any = main
     for word in words:
-        command = command.commands[word]  # type: ignore[attr-defined]
+        command = command.commands[word]
     context = click.Context(command, info_name=" ".join(words))
     rows = ["| option | meaning |", "|---|---|"]
     for parameter in command.get_params(context):

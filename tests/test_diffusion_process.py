@@ -190,6 +190,7 @@ def test_sizes_between_the_measured_ones_use_up_the_budget():
     assert (curve[0].fraction, curve[0].macs, curve[-1].fraction, curve[-1].macs) == (0.33, 1300, 1.0, 4000)
     at = {option.fraction: option.damage for option in curve}
     assert at[0.8] == at[0.6] == pytest.approx(0.075)
+    assert interpolated([*measured, measured[1]], 4000) == curve
     cheap = [Option(1.0, 4000, 0.0), Option(0.4, 1600, 0.01)]
     budgets = by_measurement([measured, cheap], (3, 2), 0.83, 4000)
     assert 0.83 - 1 / 40 < weighted_mean(budgets.fractions, budgets.steps) <= 0.83 + 1e-9

@@ -269,6 +269,15 @@ def test_blocks_decide_where_channels_cannot_be_compared() -> None:
         make_plan(graph, whole, 0.8, allocation="fair")
 
 
+def test_a_plan_says_when_scores_are_missing_to_weigh_channels() -> None:
+    """A ranking that calls its channels comparable, and leaves one group out, is not followed by blocks in silence."""
+    graph = parallel(2, atoms=100)
+    whole = channels_of(graph, [0.01] * 100, [1.0] * 100)
+    partly = replace(whole, channel_scores=dict(list(whole.channel_scores.items())[:1]))
+    assert make_plan(graph, whole, 0.8).notes == ()
+    assert "1 group ('block1.up.weight:0') without channel scores" in make_plan(graph, partly, 0.8).notes[0]
+
+
 def test_nothing_collapses_by_default() -> None:
     """Groups keep a tenth of their atoms, whatever their score, while the target allows it; below, the plan says so."""
     graph = parallel(4, atoms=100)

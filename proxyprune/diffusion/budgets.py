@@ -137,7 +137,7 @@ def interpolated(options: Sequence[Option], base_macs: int) -> tuple[Option, ...
         options: At least two measured sizes, the whole network among them.
         base_macs: MACs of the whole network.
     """
-    known = sorted(options, key=lambda option: -option.fraction)
+    known = sorted({option.fraction: option for option in options}.values(), key=lambda option: -option.fraction)
     damages = np.asarray(isotonic_regression([option.damage for option in known]).x)
     curve = PchipInterpolator([option.fraction for option in known][::-1], damages[::-1])
     parts = range(math.ceil(known[-1].fraction * PARTS - 1e-9), PARTS + 1)

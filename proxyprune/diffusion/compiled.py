@@ -38,7 +38,7 @@ class Compiled:
         try:
             with config.patch(recompile_limit=most):
                 return self._call(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # the compiler's errors have no common class but their module
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             reason = str(error).strip().partition("\n")[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from proxyprune.diffusion.data import read_npz
 from proxyprune.errors import DataError
 
 NAMES = ("embeddings", "labels", "y")
@@ -19,14 +19,10 @@ def read_condition(path: Path) -> Tensor:
     Raises:
         DataError: If there are none in it.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            name = next((name for name in NAMES if name in archive.files), None)
-            found, values = sorted(archive.files), None if name is None else archive[name]
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as npz ({type(error).__name__}: {error}).") from error
+    arrays = read_npz(path)
+    values = next((arrays[name] for name in NAMES if name in arrays), None)
     if values is None or not values.ndim or not len(values):
-        raise DataError(f"{path} must hold an array {' or '.join(NAMES)} with at least one entry, found {found}.")
+        raise DataError(f"{path} must hold an array {' or '.join(NAMES)} with at least one entry, found {sorted(arrays)}.")
     condition = torch.from_numpy(values)
     return condition.float() if condition.is_floating_point() else condition.long()
 

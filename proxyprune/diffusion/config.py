@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from proxyprune.diffusion.fields import read_fields
 from proxyprune.errors import InputError, StorageError, UnknownNameError
 
 SCHEMA = 1
@@ -307,7 +307,8 @@ class StepAdaptiveConfig:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise InputError(f"Expected a configuration with schema {SCHEMA}, found {found!r}.")
         problems: list[str] = []
-        values = _read(cls, {name: value for name, value in data.items() if name != "schema"}, "", problems)
+        given = {name: value for name, value in data.items() if name != "schema"}
+        values = read_fields(cls, given, "", problems, _close)
         if problems:
             raise InputError(f"The configuration cannot be used; {len(problems)} to mend: " + "; ".join(problems) + ".")
         return cls(**values)
@@ -346,54 +347,6 @@ def settings() -> dict[str, Any]:
 def _close(name: str) -> str:
     close = difflib.get_close_matches(name, list(settings()), n=3)
     return f" Did you mean {' or '.join(close)}?" if close else " `proxyprune diffusion plan --json` prints all of them."
-
-
-def _read(kind: type, data: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
-    types = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        label = f"{where}{name}"
-        if name not in types:
-            problems.append(f"there is no setting {label!r}{_close(label).rstrip('?.')}")
-            continue
-        expected = types[name]
-        if dataclasses.is_dataclass(expected) and isinstance(expected, type):
-            if isinstance(value, Mapping):
-                values[name] = expected(**_read(expected, value, f"{label}.", problems))
-            else:
-                problems.append(f"{label} holds settings, found {value!r}")
-            continue
-        try:
-            values[name] = _as(expected, value)
-        except TypeError:
-            problems.append(f"{label} must be {_kind(expected)}, found {value!r}")
-    return values
-
-
-def _as(expected: Any, value: Any) -> Any:
-    """`value` as the type of a field."""
-    options = typing.get_args(expected)
-    origin = typing.get_origin(expected)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        return tuple(_as(options[0], item) for item in value)
-    if type(None) in options:
-        return None if value is None else _as(next(option for option in options if option is not type(None)), value)
-    if origin is not None:
-        if not isinstance(value, Mapping):
-            raise TypeError
-        return dict(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise TypeError
-    return value
-
-
-def _kind(expected: Any) -> str:
-    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
-    return names.get(expected, str(expected).replace("typing.", "").replace("collections.abc.", ""))
 
 
 def _problems(config: StepAdaptiveConfig) -> list[str]:

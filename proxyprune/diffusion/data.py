@@ -226,13 +226,22 @@ def _source(cell: Mapping[str, Any]) -> Any:
     return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
 
 
-def _npz(config: DataConfig, size: int | None, path: Path) -> ImageData:
-    """Arrays `images` [n, h, w], [n, h, w, c] or [n, c, h, w] of bytes; `labels` [n] or `embeddings` [n, ...] with data.labels."""
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an npz file, by name.
+
+    Raises:
+        DataError: If it cannot be read, or holds pickled objects.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for a damaged file
         raise DataError(f"{path} cannot be read as npz ({type(error).__name__}: {error}).") from error
+
+
+def _npz(config: DataConfig, size: int | None, path: Path) -> ImageData:
+    """Arrays `images` [n, h, w], [n, h, w, c] or [n, c, h, w] of bytes; `labels` [n] or `embeddings` [n, ...] with data.labels."""
+    arrays = read_npz(path)
     name = next((name for name in ("images", "x", "data", "arr_0") if name in arrays), None)
     if name is None or arrays[name].dtype != np.uint8 or arrays[name].ndim not in (3, 4):
         found = {key: (value.shape, str(value.dtype)) for key, value in arrays.items()}

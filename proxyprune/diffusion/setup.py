@@ -69,7 +69,7 @@ class Setup:
                 return tuple(self.calling.predict(model.eval(), image, times, condition).shape)
         except ProxyPruneError:
             raise
-        except Exception as error:
+        except Exception as error:  # the network is the user's, so anything may come out of it
             given = "no condition" if condition is None else f"{self.calling.condition} {tuple(condition.shape)} {condition.dtype}"
             raise ModelFileError(
                 f"The network {self.source.label} does not run on one image {tuple(image.shape)} with {given}: {type(error).__name__}: "
@@ -149,21 +149,31 @@ def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
     precision = config.run.mixed_precision
     try:
         accelerator = Accelerator(cpu=config.run.cpu, mixed_precision=precision, log_with=trackers, project_dir=str(folder / "trackers"))
-        if precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError(
-                "fp16 mixed precision requires another device than a CPU."
-            )  # accelerate would train in float32 and say nothing
+    except (ImportError, ValueError) as error:
+        raise _refused(config, str(error)) from error
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32 and say nothing
+        raise _no_precision(precision, "fp16 mixed precision requires another device than a CPU.")
+    try:
         accelerator.init_trackers("proxyprune")
     except (ImportError, ValueError) as error:
-        if "mixed precision" in str(error):
-            raise InputError(
-                f"run.mixed_precision is {precision!r}, which the device cannot compute in: {error} Choose bf16, which works on a CPU too, "
-                "or no."
-            ) from error
-        if "already been initialized" in str(error):
-            raise InputError(
-                f"run.mixed_precision is {precision!r} (run.cpu {config.run.cpu}), and accelerate keeps what the process began with: "
-                "start this run in a process of its own."
-            ) from error
-        raise InputError(f"accelerate cannot be set up: {error}. Install what run.trackers ({list(config.run.trackers)}) needs.") from error
+        raise _refused(config, str(error)) from error
     return accelerator
+
+
+def _refused(config: StepAdaptiveConfig, reason: str) -> InputError:
+    """What accelerate's refusal means for the settings of a run; its errors differ in their sentence only."""
+    run = config.run
+    if "mixed precision" in reason:
+        return _no_precision(run.mixed_precision, reason)
+    if "already been initialized" in reason:
+        return InputError(
+            f"run.mixed_precision is {run.mixed_precision!r} (run.cpu {run.cpu}), and accelerate keeps what the process began with: "
+            "start this run in a process of its own."
+        )
+    return InputError(f"accelerate cannot be set up: {reason}. Install what run.trackers ({list(run.trackers)}) needs.")
+
+
+def _no_precision(precision: str, reason: str) -> InputError:
+    return InputError(
+        f"run.mixed_precision is {precision!r}, which the device cannot compute in: {reason} Choose bf16, which works on a CPU too, or no."
+    )

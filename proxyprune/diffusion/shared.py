@@ -65,7 +65,7 @@ class SharedScorer:
         try:
             found = self.scorer.score(graph, context)
             answer = (found.to_dict(), None)
-        except Exception as error:
+        except Exception as error:  # whatever it is: the others wait for an answer
             told(self.accelerator, (None, f"{type(error).__name__}: {error}"))
             raise
         told(self.accelerator, answer)
