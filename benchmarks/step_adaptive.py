@@ -39,11 +39,11 @@ NETWORK: Mapping[str, Any] = {
     "in_channels": 1,
     "out_channels": 1,
     "layers_per_block": 1,
-    "block_out_channels": [16, 32, 48],
+    "block_out_channels": [8, 16, 32],
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-    "attention_head_dim": 16,
-    "norm_num_groups": 8,
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
 }
 
 
@@ -62,11 +62,11 @@ class Experiment:
         common: Settings of all arms.
     """
 
-    steps: int = 14000
-    batch_size: int = 32
-    base_share: float = 0.6
+    steps: int = 8000
+    batch_size: int = 64
+    base_share: float = 0.4
     images: int = 10000
-    samplers: tuple[tuple[str, int], ...] = (("ddim", 50), ("dpm++", 20))
+    samplers: tuple[tuple[str, int], ...] = (("dpm++", 20), ("ddim", 50))
     sampling_batch: int = 100
     chunk: int = 1000
     common: Mapping[str, Any] = field(
@@ -77,16 +77,17 @@ class Experiment:
             "intervals.count": 4,
             "intervals.method": "equal-db",
             "base.learning_rate": 2e-3,
+            "base.decay": "constant",
             "base.warmup": 0.03,
             "base.ema": 0.999,
-            "experts.learning_rate": 1e-3,
+            "experts.learning_rate": 2e-3,
             "experts.warmup": 0.03,
             "experts.ema": 0.998,
             "pruning.scorer": "taylor",
             "pruning.rounds": 2,
             "pruning.calibration_batches": 8,
             "budgets.sampler_steps": 50,
-            "budgets.trial_steps": 60,
+            "budgets.trial_steps": 40,
             "budgets.trial_images": 1024,
             "budgets.damage": "absolute",
             "compute.between_share": 0.3,
@@ -103,7 +104,7 @@ TINY = Experiment(
     steps=150,
     batch_size=16,
     images=40,
-    samplers=(("ddim", 5), ("dpm++", 4)),
+    samplers=(("dpm++", 4), ("ddim", 5)),
     sampling_batch=20,
     chunk=20,
     common=dict(Experiment().common)
@@ -129,10 +130,11 @@ class Arm:
     compute: float = 1.0
 
 
+_WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
 _MEASURED_80 = {"budgets.method": "measured", "budgets.target": 0.8, "budgets.sizes": [0.85, 0.7, 0.5]}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.8, "budgets.capacity": "clean"}
 ARMS: Mapping[str, Arm] = {
-    "base": Arm("full base", {"compute.base_share": 1.0}, shared=False),
+    "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
     "formula_80": Arm("step-adaptive, formula, 80 %", _FORMULA_80),
     "measured_80": Arm("step-adaptive, measured, 80 %", _MEASURED_80),
@@ -145,8 +147,8 @@ ARMS: Mapping[str, Arm] = {
     "measured_80_distil": Arm(
         "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
-    "base_60": Arm("full base, 60 % of the training", {"compute.base_share": 1.0}, shared=False, compute=0.6),
-    "base_125": Arm("full base, 125 % of the training", {"compute.base_share": 1.0}, shared=False, compute=1.25),
+    "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
+    "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }
 
 

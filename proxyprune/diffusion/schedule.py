@@ -6,6 +6,7 @@ SNR(t) = 10 log10(signal(t)**2 / noise(t)**2), which is 10 log10(abar_t / (1 - a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,7 +143,24 @@ def sampler(name: str, scheduler: Any) -> Any:
     process = {name: scheduler.config[name] for name in _PROCESS if name in scheduler.config and name in accepted}
     if scheduler.config.get("rescale_betas_zero_snr") and "timestep_spacing" in accepted:
         process["timestep_spacing"] = "trailing"  # the only spacing that begins at the last timestep, where the signal is zero
+    elif _amplifies_at_the_end(scheduler):
+        if "lambda_min_clipped" in accepted:
+            process["lambda_min_clipped"] = LOWEST_LAMBDA
+        elif "timestep_spacing" in accepted:
+            process["timestep_spacing"] = "leading"
     return kind(**process)
+
+
+LOWEST_LAMBDA = -5.1
+"""Half the log SNR below which a network that predicts noise is not asked. Its error comes out divided by the signal's share there: by 20,000
+at the last timestep of the cosine schedule. diffusers recommends this value for that schedule and leaves it to the user."""
+
+
+def _amplifies_at_the_end(scheduler: Any) -> bool:
+    if scheduler.config.get("prediction_type") != "epsilon":
+        return False
+    abar = float(scheduler.alphas_cumprod[-1])
+    return 0.0 < abar and 0.5 * math.log(abar / (1.0 - abar)) < LOWEST_LAMBDA
 
 
 _PROCESS = (
