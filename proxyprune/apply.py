@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.bypass import watch
-from proxyprune.calling import ExampleInputs, as_if_exporting, call_arguments, evaluation, on_device_of, tensors_of
+from proxyprune.calling import ExampleInputs, as_if_exporting, call_arguments, evaluation, on_device_of
 from proxyprune.errors import VerificationError
 from proxyprune.follow import Follower, confirm, layer_attributes, obvious_changes
 from proxyprune.graph import ModelGraph
+from proxyprune.nested import tensors_of
 from proxyprune.observe import Observer, Parted
 from proxyprune.plan import PrunePlan
 from proxyprune.predict import Prediction
@@ -218,7 +219,7 @@ def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs
     generators = torch.random.get_rng_state()
     try:
         with evaluation(model), observer or contextlib.nullcontext():
-            outputs = tensors_of(model(*args, **kwargs))
+            outputs = tuple(tensors_of(model(*args, **kwargs)))
     except Exception as error:
         raise VerificationError(
             f"The pruned model raises on the example inputs ({type(error).__name__}: {error}), although its forward was verified without "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from proxyprune.errors import InputError
+from proxyprune.nested import tensors_of
 from proxyprune.program import named_state
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -28,21 +28,6 @@ class TensorOutputs(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Run the model and flatten what it returns."""
         return tuple(tensors_of(self.model(*args, **kwargs)))
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Tensors inside nested tuples, lists, mappings and dataclasses, in order; caches and other objects are passed over."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in tensors_of(item)]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_of(item)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [tensor for entry in dataclasses.fields(value) for tensor in tensors_of(getattr(value, entry.name))]
-    if hasattr(value, "sample") and isinstance(value.sample, Tensor):
-        return [value.sample]
-    return []
 
 
 def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -24,13 +24,12 @@ from proxyprune.calling import (
     evaluation,
     failing_module,
     on_device_of,
-    tensors_of,
 )
 from proxyprune.errors import ExampleInputsError, InputError, TraceError
 from proxyprune.program import Program, assemble, named_state
 from proxyprune.recorder import record
 
-__all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "export", "on_device_of", "tensors_of"]
+__all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "export", "on_device_of"]
 
 _PREFIX = "model"
 

@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from proxyprune.calling import as_if_exporting, evaluation, tensors_of
+from proxyprune.calling import as_if_exporting, evaluation
+from proxyprune.nested import tensors_of
 from proxyprune.predispatch import Disguise, WholeOps
 from proxyprune.program import Program, assemble, named_state
 from proxyprune.skeleton import Ghost, empty_inputs, skeleton
@@ -44,7 +45,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
         args: Positional arguments, on the model's device.
         kwargs: Named arguments, likewise.
     """
-    devices = {_home(tensor) for _, tensor in named_state(model)} | {_home(tensor) for tensor in _leaves((args, kwargs))}
+    devices = {_home(tensor) for _, tensor in named_state(model)} | {_home(tensor) for tensor in tensors_of((args, kwargs))}
     if len(devices) > 1:
         return None
     device = next(iter(devices), torch.device("cpu"))
@@ -55,7 +56,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     before = _tensors_held(blank)
     try:
         with _owners(blank, recording), evaluation(blank), as_if_exporting(), _without_cudnn(), Disguise(device), _Recorder(recording):
-            results = tensors_of(blank(*inputs[0], **inputs[1]))
+            results = list(tensors_of(blank(*inputs[0], **inputs[1])))
         recording.graph.output(tuple(recording.maker(result) for result in results))
     except (Unsure, Exception):  # noqa: BLE001  whatever went wrong, export says it better
         return None
@@ -72,17 +73,6 @@ def _without_cudnn() -> contextlib.AbstractContextManager[None]:
 
 def _home(tensor: Tensor) -> torch.device:
     return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
-
-
-def _leaves(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
 
 
 def _tensors_held(model: nn.Module) -> dict[tuple[str, str], int]:
@@ -118,7 +108,7 @@ class _Recording:
         for name, tensor in named_state(model):
             if id(tensor) not in recording.nodes:
                 recording.placeholders[recording._placeholder(name, tensor).name] = name
-        for number, tensor in enumerate(_leaves(inputs)):
+        for number, tensor in enumerate(tensors_of(inputs)):
             recording._placeholder(f"input_{number}", tensor)
         return recording
 
@@ -207,7 +197,7 @@ class _Recorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __in
             return func(*args, **kwargs)
         if layouts is None:
             result = func(*args, **kwargs)
-            if not any(result is tensor for tensor in _leaves((args, kwargs))):  # an op that has nothing to do hands its argument on
+            if not any(result is tensor for tensor in tensors_of((args, kwargs))):  # an op that has nothing to do hands its argument on
                 self.known[key] = _layout(result)
             return result
         return _like(layouts)
@@ -216,12 +206,12 @@ class _Recorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __in
 def _depends_on_values(func: Any, args: Any) -> bool:
     """Whether a value, or a size that values decide, comes out of an op."""
     if func in _INDEXING:
-        return any(index.dtype in (torch.bool, torch.uint8) for index in _leaves(args[1]))
+        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_of(args[1]))
     return any(tag in func.tags for tag in _VALUE_TAGS)
 
 
 def _has_tensor(value: Any) -> bool:
-    return next(_leaves(value), None) is not None
+    return next(tensors_of(value), None) is not None
 
 
 @dataclass(frozen=True, slots=True)

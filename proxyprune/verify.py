@@ -19,6 +19,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxyprune.calling import ExampleInputs, as_if_exporting, call_arguments, evaluation, failing_module
+from proxyprune.nested import tensors_of
 from proxyprune.predict import Prediction
 from proxyprune.skeleton import Ghost, empty_inputs
 
@@ -64,10 +65,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         result = func(*args, **(kwargs or {}))
         name = _SAME.get(func._schema.name, func._schema.name)
         if not name.startswith(_BOOKKEEPING):
-            shapes = tuple(tuple(item.shape) for item in _tensors(result))
+            shapes = tuple(tuple(item.shape) for item in tensors_of(result))
             self.recording.ops.append(PrimitiveOp(name, shapes, _numbers(name, args)))
             self.recording.places.append(self.place)
-            for item in _tensors(result):
+            for item in tensors_of(result):
                 self.recording.made[id(item)] = len(self.recording.ops) - 1
                 self.recording.alive.append(item)
             self._compare()
@@ -79,14 +80,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if self.position >= len(self.predicted.ops) or self.recording.ops[-1] != self.predicted.ops[self.position]:
             raise _Parted
         self.position += 1
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _numbers(name: str, args: tuple[Any, ...]) -> tuple[int | float, ...]:

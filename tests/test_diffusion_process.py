@@ -93,8 +93,10 @@ def test_samplers_agree_with_training_about_intervals(name, steps):
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++", "euler", "heun", "unipc"])
 @pytest.mark.parametrize("kind", ["linear", "squaredcos_cap_v2"])
 def test_samplers_stand_a_small_error_of_the_network(name, kind):
-    """Data N(0, 1/4) with its exact denoiser, off by 0.01 everywhere: samples keep their mean. From the last timestep of the cosine schedule,
-    where the signal's share is 1/20,000, samplers in their default spacing end up 4 to 8 off."""
+    """Data N(0, 1/4) with its exact denoiser, off by 0.01 everywhere: samples keep their mean.
+
+    From the last timestep of the cosine schedule, where the signal's share is 1/20,000, the default spacing ends up 4 to 8 off.
+    """
     scheduler, std = sampler(name, training_scheduler(NoiseConfig(schedule=kind))), 0.5
     scheduler.set_timesteps(20)
     generator = torch.Generator().manual_seed(0)

@@ -152,7 +152,7 @@ def sampler(name: str, scheduler: Any) -> Any:
 
 
 LOWEST_LAMBDA = -5.1
-"""Half the log SNR below which a network that predicts noise is not asked. Its error comes out divided by the signal's share there: by 20,000
+"""Half the log SNR below which a network that predicts noise is not asked. Its error comes out divided by the signal's share: by 1/20,000
 at the last timestep of the cosine schedule. diffusers recommends this value for that schedule and leaves it to the user."""
 
 
@@ -160,7 +160,7 @@ def _amplifies_at_the_end(scheduler: Any) -> bool:
     if scheduler.config.get("prediction_type") != "epsilon":
         return False
     abar = float(scheduler.alphas_cumprod[-1])
-    return 0.0 < abar and 0.5 * math.log(abar / (1.0 - abar)) < LOWEST_LAMBDA
+    return abar > 0.0 and 0.5 * math.log(abar / (1.0 - abar)) < LOWEST_LAMBDA
 
 
 _PROCESS = (

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxyprune.errors import WeightsError
-from proxyprune.graph import Block, ModelGraph
+from proxyprune.graph import ModelGraph
+from proxyprune.nested import mapped, tensors_of
 from proxyprune.ranking import Ranking
 from proxyprune.scoring.base import ScoringContext
 from proxyprune.scoring.calibration import Calibration
+from proxyprune.scoring.hooks import Hook, hooked, module_of
 from proxyprune.scoring.scale import half_saturation
-
-Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,14 @@ class AblationScorer:
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
         """Run every batch once as it is and once for each block."""
         calibration = Calibration.of(self, context)
-        modules = {block.id: _module(calibration.model, block) for block in graph.blocks}
+        modules = {block.id: module_of(calibration.model, block.id) for block in graph.blocks}
         called: set[str] = set()
-        with _hooks([(module, _noting(called, block)) for block, module in modules.items()]):
+        with hooked([(module, _noting(called, block)) for block, module in modules.items()]):
             base = _mean_loss(calibration, must_be_finite=True)
         increase: dict[str, float | None] = {}
         for block in graph.blocks:
             if block.id in called:
-                removal = _hooks([(modules[block.id], _pass_on if block.removable else _silence)])
+                removal = hooked([(modules[block.id], _pass_on if block.removable else _silence)])
             else:
                 removal = _zeroed(modules[block.id])
             with removal:
@@ -72,15 +69,6 @@ def _notes(count: int, base: float, increase: Mapping[str, float | None], called
     return tuple(notes)
 
 
-def _module(model: nn.Module, block: Block) -> nn.Module:
-    try:
-        return model.get_submodule(block.id)
-    except AttributeError as error:
-        raise WeightsError(
-            f"The model {type(model).__name__} has no module '{block.id}', which the graph has. Pass the model that was traced."
-        ) from error
-
-
 def _mean_loss(calibration: Calibration, *, must_be_finite: bool) -> float:
     total = 0.0
     for index in range(len(calibration.batches)):
@@ -88,16 +76,6 @@ def _mean_loss(calibration: Calibration, *, must_be_finite: bool) -> float:
             loss = calibration.loss(index)
         total += calibration.finite(loss, index) if must_be_finite else float(loss)
     return total / len(calibration.batches)
-
-
-@contextlib.contextmanager
-def _hooks(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -123,48 +101,15 @@ def _noting(called: set[str], block: str) -> Hook:
 
 def _pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Put the block's input in the place of the first tensor of its output; a block without such an input contributes zeros."""
-    first = next(_tensors(output), None)
+    first = next(tensors_of(output), None)
     if first is None:
         return output
     passed = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.shape == first.shape), None)
     if passed is None:
         return _silence(module, args, kwargs, output)
-    return _mapped(output, lambda tensor: passed if tensor is first else tensor)
+    return mapped(output, lambda tensor: passed if tensor is first else tensor)
 
 
 def _silence(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Zero every tensor of real numbers in the output."""
-    return _mapped(output, lambda tensor: torch.zeros_like(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for entry in dataclasses.fields(value):
-            yield from _tensors(getattr(value, entry.name))
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a nested output with its tensors changed; containers keep their type."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        changed: Any = copy.copy(value)
-        for key, item in value.items():
-            changed[key] = _mapped(item, change)
-        return changed
-    if isinstance(value, list | tuple):
-        items = [_mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(
-            value, **{entry.name: _mapped(getattr(value, entry.name), change) for entry in dataclasses.fields(value)}
-        )
-    return value
+    return mapped(output, lambda tensor: torch.zeros_like(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor)

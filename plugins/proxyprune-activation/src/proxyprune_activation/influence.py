@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from proxyprune.errors import WeightsError
 from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext, half_saturation
 from proxyprune.scoring.calibration import Calibration
-from proxyprune_activation.watching import Hook, run_watched, tensors_in
+from proxyprune.scoring.hooks import Hook, module_of
+from proxyprune_activation.watching import floats_of, run_watched
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BlockInfluenceScorer:
         """One forward pass over the batches."""
         calibration = Calibration.of(self, context)
         meters = {block.id: _Meter() for block in graph.blocks}
-        run_watched(calibration, [(_module(calibration.model, block), meter.hook) for block, meter in meters.items()])
+        run_watched(calibration, [(module_of(calibration.model, block), meter.hook) for block, meter in meters.items()])
         influence = {block: meter.influence for block, meter in meters.items()}
         unknown = [block for block, value in influence.items() if value is None]
         notes = [f"Block influence over {len(calibration.batches)} calibration batches; channels are left to their magnitude."]
@@ -63,10 +63,10 @@ class _Meter:
     @property
     def hook(self) -> Hook:
         def measure(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            after = next(tensors_in(output), None)
+            after = next(floats_of(output), None)
             if after is None:
                 return
-            before = next((value for value in tensors_in((*args, *kwargs.values())) if value.shape == after.shape), None)
+            before = next((value for value in floats_of((*args, *kwargs.values())) if value.shape == after.shape), None)
             if before is not None:
                 cosine = functional.cosine_similarity(_positions(before), _positions(after), dim=1)
                 self._total += float((1.0 - cosine.double()).sum())
@@ -78,12 +78,3 @@ class _Meter:
 def _positions(value: Tensor) -> Tensor:
     """[positions, channels]: channels are dimension 1 of a feature map [n, c, h, w] and the last one of tokens [n, t, c]."""
     return (value.movedim(1, -1) if value.ndim > 3 else value).reshape(-1, value.shape[1 if value.ndim > 3 else -1])
-
-
-def _module(model: nn.Module, block: str) -> nn.Module:
-    try:
-        return model.get_submodule(block)
-    except AttributeError as error:
-        raise WeightsError(
-            f"The model {type(model).__name__} has no module '{block}', which the graph has. Pass the traced model."
-        ) from error

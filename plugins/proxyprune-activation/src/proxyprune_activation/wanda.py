@@ -13,9 +13,10 @@ from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext, group_importance, half_saturation
 from proxyprune.scoring.calibration import Calibration
+from proxyprune.scoring.hooks import Hook
 from proxyprune.scoring.scale import significant
 from proxyprune.scoring.weights import parameters_by_block, parameters_of
-from proxyprune_activation.watching import Hook, run_watched, tensors_in
+from proxyprune_activation.watching import floats_of, run_watched
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -81,7 +82,7 @@ class _Meter:
     @property
     def hook(self) -> Hook:
         def measure(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            value = next(tensors_in((*args, *kwargs.values())), None)
+            value = next(floats_of((*args, *kwargs.values())), None)
             if value is None or not value.numel():
                 return
             channels = -1 if isinstance(module, nn.Linear) else -module.weight.ndim + 1  # type: ignore[union-attr,operator]

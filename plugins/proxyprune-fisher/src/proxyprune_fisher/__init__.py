@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from proxyprune.errors import InputError
 from proxyprune.graph import ModelGraph
+from proxyprune.nested import mapped, tensors_of
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext, group_importance, half_saturation
 from proxyprune.scoring.calibration import Calibration
@@ -96,44 +95,17 @@ def samples_of(batch: Any) -> list[Any]:
     Raises:
         InputError: If there is no tensor, or the tensors disagree about the number of samples.
     """
-    sizes = {tuple(tensor.shape[:1]) for tensor in _tensors(batch)}
+    sizes = {tuple(tensor.shape[:1]) for tensor in tensors_of(batch)}
     if len(sizes) != 1 or sizes == {()}:
         raise InputError(
             "Scorer 'fisher' takes gradients of single samples, and cannot split a batch whose tensors have "
             f"{sorted(sizes) or 'no'} as first dimensions; expected one number of samples. Use 'fisher_batch' for such data."
         )
     ((size,),) = sizes
-    return [_sample(batch, index) for index in range(size)]
+    return [mapped(batch, lambda tensor, place=index: tensor[place : place + 1]) for index in range(size)]
 
 
 def _evenly(samples: list[Any], most: int) -> list[Any]:
     if len(samples) <= most:
         return samples
     return [samples[place] for place in np.linspace(0, len(samples) - 1, most).round().astype(int).tolist()]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for entry in dataclasses.fields(value):
-            yield from _tensors(getattr(value, entry.name))
-
-
-def _sample(value: Any, index: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[index : index + 1]
-    if isinstance(value, Mapping):
-        return {key: _sample(item, index) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_sample(item, index) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{entry.name: _sample(getattr(value, entry.name), index) for entry in dataclasses.fields(value)})
-    return value

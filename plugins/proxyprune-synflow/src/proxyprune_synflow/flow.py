@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from proxyprune.calling import call_arguments
 from proxyprune.errors import MissingNeedError, ScoringError
 from proxyprune.graph import ModelGraph
+from proxyprune.nested import mapped, tensors_of
 from proxyprune.ranking import Ranking
 from proxyprune.scoring import ScoringContext, group_importance, half_saturation
 from proxyprune.scoring.base import model_given
@@ -68,11 +69,11 @@ def _flows(model: nn.Module, example_inputs: Any, seed: int) -> dict[str, Tensor
         sizes = {id(p): p.detach().abs().double().requires_grad_(True) for p in names.values()}
         buffers = {name: b.detach().double() for name, b in model.named_buffers(remove_duplicate=False) if b.is_floating_point()}
         state = {**buffers, **{name: sizes[id(p)] for name, p in names.items()}}
-        args, kwargs = _arguments(example_inputs)
+        args, kwargs = call_arguments(mapped(example_inputs, _ones))
         try:
             with LinearFlow():
                 output = torch.func.functional_call(model, state, args, kwargs, tie_weights=False)
-            total = sum(tensor.double().abs().sum() for tensor in _tensors(output))
+            total = sum(tensor.double().abs().sum() for tensor in tensors_of(output) if tensor.is_floating_point())
         except Exception as error:
             raise ScoringError(
                 f"Scorer 'synflow' cannot run {type(model).__name__} with positive weights ({type(error).__name__}: {error}). "
@@ -89,31 +90,6 @@ def _flows(model: nn.Module, example_inputs: Any, seed: int) -> dict[str, Tensor
     return {name: flows[id(p)] / largest for name, p in names.items()}
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example inputs with ones in the place of real numbers; timesteps, tokens and labels stay."""
-    if isinstance(example_inputs, Mapping):
-        return (), {name: _ones(value) for name, value in example_inputs.items()}
-    values = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    return tuple(_ones(value) for value in values), {}
-
-
-def _ones(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.ones_like(value, dtype=torch.float64) if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _ones(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_ones(item) for item in value)
-    return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+def _ones(value: Tensor) -> Tensor:
+    """Ones in the place of real numbers; timesteps, tokens and labels stay."""
+    return torch.ones_like(value, dtype=torch.float64) if value.is_floating_point() else value
