@@ -227,7 +227,7 @@ def load_model_file(spec: str | Path, *, seed: int = 0) -> ModelFile:
     Raises:
         ModelFileError: If the file is missing, is not Python, does not run, or has no such factory.
     """
-    path, factory = _parse(str(spec))
+    path, factory = split_spec(str(spec))
     module = _execute(path, _read(path), seed)
     if not hasattr(module, factory):
         close = difflib.get_close_matches(factory, _functions_of(module), n=1)
@@ -285,7 +285,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(found, strict=False)  # strict would object to the second name of a tied parameter
 
 
-def _parse(spec: str) -> tuple[Path, str]:
+def split_spec(spec: str) -> tuple[Path, str]:
+    """File and factory of `path.py` or `path.py:factory`."""
     head, colon, tail = spec.rpartition(":")
     if colon and tail.isidentifier() and not Path(spec).exists():
         return Path(head), tail

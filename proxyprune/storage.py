@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from proxyprune.destination import refuse_foreign, resolved
 from proxyprune.errors import ModelFileError, PlanFormatError, PlanMismatchError, ProxyPruneError, StorageError, WeightsError
 from proxyprune.graph import ModelGraph
 from proxyprune.manifest import (
@@ -102,10 +103,10 @@ def save(result: Saveable, folder: str | Path) -> Path:
         StorageError: If the folder cannot be written, or holds something else.
         WeightsError: If the model has no values (meta device) or holds state that is not a tensor.
     """
-    target = Path(os.path.realpath(Path(folder).expanduser()))
+    target = resolved(folder)
     tensors, shared = _stored_once(result.model)
     with _storage_errors(f"save to '{folder}'"):
-        _refuse_foreign(target)
+        refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
         try:
@@ -219,13 +220,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _refuse_foreign(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise StorageError(f"Cannot save to '{target}': it is a file. Choose a folder.")
-    if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
-        raise StorageError(f"Cannot save to '{target}': it holds files that proxyprune did not write. Choose a new or empty folder.")
 
 
 def _swap(fresh: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
     ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "observe", "apply")),
     ("read", ("read",)),
-    ("store", ("manifest", "storage", "carry")),
+    ("store", ("manifest", "destination", "storage", "carry")),
     ("prune", ("flow", "timing", "testing.*")),
     ("show", ("modelfile", "plots", "doctor")),
     ("measure", ("journal", "measure")),

@@ -115,7 +115,7 @@ def prune(
     from proxyprune.cli.console import output
     from proxyprune.cli.loading import Judge, build, scorer_named
 
-    _check_destinations(files)
+    _check_destinations(files, source)
     with output(as_json) as out:
         given = _read_plan(files.plan)
         judge = Judge(GivenRanking(_read_ranking(files.ranking))) if files.ranking is not None else scorer_named(scorer, llm)
@@ -272,20 +272,21 @@ def _was_typed(ctx: click.Context, parameter: click.Parameter) -> bool:
     return parameter.name is not None and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
 
 
-def _check_destinations(files: Files) -> None:
+def _check_destinations(files: Files, source: ModelOptions) -> None:
     """Refuse what cannot be written before minutes are spent on it; what goes wrong later is reported when it does."""
+    from proxyprune.destination import check_folder
+    from proxyprune.modelfile import split_spec
     from proxyprune.plots import check_plot_path
 
     if files.plot is not None:
         check_plot_path(files.plot)
-    if files.out is None:
-        return
-    if files.plan_only and files.out.is_dir():
-        raise StorageError(f"With --plan-only, --out is a JSON file, but {files.out} is a folder. Try {files.out / 'plan.json'}.")
-    if files.plan_only and not files.out.parent.is_dir():
-        raise StorageError(f"The plan cannot be written to {files.out}: there is no folder {files.out.parent}. Create it first.")
-    if not files.plan_only and files.out.exists() and not files.out.is_dir():
-        raise StorageError(f"--out is a folder, but {files.out} is a file. Choose another name.")
+    place = files.destination(split_spec(source.model)[0])
+    if not files.plan_only:
+        check_folder(place)
+    elif place.is_dir():
+        raise StorageError(f"With --plan-only, --out is a JSON file, but {place} is a folder. Try {place / 'plan.json'}.")
+    elif not place.parent.is_dir():
+        raise StorageError(f"The plan cannot be written to {place}: there is no folder {place.parent}. Create it first.")
 
 
 def _read_plan(path: Path | None) -> PrunePlan | None:

@@ -102,10 +102,12 @@ def search(
         raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
     from proxyprune.cli.console import output
     from proxyprune.cli.loading import build
+    from proxyprune.destination import check_folder
     from proxyprune.plots import check_plot_path
 
     if how.plot is not None:
         check_plot_path(how.plot)
+    check_folder(_folder(source, how))
     with output(as_json) as out:
         proposer = _proposer(how.proposer, llm)
         built = build(source, out)
@@ -150,6 +152,12 @@ def _search(
         )
 
 
+def _folder(source: ModelOptions, how: SearchOptions) -> Path:
+    from proxyprune.modelfile import split_spec
+
+    return how.out or Path(f"{split_spec(source.model)[0].stem}-searched")
+
+
 def _memory(built: Built, how: SearchOptions) -> Path:
     return how.memory or Path(f"{built.file.path.stem}-search.jsonl")
 
@@ -167,7 +175,7 @@ def _finish(built: Built, result: SearchResult, how: SearchOptions, out: Output)
     from proxyprune.searching.plot import plot_search
     from proxyprune.storage import save
 
-    folder = how.out or Path(f"{built.file.path.stem}-searched")
+    folder = _folder(built.source, how)
     with out.stage(f"Saving to {folder}"):
         save(result, folder)
     plotted: tuple[str, ...] = ()
