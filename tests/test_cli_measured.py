@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,25 @@ class TestSearch:
         assert "belongs to another search" in fail(*start, "--rounds", 3, "--resume", "--target", "0.5")
         before = Path("m.jsonl").read_bytes()
         succeed(*start, "--rounds", 3, "--resume")
+        assert Path("m.jsonl").read_bytes().startswith(before)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+    def test_ctrl_c_says_how_to_go_on(self, measured_file):
+        """A search that is stopped keeps its rounds, says so, and is resumed."""
+        start = ("search", "-m", str(measured_file), "-p", "random", "--memory", "m.jsonl", "--rounds")
+        command = [sys.executable, "-m", "proxyprune", *start, "500"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            next(line for line in process.stderr if line.startswith("round "))
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        assert process.returncode == 130
+        assert "Stopped. The rounds so far are kept" in said
+        assert "Traceback" not in said
+        measured = sum('"loss"' in line for line in Path("m.jsonl").read_text().splitlines())
+        assert measured >= 1
+        before = Path("m.jsonl").read_bytes()
+        succeed(*start, measured + 1, "--resume")
         assert Path("m.jsonl").read_bytes().startswith(before)
 
     def test_batches_of_the_file_are_used_for_measuring(self, measured_file):

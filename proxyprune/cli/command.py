@@ -1,4 +1,4 @@
-"""How a command fails: one message on stderr and exit code 2, for every error that proxyprune raises on purpose."""
+"""How a command ends early: one message on stderr, exit code 2 for every error that proxyprune raises on purpose and 130 for Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,8 +22,26 @@ class Failure(click.ClickException):
         self.error = error
 
 
+class Stopped(click.ClickException):
+    """Ctrl-C, with what that leaves behind."""
+
+    exit_code = 130
+
+    def show(self, file: Any = None) -> None:
+        """Print the message."""
+        click.echo(f"\n{self.format_message()}", err=True)
+
+
 class Command(click.Command):
-    """A command that turns `ProxyPruneError` into a message, or lets it through under `--traceback`."""
+    """A command that turns `ProxyPruneError` and Ctrl-C into a message, or lets them through under `--traceback`.
+
+    Args:
+        stopped: What Ctrl-C leaves behind, and how to go on.
+    """
+
+    def __init__(self, *args: Any, stopped: str = "The result was not written.", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stopped = stopped
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -34,6 +52,10 @@ class Command(click.Command):
             if ctx.meta.get(_WANTS_TRACEBACK):
                 raise
             raise Failure(error) from error
+        except KeyboardInterrupt as error:
+            if ctx.meta.get(_WANTS_TRACEBACK):
+                raise
+            raise Stopped(f"Stopped. {self._stopped}") from error
 
 
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

@@ -163,7 +163,7 @@ def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
     return setup, decide(setup, None)
 
 
-@diffusion.command(cls=Command)
+@diffusion.command(cls=Command, stopped="The last checkpoint is kept; the same command goes on from there.")
 @choice_options
 @click.option(
     "--out", "folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The run; an unfinished one goes on."

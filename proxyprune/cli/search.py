@@ -80,7 +80,7 @@ _SEARCH = (
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, stopped="The rounds so far are kept; the same command with --resume goes on from there.")
 @model_options
 @plan_options
 @gathered("how", SearchOptions, _SEARCH)
