@@ -148,8 +148,8 @@ def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> 
 
 
 def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
+    from proxyprune.diffusion.layout import decide, read_layout
     from proxyprune.diffusion.setup import Setup
-    from proxyprune.diffusion.trainer import decide, read_layout
 
     setup = Setup.of(config)
     found = None if run is None else read_layout(run, setup)

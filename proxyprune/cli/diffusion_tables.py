@@ -12,9 +12,9 @@ from proxyprune.cli.tables import quantity
 if TYPE_CHECKING:
     from proxyprune.diffusion.config import StepAdaptiveConfig
     from proxyprune.diffusion.evaluate import Evaluation
+    from proxyprune.diffusion.layout import Layout
     from proxyprune.diffusion.ledger import Ledger
     from proxyprune.diffusion.schedule import FloatArray
-    from proxyprune.diffusion.trainer import Layout
 
 
 def layout_table(layout: Layout, base_macs: int, snr_db: FloatArray) -> list[RenderableType]:
@@ -66,7 +66,7 @@ def evaluation_table(found: Evaluation) -> Table:
 
 def plan_payload(config: StepAdaptiveConfig, layout: Layout, base_macs: int, base_params: int, snr_db: FloatArray) -> dict[str, Any]:
     """What `diffusion plan --json` prints."""
-    from proxyprune.diffusion.trainer import layout_record
+    from proxyprune.diffusion.layout import layout_record
 
     return {"schema": 1, "config": config.to_dict(), "base_macs": base_macs, "base_params": base_params, **layout_record(layout, snr_db)}
 

@@ -5,36 +5,32 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from proxyprune.diffusion.budgets import Budgets, Option, by_formula, by_measurement
 from proxyprune.diffusion.checkpoint import Checkpoint, read_json, to_disk, write_json, write_text
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.images import grid, save_picture
-from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_db, uniform
+from proxyprune.diffusion.intervals import Intervals
+from proxyprune.diffusion.layout import LAYOUT, Layout, decide, layout_record, read_layout
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 from proxyprune.diffusion.loss_by_snr import bins_of, evaluation_macs, measure_bins, write_losses
-from proxyprune.diffusion.measure import measured_intervals, try_sizes
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.pipeline import Blueprint, StepAdaptivePipeline
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
-from proxyprune.diffusion.schedule import FloatArray, training_scheduler
+from proxyprune.diffusion.schedule import training_scheduler
 from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
 from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import InputError, StorageError, TrainingError
 
 CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
-LAYOUT = "layout.json"
-_CURVE = 100  # points of the SNR curve in a layout
 PREVIEW = (20, 16)
 """Steps and images of a sample grid during training."""
 _FREE = {
@@ -42,25 +38,6 @@ _FREE = {
     "pruning": ("accept_unreliable",),
 }
 """Settings that may differ when a run goes on."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Intervals and budgets of a run.
-
-    Attributes:
-        intervals: The boundaries.
-        members: The intervals with their timesteps.
-        budgets: What each gets.
-        trials: Measured damage by interval, or nothing.
-        ledger: What deciding cost.
-    """
-
-    intervals: Intervals
-    members: tuple[Interval, ...]
-    budgets: Budgets
-    trials: tuple[tuple[Option, ...], ...] = field(default=(), repr=False)
-    ledger: Ledger = field(default_factory=Ledger)
 
 
 class StepAdaptiveTrainer:
@@ -287,80 +264,6 @@ class StepAdaptiveTrainer:
             save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "base" / "samples" / f"{training.step:07d}.png")
 
 
-def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[Intervals, tuple[Entry, ...]]:
-    """Intervals by the configured method.
-
-    Raises:
-        InputError: If the method measures and there is no base yet.
-    """
-    settings, clip = setup.config.intervals, setup.config.noise.clip_db
-    if settings.count == 1:
-        return Intervals((), settings.method), ()
-    if settings.method == "measured":
-        if weights is None:
-            raise InputError("Measured intervals need a trained base; run the base stage first.")
-        found, entry = measured_intervals(setup, setup.base_model(weights))
-        return found, (entry,)
-    if settings.method == "uniform":
-        return uniform(setup.schedule, settings.count), ()
-    return (dynamic if settings.method == "dynamic" else equal_db)(setup.schedule, settings.count, clip), ()
-
-
-def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
-    """Intervals and budgets; without weights only what needs no measuring."""
-    intervals, entries = choose_intervals(setup, weights)
-    members = intervals.over(setup.schedule)
-    settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
-    ledger = Ledger(None, entries)
-    if settings.method == "full" or setup.config.compute.base_share >= 1.0:
-        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger)
-    if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
-        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), (), ledger)
-    if settings.method == "formula":
-        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger)
-    if weights is None:
-        raise InputError("Measured budgets need a trained base; run the base stage first.")
-    trials = [try_sizes(setup, weights, member) for member in members]
-    for trial in trials:
-        ledger = ledger.add(*trial.entries)
-    budgets = by_measurement([trial.options for trial in trials], counts, settings.target, setup.base_macs)
-    return Layout(intervals, members, budgets, tuple(trial.options for trial in trials), ledger)
-
-
-def read_layout(folder: Path, setup: Setup) -> Layout | None:
-    """What a run decided; None when it has not yet."""
-    found = read_json(folder / LAYOUT)
-    if found is None:
-        return None
-    intervals = Intervals.from_dict(found["intervals"])
-    trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
-    return Layout(intervals, intervals.over(setup.schedule), Budgets.from_dict(found["budgets"]), trials, Ledger.from_dict(found["ledger"]))
-
-
-def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
-    """A layout as plain JSON types.
-
-    Args:
-        layout: The layout.
-        snr_db: Exact SNR of every timestep; some of it goes into the record as "curve", [timestep, dB], for whoever draws it.
-    """
-    spread = {round(part * (len(snr_db) - 1) / _CURVE) for part in range(_CURVE + 1)}
-    shown = sorted(spread | {edge for member in layout.members for edge in (member.first, member.last)})
-    return {
-        "schema": 1,
-        "intervals": layout.intervals.to_dict(),
-        "members": [{**vars(m), "low_snr_db": _finite(m.low_snr_db), "high_snr_db": _finite(m.high_snr_db)} for m in layout.members],
-        "budgets": layout.budgets.to_dict(),
-        "trials": [[vars(option) for option in options] for options in layout.trials],
-        "ledger": layout.ledger.to_dict(),
-        "curve": [[time, _finite(float(snr_db[time]))] for time in shown],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
-
-
 def _check_folder(folder: Path, config: StepAdaptiveConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"The run's folder {folder} is a file. Choose another name.")
@@ -384,6 +287,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
         elif before.get(name) != value:
             found.add(name)
     return found
-
-
-__all__ = ["Layout", "StepAdaptiveTrainer", "decide"]

@@ -1,0 +1,114 @@
+"""The layout of a run: its intervals and what compute each gets; decided once, before any expert is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from proxyprune.diffusion.budgets import Budgets, Option, by_formula, by_measurement
+from proxyprune.diffusion.checkpoint import read_json
+from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_db, uniform
+from proxyprune.diffusion.ledger import Entry, Ledger
+from proxyprune.diffusion.measure import measured_intervals, try_sizes
+from proxyprune.diffusion.schedule import FloatArray
+from proxyprune.diffusion.setup import Setup
+from proxyprune.errors import InputError
+
+LAYOUT = "layout.json"
+_CURVE = 100  # points of the SNR curve in a layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Intervals and budgets of a run.
+
+    Attributes:
+        intervals: The boundaries.
+        members: The intervals with their timesteps.
+        budgets: What each gets.
+        trials: Measured damage by interval, or nothing.
+        ledger: What deciding cost.
+    """
+
+    intervals: Intervals
+    members: tuple[Interval, ...]
+    budgets: Budgets
+    trials: tuple[tuple[Option, ...], ...] = field(default=(), repr=False)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[Intervals, tuple[Entry, ...]]:
+    """Intervals by the configured method.
+
+    Raises:
+        InputError: If the method measures and there is no base yet.
+    """
+    settings, clip = setup.config.intervals, setup.config.noise.clip_db
+    if settings.count == 1:
+        return Intervals((), settings.method), ()
+    if settings.method == "measured":
+        if weights is None:
+            raise InputError("Measured intervals need a trained base; run the base stage first.")
+        found, entry = measured_intervals(setup, setup.base_model(weights))
+        return found, (entry,)
+    if settings.method == "uniform":
+        return uniform(setup.schedule, settings.count), ()
+    return (dynamic if settings.method == "dynamic" else equal_db)(setup.schedule, settings.count, clip), ()
+
+
+def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
+    """Intervals and budgets; without weights only what needs no measuring."""
+    intervals, entries = choose_intervals(setup, weights)
+    members = intervals.over(setup.schedule)
+    settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
+    ledger = Ledger(None, entries)
+    if settings.method == "full" or setup.config.compute.base_share >= 1.0:
+        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger)
+    if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
+        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), (), ledger)
+    if settings.method == "formula":
+        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger)
+    if weights is None:
+        raise InputError("Measured budgets need a trained base; run the base stage first.")
+    trials = [try_sizes(setup, weights, member) for member in members]
+    for trial in trials:
+        ledger = ledger.add(*trial.entries)
+    budgets = by_measurement([trial.options for trial in trials], counts, settings.target, setup.base_macs)
+    return Layout(intervals, members, budgets, tuple(trial.options for trial in trials), ledger)
+
+
+def read_layout(folder: Path, setup: Setup) -> Layout | None:
+    """What a run decided; None when it has not yet."""
+    found = read_json(folder / LAYOUT)
+    if found is None:
+        return None
+    intervals = Intervals.from_dict(found["intervals"])
+    trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
+    return Layout(intervals, intervals.over(setup.schedule), Budgets.from_dict(found["budgets"]), trials, Ledger.from_dict(found["ledger"]))
+
+
+def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
+    """A layout as plain JSON types.
+
+    Args:
+        layout: The layout.
+        snr_db: Exact SNR of every timestep; some of it goes into the record as "curve", [timestep, dB], for whoever draws it.
+    """
+    spread = {round(part * (len(snr_db) - 1) / _CURVE) for part in range(_CURVE + 1)}
+    shown = sorted(spread | {edge for member in layout.members for edge in (member.first, member.last)})
+    return {
+        "schema": 1,
+        "intervals": layout.intervals.to_dict(),
+        "members": [{**vars(m), "low_snr_db": _finite(m.low_snr_db), "high_snr_db": _finite(m.high_snr_db)} for m in layout.members],
+        "budgets": layout.budgets.to_dict(),
+        "trials": [[vars(option) for option in options] for options in layout.trials],
+        "ledger": layout.ledger.to_dict(),
+        "curve": [[time, _finite(float(snr_db[time]))] for time in shown],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
