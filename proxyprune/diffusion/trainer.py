@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from proxyprune.diffusion.blueprint import Blueprint
 from proxyprune.diffusion.checkpoint import Checkpoint, read_json, to_disk, write_json, write_text
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
@@ -22,7 +23,7 @@ from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 from proxyprune.diffusion.loss_by_snr import bins_of, evaluation_macs, measure_bins, write_losses
 from proxyprune.diffusion.objective import Objective
-from proxyprune.diffusion.pipeline import Blueprint, StepAdaptivePipeline
+from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.schedule import training_scheduler
 from proxyprune.diffusion.setup import Setup, make_accelerator
