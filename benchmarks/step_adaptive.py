@@ -147,6 +147,7 @@ ARMS: Mapping[str, Arm] = {
     "measured_80_distil": Arm(
         "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
+    "base_v": Arm("full base that predicts v", {**_WHOLE, "noise.prediction": "v_prediction"}, shared=False),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }
