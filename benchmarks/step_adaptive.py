@@ -153,6 +153,12 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
+CURVE = ("base_60", "base", "base_125")
+"""Arms that show whether the base is done training."""
+SHOWN = ("base", "formula_80", "measured_80", "measured_50")
+"""Arms whose samples are shown side by side."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where the experiment lives.
@@ -306,28 +312,48 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
     from matplotlib.figure import Figure
 
     RESULTS.mkdir(exist_ok=True)
-    sampler = bench.experiment.samplers[0][0]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for arm in ARMS:
-        found = [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler]
-        if not found:
+    sampler, steps = bench.experiment.samplers[0]
+    found = {arm: [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler] for arm in ARMS}
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1.5, 1))
+    base = _losses(found["base"])
+    for arm, runs in found.items():
+        if not runs or arm in CURVE[:1] + CURVE[2:]:
             continue
-        (mark,) = left.plot([line["relative_macs"] for line in found], [line["frechet"]["value"] for line in found], "o", label=arm)
-        snr = np.mean([line["loss_by_snr"] for line in found], axis=0)
-        right.plot(snr[:, 0], snr[:, 1], color=mark.get_color(), linewidth=1.0)
-    left.set(xlabel="sampling MACs, share of the base", ylabel=f"Fréchet distance ({sampler})")
-    right.set(xlabel="SNR (dB)", ylabel="held-out loss", yscale="log")
+        values = [line["frechet"]["value"] for line in runs]
+        (mark,) = left.plot([100 * line["relative_macs"] for line in runs], values, "o", markersize=5, alpha=0.8, label=ARMS[arm].what)
+        losses = _losses(runs)
+        if base is not None and losses is not None and arm not in ("base", "base_v"):
+            middle.plot(losses[:, 0], 100 * (losses[:, 1] / base[:, 1] - 1), color=mark.get_color(), linewidth=1.2)
+    left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps", yscale="log")
     left.legend(fontsize=7, frameon=False)
+    middle.axhline(0, color="0.6", linewidth=0.8)
+    middle.set(xlabel="SNR (dB)", ylabel="held-out loss against the full base (%)")
+    for curve_sampler, curve_steps in bench.experiment.samplers:
+        points = [
+            (statistics.mean(line["training_macs"] / line["reference_macs"] for line in runs), statistics.mean(values))
+            for arm in CURVE
+            if (runs := [line for line in lines if line["arm"] == arm and line["sampler_name"] == curve_sampler])
+            and (values := [line["frechet"]["value"] for line in runs])
+        ]
+        if points:
+            right.plot(*zip(*((100 * share, value) for share, value in points), strict=True), "o-", label=f"{curve_sampler} {curve_steps}")
+    right.set(xlabel="training of the full base (%)", ylabel="Fréchet distance")
+    right.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / f"{name}.png", dpi=130)
     grids = []
-    for arm in ("base", "formula_80", "measured_80", "measured_50"):
+    for arm in SHOWN:
         path = bench.run(arm, 0) / f"samples-{sampler}" / "000.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as archive:
                 grids.append(grid(torch.from_numpy(archive["images"][:36]), scale=2))
     if grids:
         save_picture(beside(grids), RESULTS / f"{name}_samples.png")
+
+
+def _losses(runs: list[dict[str, Any]]) -> np.ndarray | None:
+    """[SNR in dB, held-out loss], mean over runs."""
+    return np.mean([line["loss_by_snr"] for line in runs], axis=0) if runs else None
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import step_adaptive
 import torch
+from common import environment, save
 from step_adaptive import ARMS, Bench, Experiment
 
 IDEAS: dict[str, dict[str, Any]] = {
@@ -37,6 +38,8 @@ def main() -> None:
     (bench.folder / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1), encoding="utf-8")
     for arm in arguments.arms:
         bench.arm(arm, arguments.seed)
+    found = {idea: Bench(experiment, arguments.folder / idea).lines() for idea in IDEAS}
+    save("step_adaptive_ideas", {"environment": environment(), "ideas": IDEAS, "experiment": asdict(plain), "runs": found})
 
 
 if __name__ == "__main__":
