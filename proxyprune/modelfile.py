@@ -217,6 +217,18 @@ class _CheckedLoss:
         return value.reshape(())
 
 
+def check_files(spec: str | Path, weights: str | Path | None = None) -> None:
+    """Refuse a model file or a weights file that cannot be read; nothing is run and torch is not imported.
+
+    Raises:
+        ModelFileError: If the model file is missing or is not Python source.
+        WeightsError: If the weights file is missing.
+    """
+    _read(split_spec(str(spec))[0])
+    if weights is not None:
+        _check_weights(Path(weights))
+
+
 def load_model_file(spec: str | Path, *, seed: int = 0) -> ModelFile:
     """Read and execute a model file.
 
@@ -246,8 +258,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         WeightsError: If the file is missing or is not safetensors, or names or shapes differ from the model's.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"The weights file {path} does not exist.{_similar_files(path, '*.safetensors')}")
+    _check_weights(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -283,6 +294,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             + " The factory has to build the very network that the weights were saved from."
         )
     model.load_state_dict(found, strict=False)  # strict would object to the second name of a tied parameter
+
+
+def _check_weights(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"The weights file {path} does not exist.{_similar_files(path, '*.safetensors')}")
 
 
 def split_spec(spec: str) -> tuple[Path, str]:

@@ -47,6 +47,9 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.fake_weights and self.weights is not None:
             raise click.UsageError("--weights loads weights and --fake-weights does without; give one of them.")
+        from proxyprune.modelfile import check_files
+
+        check_files(self.model, self.weights)  # before anything slow is imported
 
 
 @dataclass(frozen=True)
