@@ -72,6 +72,7 @@ class Experiment:
     common: Mapping[str, Any] = field(
         default_factory=lambda: {
             "noise.schedule": "squaredcos_cap_v2",
+            "noise.prediction": "v_prediction",
             "data.source": "fashion-mnist",
             "data.size": 16,
             "intervals.count": 4,
@@ -147,7 +148,6 @@ ARMS: Mapping[str, Arm] = {
     "measured_80_distil": Arm(
         "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
-    "base_v": Arm("full base that predicts v", {**_WHOLE, "noise.prediction": "v_prediction"}, shared=False),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }
@@ -323,7 +323,7 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
         values = [line["frechet"]["value"] for line in runs]
         (mark,) = left.plot([100 * line["relative_macs"] for line in runs], values, "o", markersize=5, alpha=0.8, label=ARMS[arm].what)
         losses = _losses(runs)
-        if base is not None and losses is not None and arm not in ("base", "base_v"):
+        if base is not None and losses is not None and arm != "base":
             middle.plot(losses[:, 0], 100 * (losses[:, 1] / base[:, 1] - 1), color=mark.get_color(), linewidth=1.2)
     left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps", yscale="log")
     left.legend(fontsize=7, frameon=False)

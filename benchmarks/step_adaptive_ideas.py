@@ -1,24 +1,48 @@
-"""Pilots of the step-adaptive experiment: other settings, one seed that is none of the experiment's, fewer images, one sampler.
+"""Pilots of the step-adaptive experiment: other settings, fewer images, one sampler, one seed that is none of the experiment's.
 
-python benchmarks/step_adaptive_ideas.py --idea v_prediction --folder FOLDER
+    python benchmarks/step_adaptive_ideas.py --idea epsilon --folder FOLDER --arms base formula_80
+
+Every evaluation is one line of FOLDER/IDEA/evaluations.jsonl; all of them go into the results' JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import step_adaptive
 import torch
 from common import environment, save
-from step_adaptive import ARMS, Bench, Experiment
+from step_adaptive import ARMS, NETWORK, Bench, Experiment
 
-IDEAS: dict[str, dict[str, Any]] = {
-    "as_it_is": {},
-    "v_prediction": {"noise.prediction": "v_prediction"},
+
+@dataclass(frozen=True)
+class Idea:
+    """What is different from the experiment.
+
+    Attributes:
+        changes: Settings.
+        channels: Of the network's levels.
+        steps: Optimizer steps of the full base.
+        base_share: Share of the compute for the base that the experts start from.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    channels: tuple[int, ...] = (8, 16, 32)
+    steps: int = 8000
+    base_share: float = 0.4
+
+
+IDEAS: Mapping[str, Idea] = {
+    "v_prediction": Idea(),
+    "epsilon": Idea({"noise.prediction": "epsilon"}),
+    "decayed_base": Idea({"base.decay": "cosine", "experts.learning_rate": 1e-3}),
+    "early_experts": Idea(base_share=0.2),
+    "long": Idea(steps=20000),
+    "narrow": Idea(channels=(8, 8, 16)),
 }
 
 
@@ -30,16 +54,24 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["base", "formula_80"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    plain = Experiment()
-    experiment = replace(plain, images=5000, samplers=plain.samplers[:1], common=dict(plain.common) | IDEAS[arguments.idea])
-    bench = Bench(experiment, arguments.folder / arguments.idea)
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    (bench.folder / "network.json").write_text(json.dumps(dict(step_adaptive.NETWORK)), encoding="utf-8")
-    (bench.folder / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1), encoding="utf-8")
+    bench = bench_of(arguments.idea, arguments.folder)
     for arm in arguments.arms:
         bench.arm(arm, arguments.seed)
-    found = {idea: Bench(experiment, arguments.folder / idea).lines() for idea in IDEAS}
-    save("step_adaptive_ideas", {"environment": environment(), "ideas": IDEAS, "experiment": asdict(plain), "runs": found})
+    found = {idea: {**asdict(IDEAS[idea]), "runs": bench_of(idea, arguments.folder).lines()} for idea in IDEAS}
+    save("step_adaptive_ideas", {"environment": environment(), "ideas": found})
+
+
+def bench_of(name: str, folder: Path) -> Bench:
+    """The experiment with an idea's settings, in a folder of its own."""
+    idea, plain = IDEAS[name], Experiment()
+    changes = {"steps": idea.steps, "base_share": idea.base_share, "images": 5000, "samplers": plain.samplers[:1]}
+    experiment = replace(plain, common=dict(plain.common) | dict(idea.changes), **changes)
+    bench = Bench(experiment, folder / name)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    network = dict(NETWORK) | {"block_out_channels": list(idea.channels)}
+    (bench.folder / "network.json").write_text(json.dumps(network), encoding="utf-8")
+    (bench.folder / "experiment.json").write_text(json.dumps(asdict(experiment), indent=1), encoding="utf-8")
+    return bench
 
 
 if __name__ == "__main__":
