@@ -235,7 +235,12 @@ class Bench:
         save_picture(grid(images[:64], scale=3), self.run(name, seed) / f"grid-{sampler}.png")
         ledger = trainer.ledger()
         line = {"arm": name, "what": ARMS[name].what, "seed": seed, "sampler_name": sampler, **found.to_dict()}
-        line |= {"training_macs": ledger.spent_macs, "reference_macs": self.reference(trainer), "base_macs": trainer.setup.base_macs}
+        line |= {
+            "brightness": float(images.float().mean()),
+            "training_macs": ledger.spent_macs,
+            "reference_macs": self.reference(trainer),
+            "base_macs": trainer.setup.base_macs,
+        }
         line |= {
             "budgets": list(trainer.layout().budgets.fractions),
             "loss_by_snr": loss_by_snr(self.run(name, seed)),
