@@ -212,9 +212,11 @@ class TestScore:
         succeed("score", "--model", model_file, "--scorer", "magnitude")
         assert "asked for data" in fail("score", "--model", model_file, "--scorer", "taylor")
 
-    def test_misspelt_scorer(self):
-        """The closest name is suggested, before the model file is even looked at."""
-        assert "Did you mean 'magnitude'?" in fail("score", "--model", "nowhere.py", "--scorer", "magnitud")
+    def test_misspelt_scorer(self, tmp_path):
+        """The closest name is suggested, before the model file is run."""
+        broken = tmp_path / "broken.py"
+        broken.write_text("raise RuntimeError")
+        assert "Did you mean 'magnitude'?" in fail("score", "--model", broken, "--scorer", "magnitud")
 
     def test_weights_are_loaded(self, model_file):
         """--weights changes what magnitude sees."""

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ class TestSearch:
         """A search that is stopped keeps its rounds, says so, and is resumed."""
         start = ("search", "-m", str(measured_file), "-p", "random", "--memory", "m.jsonl", "--rounds")
         command = [sys.executable, "-m", "proxyprune", *start, "500"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job is started with the signal ignored
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
             assert process.stderr is not None
             next(line for line in process.stderr if line.startswith("round "))
             process.send_signal(signal.SIGINT)
