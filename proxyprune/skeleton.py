@@ -72,6 +72,7 @@ def _like(tensor: Tensor, ghost: Ghost, shape: tuple[int, ...] | None = None) ->
 
 
 def _plain_tensors(value: Any) -> Iterator[Tensor]:
+    """As `nested.tensors_of`, for attributes of modules: these may be any object, so only plain containers are entered."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

@@ -83,6 +83,11 @@ class TestSearch:
         succeed(*start, measured + 1, "--resume")
         assert Path("m.jsonl").read_bytes().startswith(before)
 
+    def test_a_destination_is_tried_before_anything_is_measured(self, measured_file):
+        """A search does not begin when its result could not be saved."""
+        assert "it is a file" in fail("search", "-m", measured_file, "--rounds", 2, "--out", measured_file)
+        assert not Path("net-search.jsonl").exists()
+
     def test_batches_of_the_file_are_used_for_measuring(self, measured_file):
         """With validation_batches() nothing is held out of the calibration batches."""
         measured_file.write_text(NETWORK + MEASURED + VALIDATED)

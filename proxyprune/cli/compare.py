@@ -69,7 +69,7 @@ _COMPARE = (
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, stopped="With --journal, what was measured is kept, and --resume goes on from there.")
 @model_options
 @gathered("what", CompareOptions, _COMPARE)
 @recovery_options
