@@ -3,11 +3,13 @@
     python benchmarks/step_adaptive.py                       # seed 0, all arms; stop and start it as you like
     python benchmarks/step_adaptive.py --seeds 0 1 2         # the whole experiment
     python benchmarks/step_adaptive.py --arms base formula_80 --seeds 0
+    python benchmarks/step_adaptive.py --prediction v_prediction --seeds 0 1 2    # the same with a base that predicts v
     python benchmarks/step_adaptive.py --tiny                # proves that everything runs, in minutes
     python benchmarks/step_adaptive.py --summary             # table, plots and JSON of what is there
 
-Runs lie in benchmarks/.cache/step_adaptive (or --folder). Training resumes from checkpoints, sampling from chunks of images; every finished
-evaluation is one line of evaluations.jsonl. Nothing is done twice.
+The network predicts noise, as in the published method (arXiv:2312.13307), unless told otherwise; results of another prediction go
+into files of their own. Runs lie in benchmarks/.cache/step_adaptive (or --folder). Training resumes from checkpoints, sampling from
+chunks of images; every finished evaluation is one line of evaluations.jsonl. Nothing is done twice.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Experiment:
     common: Mapping[str, Any] = field(
         default_factory=lambda: {
             "noise.schedule": "squaredcos_cap_v2",
-            "noise.prediction": "v_prediction",
+            "noise.prediction": "epsilon",
             "data.source": "fashion-mnist",
             "data.size": 16,
             "intervals.count": 4,
@@ -369,14 +371,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, help="optimizer steps of the full base")
     parser.add_argument("--images", type=int, help="samples of each evaluation")
+    parser.add_argument("--prediction", choices=("epsilon", "v_prediction"), default="epsilon", help="what the network predicts")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--summary", action="store_true", help="only show what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     experiment = TINY if arguments.tiny else Experiment()
+    name = "step_adaptive" + ("" if arguments.prediction == "epsilon" else "_v") + ("_tiny" if arguments.tiny else "")
     chosen = {key: value for key, value in (("steps", arguments.steps), ("images", arguments.images)) if value is not None}
-    experiment = replace(experiment, **chosen)
-    bench = Bench(experiment, arguments.folder or (CACHE.with_name("step_adaptive_tiny") if arguments.tiny else CACHE))
+    experiment = replace(experiment, common=dict(experiment.common) | {"noise.prediction": arguments.prediction}, **chosen)
+    bench = Bench(experiment, arguments.folder or CACHE.with_name(name))
     bench.folder.mkdir(parents=True, exist_ok=True)
     (bench.folder / "network.json").write_text(json.dumps(dict(NETWORK)), encoding="utf-8")
     frozen, text = bench.folder / "experiment.json", json.dumps(asdict(experiment), indent=1)
@@ -387,7 +391,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for arm in arguments.arms:
                 bench.arm(arm, seed)
-    summary(bench, "step_adaptive_tiny" if arguments.tiny else "step_adaptive")
+    summary(bench, name)
 
 
 if __name__ == "__main__":

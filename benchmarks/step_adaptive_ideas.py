@@ -36,13 +36,14 @@ class Idea:
     base_share: float = 0.4
 
 
+_V = {"noise.prediction": "v_prediction"}
 IDEAS: Mapping[str, Idea] = {
-    "v_prediction": Idea(),
-    "epsilon": Idea({"noise.prediction": "epsilon"}),
-    "decayed_base": Idea({"base.decay": "cosine", "experts.learning_rate": 1e-3}),
-    "early_experts": Idea(base_share=0.2),
-    "long": Idea(steps=20000),
-    "narrow": Idea(channels=(8, 8, 16)),
+    "epsilon": Idea(),
+    "v_prediction": Idea(_V),
+    "decayed_base": Idea({**_V, "base.decay": "cosine", "experts.learning_rate": 1e-3}),
+    "early_experts": Idea(_V, base_share=0.2),
+    "long": Idea(_V, steps=20000),
+    "narrow": Idea(_V, channels=(8, 8, 16)),
 }
 
 
