@@ -93,6 +93,13 @@ def test_corrupt_image_is_named(tmp_path):
     assert data.classes == 2
 
 
+@pytest.mark.parametrize("source", ["digits", "pictures"])
+def test_a_place_that_would_not_be_read_is_refused(source, tmp_path):
+    """`--data` beside a source that has no files of its own would be ignored, and other images trained on than the user meant."""
+    with pytest.raises(DataError, match=rf"the source is '{source}'.*--source"):
+        load_data(DataConfig(source=source, path=str(tmp_path)))
+
+
 @pytest.mark.parametrize("source", ["nowhere", "missing.npz"])
 def test_missing_data_is_refused(source):
     """What is no data set is refused by name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,11 @@ def load_data(config: DataConfig, size: int | None = None) -> ImageData:
         DataError: If it is missing or holds something that cannot be used; names the file.
     """
     wanted = config.size or size
+    if config.path is not None and config.source != "fashion-mnist":
+        raise DataError(
+            f"data.path (--data) says where the files of fashion-mnist are, but the source is {config.source!r}. Leave it out, or name "
+            "a folder of images or an .npz file as the source (--source)."
+        )
     if config.source in _READERS:
         return _READERS[config.source](config, wanted)
     if config.source.startswith("hub:"):
@@ -201,7 +207,10 @@ def _hub(config: DataConfig, size: int | None) -> ImageData:
     try:
         found = datasets.load_dataset(name, split="train")
     except Exception as error:
-        raise DataError(f"The data set {name!r} cannot be loaded ({type(error).__name__}: {error}).") from error
+        raise DataError(
+            f"The data set {name!r} cannot be loaded ({type(error).__name__}: {error}). Check its name and the connection, "
+            "or give its images as a folder or an .npz file."
+        ) from error
     columns = {column: type(feature).__name__ for column, feature in found.features.items()}
     pictures = next((column for column, kind in columns.items() if kind == "Image"), None)
     if pictures is None:
@@ -232,6 +241,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         DataError: If it cannot be read, or holds pickled objects.
     """
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is no npz archive, or not all of it is there. Write it with numpy.savez, or copy it again.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
