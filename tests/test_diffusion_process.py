@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxyprune.diffusion import limits
 from proxyprune.diffusion.budgets import Option, allocate, by_formula, by_measurement, formula, interpolated, solve_k, weighted_mean
 from proxyprune.diffusion.config import NoiseConfig, StepAdaptiveConfig, settings
 from proxyprune.diffusion.intervals import Intervals, best_cuts, dynamic, equal_db, measured, squared_deviation, uniform
@@ -264,6 +266,32 @@ def test_every_setting_can_be_set_by_name():
     assert StepAdaptiveConfig().with_values(settings()) == StepAdaptiveConfig()
     with pytest.raises(UnknownNameError, match=r"budgets\.target"):
         StepAdaptiveConfig().with_values({"budget.target": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "other") for name in limits.CHOICES),
+        *((name, 0) for name in limits.AT_LEAST_ONE),
+        *((name, value) for name in limits.SHARES for value in (-0.1, 1.1, math.nan)),
+        *((name, value) for name in limits.PARTS_OF_THE_WHOLE for value in (0.0, 1.1, math.nan)),
+        *((name, value) for name in limits.ABOVE_ZERO for value in (0.0, math.inf, math.nan)),
+        *((name, -1) for name in limits.NOT_NEGATIVE),
+        ("budgets.sizes", ()),
+        ("budgets.sizes", (0.5, 1.0)),
+        ("compute.expert_weights", (1.0, 2.0)),
+        ("compute.expert_weights", (1.0, 1.0, 1.0, 0.0)),
+        ("experts.teacher", "expert"),
+        ("noise.schedule", "flow"),
+        ("noise.zero_terminal_snr", True),
+    ],
+)
+def test_a_value_outside_its_limits_is_named(name, value):
+    """One setting that cannot be used is refused by its name and with what was found."""
+    group, setting = name.split(".")
+    config = StepAdaptiveConfig()
+    with pytest.raises(InputError, match=f"1 to mend: .*{setting}"):
+        replace(config, **{group: replace(getattr(config, group), **{setting: value})})
 
 
 def test_all_mistakes_are_reported_at_once():

@@ -5,26 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxyprune.diffusion.fields import read_fields
+from proxyprune.diffusion.limits import problems
 from proxyprune.errors import InputError, StorageError, UnknownNameError
 
 SCHEMA = 1
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "flow")
-INTERVAL_METHODS = ("uniform", "equal-db", "dynamic", "measured")
-BUDGET_METHODS = ("formula", "measured", "full", "even")
-ENDS = ("clean", "noisy")
-TEACHERS = ("none", "base", "expert")
-DECAYS = ("cosine", "linear", "constant")
-PRECISIONS = ("no", "fp16", "bf16")
-DAMAGES = ("relative", "absolute")
 
 
 @dataclass(frozen=True)
@@ -252,8 +242,8 @@ class StepAdaptiveConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if problems := _problems(self):
-            raise InputError(f"The configuration cannot be used; {len(problems)} to mend: " + "; ".join(problems) + ".")
+        if found := problems(self):
+            raise _unusable(found)
 
     @property
     def cuts(self) -> bool:
@@ -304,13 +294,13 @@ class StepAdaptiveConfig:
             InputError: If a setting is unknown or of the wrong kind; all of them at once.
         """
         if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
-            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-            raise InputError(f"Expected a configuration with schema {SCHEMA}, found {found!r}.")
-        problems: list[str] = []
+            other = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise InputError(f"Expected a configuration with schema {SCHEMA}, found {other!r}.")
+        found: list[str] = []
         given = {name: value for name, value in data.items() if name != "schema"}
-        values = read_fields(cls, given, "", problems, _close)
-        if problems:
-            raise InputError(f"The configuration cannot be used; {len(problems)} to mend: " + "; ".join(problems) + ".")
+        values = read_fields(cls, given, "", found, _close)
+        if found:
+            raise _unusable(found)
         return cls(**values)
 
     @classmethod
@@ -344,72 +334,10 @@ def settings() -> dict[str, Any]:
     return found
 
 
+def _unusable(found: list[str]) -> InputError:
+    return InputError(f"The configuration cannot be used; {len(found)} to mend: " + "; ".join(found) + ".")
+
+
 def _close(name: str) -> str:
     close = difflib.get_close_matches(name, list(settings()), n=3)
     return f" Did you mean {' or '.join(close)}?" if close else " `proxyprune diffusion plan --json` prints all of them."
-
-
-def _problems(config: StepAdaptiveConfig) -> list[str]:
-    found: list[str] = []
-    choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-        ("noise.schedule", config.noise.schedule, SCHEDULES),
-        ("noise.prediction", config.noise.prediction, PREDICTIONS),
-        ("intervals.method", config.intervals.method, INTERVAL_METHODS),
-        ("budgets.method", config.budgets.method, BUDGET_METHODS),
-        ("budgets.capacity", config.budgets.capacity, ENDS),
-        ("budgets.damage", config.budgets.damage, DAMAGES),
-        ("base.teacher", config.base.teacher, ("none",)),
-        ("experts.teacher", config.experts.teacher, TEACHERS),
-        ("base.decay", config.base.decay, DECAYS),
-        ("experts.decay", config.experts.decay, DECAYS),
-        ("run.mixed_precision", config.run.mixed_precision, PRECISIONS),
-    )
-    found += [f"{name} must be one of {', '.join(allowed)}, found {value!r}" for name, value, allowed in choices if value not in allowed]
-    positive: tuple[str, ...] = (
-        "noise.timesteps",
-        "intervals.count",
-        "intervals.bins",
-        "intervals.images",
-        "budgets.sampler_steps",
-        "pruning.rounds",
-    )
-    positive += ("compute.reference_steps", "run.batch_size", "run.checkpoint_every", "run.log_every", "pruning.calibration_batches")
-    flat = {f"{group}.{name}": value for group, part in _parts(config) for name, value in vars(part).items()}
-    positive += ("run.loss_images",)
-    found += [f"{name} must be at least 1, found {flat[name]!r}" for name in positive if flat[name] < 1]
-    if config.run.loss_bins < 0:
-        found.append(f"run.loss_bins must not be negative, found {config.run.loss_bins!r}")
-    shares: tuple[str, ...] = (
-        "compute.whole_share",
-        "compute.between_share",
-        "base.warmup",
-        "experts.warmup",
-        "base.floor",
-        "experts.floor",
-    )
-    shares += ("experts.teacher_weight", "base.ema", "experts.ema")
-    found += [f"{name} must lie in [0, 1], found {flat[name]!r}" for name in shares if not 0.0 <= flat[name] <= 1.0]
-    for name in ("base.learning_rate", "experts.learning_rate", "noise.clip_db", "noise.shift", "run.divergence"):
-        if not (math.isfinite(flat[name]) and flat[name] > 0):
-            found.append(f"{name} must be above 0, found {flat[name]!r}")
-    if not 0.0 < config.budgets.target <= 1.0:
-        found.append(f"budgets.target must lie in (0, 1], found {config.budgets.target!r}")
-    if not 0.0 < config.compute.base_share <= 1.0:
-        found.append(f"compute.base_share must lie in (0, 1], found {config.compute.base_share!r}")
-    if config.budgets.k is not None and not 0.0 < config.budgets.k <= 1.0:
-        found.append(f"budgets.k must lie in (0, 1], found {config.budgets.k!r}")
-    if any(not 0.0 < size < 1.0 for size in config.budgets.sizes) or not config.budgets.sizes:
-        found.append(f"budgets.sizes must be fractions between 0 and 1, found {config.budgets.sizes!r}")
-    if config.compute.expert_weights and len(config.compute.expert_weights) != config.intervals.count:
-        found.append(f"compute.expert_weights must hold {config.intervals.count} weights, found {len(config.compute.expert_weights)}")
-    if config.experts.teacher == "expert" and config.compute.whole_share == 0.0:
-        found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
-    if (config.noise.schedule == "flow") != (config.noise.prediction == "flow"):
-        found.append("noise.schedule 'flow' and noise.prediction 'flow' go together")
-    if config.noise.zero_terminal_snr and config.noise.prediction == "epsilon":
-        found.append("noise.zero_terminal_snr leaves nothing to predict noise from at the last timestep; use v_prediction or sample")
-    return found
-
-
-def _parts(config: StepAdaptiveConfig) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(config).items() if dataclasses.is_dataclass(value)]

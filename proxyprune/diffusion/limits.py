@@ -1,0 +1,114 @@
+"""What the values of a configuration may be, by dotted name; all mistakes are found at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proxyprune.diffusion.config import StepAdaptiveConfig
+
+_DECAYS = ("cosine", "linear", "constant")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "noise.schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "flow"),
+    "noise.prediction": ("epsilon", "v_prediction", "sample", "flow"),
+    "intervals.method": ("uniform", "equal-db", "dynamic", "measured"),
+    "budgets.method": ("formula", "measured", "full", "even"),
+    "budgets.capacity": ("clean", "noisy"),
+    "budgets.damage": ("relative", "absolute"),
+    "base.decay": _DECAYS,
+    "base.teacher": ("none",),
+    "experts.decay": _DECAYS,
+    "experts.teacher": ("none", "base", "expert"),
+    "run.mixed_precision": ("no", "fp16", "bf16"),
+}
+AT_LEAST_ONE = (
+    "noise.timesteps",
+    "intervals.count",
+    "intervals.bins",
+    "intervals.images",
+    "budgets.sampler_steps",
+    "pruning.rounds",
+    "pruning.calibration_batches",
+    "pruning.calibration_images",
+    "budgets.trial_images",
+    "compute.reference_steps",
+    "run.batch_size",
+    "run.checkpoint_every",
+    "run.log_every",
+    "run.loss_images",
+)
+SHARES = (
+    "compute.whole_share",
+    "compute.between_share",
+    "base.warmup",
+    "base.floor",
+    "base.ema",
+    "experts.warmup",
+    "experts.floor",
+    "experts.ema",
+    "experts.teacher_weight",
+)
+"""Between 0 and 1, both included."""
+PARTS_OF_THE_WHOLE = ("budgets.target", "compute.base_share", "budgets.k")
+"""Above 0, at most 1; k may be None."""
+ABOVE_ZERO = ("base.learning_rate", "base.clip", "experts.learning_rate", "experts.clip", "noise.clip_db", "noise.shift", "run.divergence")
+"""Finite and above 0; a clip may be None."""
+NOT_NEGATIVE = ("base.weight_decay", "experts.weight_decay", "budgets.trial_steps", "run.sample_every", "run.loss_bins")
+
+
+def problems(config: StepAdaptiveConfig) -> list[str]:
+    """One sentence without its full stop for each setting, or pair of settings, that cannot be used."""
+    values = {
+        f"{group}.{name}": value
+        for group, part in vars(config).items()
+        if dataclasses.is_dataclass(part)
+        for name, value in vars(part).items()
+    }
+    return [*_choices(values), *_ranges(values), *_contradictions(values)]
+
+
+def _choices(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} must be one of {', '.join(allowed)}, found {values[name]!r}"
+        for name, allowed in CHOICES.items()
+        if values[name] not in allowed
+    ]
+
+
+def _ranges(values: Mapping[str, Any]) -> list[str]:
+    found = [f"{name} must be at least 1, found {values[name]!r}" for name in AT_LEAST_ONE if values[name] < 1]
+    found += [f"{name} must lie in [0, 1], found {values[name]!r}" for name in SHARES if not 0.0 <= values[name] <= 1.0]
+    found += [
+        f"{name} must lie in (0, 1], found {values[name]!r}"
+        for name in PARTS_OF_THE_WHOLE
+        if values[name] is not None and not 0.0 < values[name] <= 1.0
+    ]
+    found += [
+        f"{name} must be above 0, found {values[name]!r}"
+        for name in ABOVE_ZERO
+        if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0)
+    ]
+    found += [f"{name} must not be negative, found {values[name]!r}" for name in NOT_NEGATIVE if not values[name] >= 0]
+    sizes = values["budgets.sizes"]
+    if not sizes or any(not 0.0 < size < 1.0 for size in sizes):
+        found.append(f"budgets.sizes must be fractions between 0 and 1, found {sizes!r}")
+    if not all(math.isfinite(weight) and weight > 0 for weight in values["compute.expert_weights"]):
+        found.append(f"compute.expert_weights must be above 0, found {values['compute.expert_weights']!r}")
+    return found
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    found = []
+    weights, count = values["compute.expert_weights"], values["intervals.count"]
+    if weights and len(weights) != count:
+        found.append(f"compute.expert_weights must hold {count} weights, found {len(weights)}")
+    if values["experts.teacher"] == "expert" and values["compute.whole_share"] == 0.0:
+        found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
+    if (values["noise.schedule"] == "flow") != (values["noise.prediction"] == "flow"):
+        found.append("noise.schedule 'flow' and noise.prediction 'flow' go together")
+    if values["noise.zero_terminal_snr"] and values["noise.prediction"] == "epsilon":
+        found.append("noise.zero_terminal_snr leaves nothing to predict noise from at the last timestep; use v_prediction or sample")
+    return found
