@@ -116,13 +116,6 @@ class TestHelp:
             assert option.help, option.name
         assert succeed(command, "--help").stdout.startswith("Usage:")
 
-    def test_the_reference_names_every_option(self):
-        """docs/reference/cli.md lists every option of every command, and no other."""
-        text = (ROOT / "docs" / "reference" / "cli.md").read_text()
-        options = {name for command in main.commands.values() for option in command.params for name in option.opts if name.startswith("--")}
-        listed = {word for line in text.splitlines() if line.startswith("| `--") for word in line.split("`")[1].split()[:1]}
-        assert listed == options
-
     def test_unknown_command(self):
         """A misspelt command is an error with exit code 2."""
         assert "No such command" in fail("prun")
