@@ -29,6 +29,7 @@ import torch
 from common import RESULTS, environment, print_table, save
 
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
+from proxyprune.diffusion.data import load_data
 from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.images import beside, grid, save_picture
@@ -302,6 +303,7 @@ def summary(bench: Bench, name: str) -> None:
                     "FD": statistics.mean(values),
                     "spread": max(values) - min(values),
                     "KID": statistics.mean(line["kid"]["value"] for line in found),
+                    "brightness": statistics.mean(line["brightness"] for line in found),
                     "sampling": f"{statistics.mean(line['relative_macs'] for line in found):.1%}",
                     "s/image": statistics.mean(line["seconds_per_image"] for line in found),
                     "training": f"{statistics.mean(line['training_macs'] / line['reference_macs'] for line in found):.1%}",
@@ -310,9 +312,9 @@ def summary(bench: Bench, name: str) -> None:
             )
     print_table("Fashion-MNIST, 16 pixels, equal training compute", list(rows[0]), rows)
     plots(lines, bench, name)
-    save(
-        name, {"environment": environment(), "experiment": asdict(bench.experiment), "network": dict(NETWORK), "rows": rows, "runs": lines}
-    )
+    held_out = float(load_data(bench.config(ARMS["base"], 0).data).held_out.float().mean())
+    numbers = {"experiment": asdict(bench.experiment), "network": dict(NETWORK), "held_out_brightness": held_out}
+    save(name, {"environment": environment(), **numbers, "rows": rows, "runs": lines})
 
 
 def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import signal
 import time
 
@@ -246,6 +247,18 @@ def test_plan_and_evaluate_commands(finished, tmp_path):
     assert figures["images"] == 20
     assert figures["frechet"]["low"] <= figures["frechet"]["value"] <= figures["frechet"]["high"]
     assert len(figures["losses"]) == 2
+
+
+def test_evaluate_says_which_folder_is_meant(finished, tmp_path):
+    """The run's folder in place of its pipeline, and a pipeline that was copied away from its run, are told what to give instead."""
+    _, _, run = finished
+    whole = CliRunner().invoke(main, ["diffusion", "evaluate", "-p", str(run)])
+    assert whole.exit_code == 2
+    assert f"Did you mean '{run / 'pipeline'}'?" in " ".join(whole.output.split())
+    shutil.copytree(run / "pipeline", tmp_path / "away" / "pipeline")
+    copied = CliRunner().invoke(main, ["diffusion", "evaluate", "-p", str(tmp_path / "away" / "pipeline")])
+    assert copied.exit_code == 2
+    assert "--run" in copied.output
 
 
 def test_divergence_names_the_last_good_checkpoint(tmp_path):

@@ -13,7 +13,7 @@ import click
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.completion import PRESETS, SAMPLERS, files, preset_names, sampler_names, scorer_names, setting_names
 from proxyprune.cli.options import file_option, gathered, json_option, plot_option
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from proxyprune.diffusion.config import StepAdaptiveConfig
@@ -350,11 +350,18 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
     from proxyprune.diffusion.schedule import NoiseSchedule
 
     with output(as_json) as out:
-        config = StepAdaptiveConfig.from_json((run or drawing.pipeline.parent) / "config.json")
+        pipeline = drawing.open()
+        config_path = (run or drawing.pipeline.parent) / "config.json"
+        if not config_path.is_file():
+            raise StorageError(
+                f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{config_path}'; "
+                "it is not there. Give the folder of the run with --run."
+            )
+        config = StepAdaptiveConfig.from_json(config_path)
         data = load_data(config.data, image_size(config))
         compared = load_features(features or config.data.source)
         found = judge(
-            drawing.open(),
+            pipeline,
             data,
             compared,
             images=drawing.count,

@@ -220,9 +220,9 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         folder = Path(pretrained_model_name_or_path).expanduser()
         data, index = read_json(folder / RECORD), read_json(folder / INDEX)
         if not isinstance(data, Mapping) or not isinstance(index, Mapping):
-            raise StorageError(
-                f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. `proxyprune diffusion train` makes one."
-            )
+            inside = folder / "pipeline"
+            advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
+            raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
         blueprint = Blueprint.from_dict(data)
         build = factory or _factory(blueprint)
         folders = [folder / "experts" / str(number) for number in range(len(blueprint.macs))]
