@@ -34,6 +34,7 @@ from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.images import beside, grid, save_picture
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
+from proxyprune.diffusion.metrics import frechet_distance
 
 CACHE = Path(__file__).parent / ".cache" / "step_adaptive"
 NETWORK: Mapping[str, Any] = {
@@ -312,9 +313,16 @@ def summary(bench: Bench, name: str) -> None:
             )
     print_table("Fashion-MNIST, 16 pixels, equal training compute", list(rows[0]), rows)
     plots(lines, bench, name)
-    held_out = float(load_data(bench.config(ARMS["base"], 0).data).held_out.float().mean())
-    numbers = {"experiment": asdict(bench.experiment), "network": dict(NETWORK), "held_out_brightness": held_out}
+    numbers = {"experiment": asdict(bench.experiment), "network": dict(NETWORK), "real_images": real_images(bench)}
     save(name, {"environment": environment(), **numbers, "rows": rows, "runs": lines})
+
+
+def real_images(bench: Bench) -> dict[str, float]:
+    """The same figures of as many real training images in place of samples: what a perfect denoiser would reach."""
+    data, features = load_data(bench.config(ARMS["base"], 0).data), load_features("fashion-mnist")
+    real = data.train[: bench.experiment.images]
+    distance = frechet_distance(features.of(data.held_out), features.of(real))
+    return {"frechet": distance, "brightness": float(real.float().mean())}
 
 
 def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:

@@ -112,6 +112,18 @@ def test_samplers_stand_a_small_error_of_the_network(name, kind):
     assert abs(float(images.std()) - std) < 0.15
 
 
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("kind", ["linear", "squaredcos_cap_v2"])
+def test_a_network_that_goes_astray_stays_in_the_range(name, kind):
+    """A network that predicts noise and is far off leaves images in [-1, 1] with every sampler that can clip; without a clip they grow."""
+    scheduler = sampler(name, training_scheduler(NoiseConfig(schedule=kind)))
+    scheduler.set_timesteps(20)
+    images = torch.randn(50, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * float(scheduler.init_noise_sigma)
+    for time in scheduler.timesteps:
+        images = scheduler.step(0.5 * scheduler.scale_model_input(images, time) + 1.0, time, images).prev_sample
+    assert float(images.abs().max()) < 1.001
+
+
 @pytest.mark.parametrize("name", ["flow", "dpm++"])
 def test_flow_samplers_agree_whatever_the_shift(name):
     """Flow matching: the expert follows sigma, so a shifted sampler takes other numbers of steps in each, at the same SNR."""

@@ -148,6 +148,9 @@ def sampler(name: str, scheduler: Any) -> Any:
             process["lambda_min_clipped"] = LOWEST_LAMBDA
         elif "timestep_spacing" in accepted:
             process["timestep_spacing"] = "leading"
+    if _clips(scheduler) and "clip_sample" not in accepted and "thresholding" in accepted:
+        # With no room above the range, diffusers' dynamic thresholding is a clip to it.
+        process |= {"thresholding": True, "sample_max_value": scheduler.config.get("clip_sample_range", 1.0)}
     return kind(**process)
 
 
@@ -161,6 +164,14 @@ def _amplifies_at_the_end(scheduler: Any) -> bool:
         return False
     abar = float(scheduler.alphas_cumprod[-1])
     return abar > 0.0 and 0.5 * math.log(abar / (1.0 - abar)) < LOWEST_LAMBDA
+
+
+def _clips(scheduler: Any) -> bool:
+    """Whether a network that predicts noise has its estimates of the clean image clipped to the images' range, as DDPM's sampler does.
+
+    At high noise they are the prediction's error divided by the signal's share, which can throw a sample out of the range for good.
+    """
+    return scheduler.config.get("prediction_type") == "epsilon" and bool(scheduler.config.get("clip_sample"))
 
 
 _PROCESS = (
