@@ -343,6 +343,8 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
         if base is not None and losses is not None and arm != "base":
             middle.plot(losses[:, 0], 100 * (losses[:, 1] / base[:, 1] - 1), color=mark.get_color(), linewidth=1.2)
     left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps", yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:g}")
     left.legend(fontsize=7, frameon=False)
     middle.axhline(0, color="0.6", linewidth=0.8)
     middle.set(xlabel="SNR (dB)", ylabel="held-out loss against the full base (%)")
