@@ -107,6 +107,15 @@ def test_missing_data_is_refused(source):
         load_data(DataConfig(source=source), 8)
 
 
+def test_a_file_that_is_no_archive_is_named(tmp_path):
+    """A damaged npz says that it is one, and never to unpickle it, which is numpy's advice."""
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(RNG.bytes(100))
+    with pytest.raises(DataError, match=r"damaged\.npz is no npz archive") as caught:
+        load_data(DataConfig(source=str(damaged)), 8)
+    assert "pickle" not in str(caught.value)
+
+
 def test_npz_round_trip_with_embeddings(tmp_path):
     """Images and embeddings come back from npz; what is written for other tools can be read again."""
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)

@@ -115,7 +115,7 @@ def test_samplers_stand_a_small_error_of_the_network(name, kind):
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])
 @pytest.mark.parametrize("kind", ["linear", "squaredcos_cap_v2"])
 def test_a_network_that_goes_astray_stays_in_the_range(name, kind):
-    """A network that predicts noise and is far off leaves images in [-1, 1] with every sampler that can clip; without a clip they grow."""
+    """A network that predicts noise and is far off leaves images in [-1, 1] with samplers whose last step is the estimate they clip."""
     scheduler = sampler(name, training_scheduler(NoiseConfig(schedule=kind)))
     scheduler.set_timesteps(20)
     images = torch.randn(50, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * float(scheduler.init_noise_sigma)
