@@ -48,13 +48,25 @@ class Sampler:
         scheduler = self.scheduler
         route = self.route(steps)
         images = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        extra = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        extra = _extras(scheduler, generators)
         for time, index in zip(scheduler.timesteps, route, strict=True):
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
             predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)
             images = scheduler.step(predicted, time, images, **extra).prev_sample
         return images.clamp(-1.0, 1.0)
+
+
+def _extras(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """What a scheduler's step takes beside the prediction.
+
+    A scheduler that clips its estimate of the clean image and keeps the noise of the unclipped one mixes two states that do not belong
+    together; DDIM does so unless asked otherwise, and its images come out two to three times as far from the data.
+    """
+    accepted = inspect.signature(scheduler.step).parameters
+    clips = bool(scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"))
+    found: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
+    return found | ({"use_clipped_model_output": True} if clips and "use_clipped_model_output" in accepted else {})
 
 
 def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:

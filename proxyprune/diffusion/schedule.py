@@ -109,7 +109,7 @@ def training_scheduler(config: NoiseConfig) -> Any:
         prediction_type=config.prediction,
         rescale_betas_zero_snr=config.zero_terminal_snr,
         timestep_spacing="trailing" if config.zero_terminal_snr else "leading",
-        clip_sample=True,
+        clip_sample=config.prediction == "epsilon",  # see `_clips`; networks that predict v or the image need none and lose by it
     )
 
 
