@@ -66,8 +66,8 @@ class Experiment:
         common: Settings of all arms.
     """
 
-    steps: int = 8000
-    batch_size: int = 64
+    steps: int = 16000
+    batch_size: int = 32
     base_share: float = 0.4
     images: int = 10000
     samplers: tuple[tuple[str, int], ...] = (("dpm++", 20), ("ddim", 50))
@@ -92,11 +92,11 @@ class Experiment:
             "pruning.rounds": 2,
             "pruning.calibration_batches": 8,
             "budgets.sampler_steps": 50,
-            "budgets.trial_steps": 40,
+            "budgets.trial_steps": 60,
             "budgets.trial_images": 1024,
             "budgets.damage": "absolute",
             "compute.between_share": 0.3,
-            "run.checkpoint_every": 250,
+            "run.checkpoint_every": 500,
             "run.log_every": 50,
             "run.loss_bins": 20,
             "run.loss_images": 256,
