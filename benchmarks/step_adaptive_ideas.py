@@ -1,4 +1,4 @@
-"""Pilots of the step-adaptive experiment: other settings, fewer images, one sampler, one seed that is none of the experiment's.
+"""Pilots of the step-adaptive experiment: other settings, fewer images, one seed that is none of the experiment's.
 
     python benchmarks/step_adaptive_ideas.py --idea epsilon --folder FOLDER --arms base formula_80
 
@@ -27,12 +27,14 @@ class Idea:
         changes: Settings.
         channels: Of the network's levels.
         steps: Optimizer steps of the full base.
+        batch_size: Images of a step.
         base_share: Share of the compute for the base that the experts start from.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     channels: tuple[int, ...] = (8, 16, 32)
     steps: int = 8000
+    batch_size: int = 64
     base_share: float = 0.4
 
 
@@ -44,6 +46,7 @@ IDEAS: Mapping[str, Idea] = {
     "early_experts": Idea(_V, base_share=0.2),
     "long": Idea(_V, steps=20000),
     "narrow": Idea(_V, channels=(8, 8, 16)),
+    "noisy_training": Idea({"compute.expert_weights": (0.1, 0.15, 0.3, 0.45)}),
 }
 
 
@@ -65,8 +68,14 @@ def main() -> None:
 def bench_of(name: str, folder: Path) -> Bench:
     """The experiment with an idea's settings, in a folder of its own."""
     idea, plain = IDEAS[name], Experiment()
-    changes = {"steps": idea.steps, "base_share": idea.base_share, "images": 5000, "samplers": plain.samplers[:1]}
-    experiment = replace(plain, common=dict(plain.common) | dict(idea.changes), **changes)
+    experiment = replace(
+        plain,
+        steps=idea.steps,
+        batch_size=idea.batch_size,
+        base_share=idea.base_share,
+        images=5000,
+        common=dict(plain.common) | {"budgets.trial_steps": 2560 // idea.batch_size} | dict(idea.changes),
+    )
     bench = Bench(experiment, folder / name)
     bench.folder.mkdir(parents=True, exist_ok=True)
     network = dict(NETWORK) | {"block_out_channels": list(idea.channels)}

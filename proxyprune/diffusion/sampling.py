@@ -13,8 +13,15 @@ from torch import Tensor
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals
-from proxyprune.diffusion.schedule import snr_of_steps
+from proxyprune.diffusion.schedule import snr_of_steps, unusable_steps
+from proxyprune.errors import InputError
 from proxyprune.scoring.seeds import derived_seed
+
+
+_NOISE_DB = -10.0
+"""SNR above which an image has too much signal to be begun as noise."""
+_FEW = 5
+"""Steps up to which a sampler may well begin above that: its steps are that long."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,19 @@ class Sampler:
     scheduler: Any = field(repr=False)
 
     def route(self, steps: int) -> tuple[int, ...]:
-        """Index of the expert of each call of the network."""
+        """Index of the expert of each call of the network.
+
+        Raises:
+            InputError: If the scheduler does not begin at noise with so many steps.
+        """
         self.scheduler.set_timesteps(steps)
-        return tuple(int(index) for index in self.intervals.interval_of(snr_of_steps(self.scheduler)))
+        levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]
+        if len(levels) > _FEW and levels[0] > _NOISE_DB:
+            raise InputError(
+                f"{type(self.scheduler).__name__} would begin {steps} steps at {levels[0]:.0f} dB, where images are no longer noise; "
+                f"its spacing ({self.scheduler.config.get('timestep_spacing', 'unnamed')}) does not reach the end with so many. Take fewer."
+            )
+        return tuple(int(index) for index in self.intervals.interval_of(levels))
 
     def macs(self, steps: int) -> int:
         """Exact MACs of one image."""
@@ -49,7 +66,7 @@ class Sampler:
         route = self.route(steps)
         images = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
         extra = _extras(scheduler, generators)
-        for time, index in zip(scheduler.timesteps, route, strict=True):
+        for time, index in zip(scheduler.timesteps[-len(route) :], route, strict=True):
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
             predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)

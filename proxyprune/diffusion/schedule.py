@@ -144,26 +144,31 @@ def sampler(name: str, scheduler: Any) -> Any:
     if scheduler.config.get("rescale_betas_zero_snr") and "timestep_spacing" in accepted:
         process["timestep_spacing"] = "trailing"  # the only spacing that begins at the last timestep, where the signal is zero
     elif _amplifies_at_the_end(scheduler):
+        process |= {"clip_sample": False} if "clip_sample" in accepted else {}  # `unusable_steps` leaves its first steps out
         if "lambda_min_clipped" in accepted:
-            process["lambda_min_clipped"] = LOWEST_LAMBDA
+            process["lambda_min_clipped"] = LOWEST_DB / DB_OF_LAMBDA
         elif "timestep_spacing" in accepted:
             process["timestep_spacing"] = "leading"
-    if _clips(scheduler) and "clip_sample" not in accepted and "thresholding" in accepted:
+    elif _clips(scheduler) and "clip_sample" not in accepted and "thresholding" in accepted:
         # With no room above the range, diffusers' dynamic thresholding is a clip to it.
         process |= {"thresholding": True, "sample_max_value": scheduler.config.get("clip_sample_range", 1.0)}
     return kind(**process)
 
 
-LOWEST_LAMBDA = -5.1
-"""Half the log SNR below which a network that predicts noise is not asked. Its error comes out divided by the signal's share: by 1/20,000
-at the last timestep of the cosine schedule. diffusers recommends this value for that schedule and leaves it to the user."""
+LOWEST_DB = -30.0
+"""SNR in dB below which a network that predicts noise is not asked, on a schedule that goes far below. Its error comes out divided by the
+signal's share: by 1/32 here, by 1/20,000 at the last timestep of the cosine schedule. Images are as good as noise here, and start as that."""
+DB_OF_LAMBDA = 20.0 / math.log(10.0)
+"""Decibels of one unit of lambda, half the log SNR, in which solvers count."""
+_LINEAR_DB = -44.3
+"""Where the linear schedule ends, which is sampled from there everywhere."""
 
 
 def _amplifies_at_the_end(scheduler: Any) -> bool:
-    if scheduler.config.get("prediction_type") != "epsilon":
+    if scheduler.config.get("prediction_type") != "epsilon" or not hasattr(scheduler, "alphas_cumprod"):
         return False
     abar = float(scheduler.alphas_cumprod[-1])
-    return abar > 0.0 and 0.5 * math.log(abar / (1.0 - abar)) < LOWEST_LAMBDA
+    return abar > 0.0 and 10.0 * math.log10(abar / (1.0 - abar)) < _LINEAR_DB
 
 
 def _clips(scheduler: Any) -> bool:
@@ -172,6 +177,18 @@ def _clips(scheduler: Any) -> bool:
     At high noise they are the prediction's error divided by the signal's share, which can throw a sample out of the range for good.
     """
     return scheduler.config.get("prediction_type") == "epsilon" and bool(scheduler.config.get("clip_sample"))
+
+
+def unusable_steps(scheduler: Any) -> int:
+    """How many of a scheduler's steps, from the first on, lie below `LOWEST_DB` where that matters; after `set_timesteps`.
+
+    Solvers, which have sigmas, begin above it by themselves. Samplers that could clip their estimate (DDIM, DDPM) do not, and need not
+    when these steps are left out.
+    """
+    solver = hasattr(scheduler, "sigmas")
+    if solver or scheduler.config.get("clip_sample", True) or not _amplifies_at_the_end(scheduler):
+        return 0
+    return int((snr_of_steps(scheduler) < LOWEST_DB).sum())
 
 
 _PROCESS = (
