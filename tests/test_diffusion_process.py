@@ -19,7 +19,7 @@ from proxyprune.diffusion.intervals import Intervals, best_cuts, dynamic, equal_
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps
 from proxyprune.diffusion.objective import TARGETS, min_snr_weight
 from proxyprune.diffusion.presets import CONFIGS
-from proxyprune.diffusion.schedule import NoiseSchedule, sampler, snr_of_steps, training_scheduler
+from proxyprune.diffusion.schedule import LOWEST_DB, NoiseSchedule, check_start, sampler, snr_of_steps, training_scheduler, unusable_steps
 from proxyprune.errors import ComputeError, InputError, TargetError, UnknownNameError
 
 COSINE = NoiseSchedule.of(NoiseConfig(schedule="squaredcos_cap_v2"))
@@ -113,15 +113,40 @@ def test_samplers_stand_a_small_error_of_the_network(name, kind):
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])
-@pytest.mark.parametrize("kind", ["linear", "squaredcos_cap_v2"])
-def test_a_network_that_goes_astray_stays_in_the_range(name, kind):
+def test_a_network_that_goes_astray_stays_in_the_range(name):
     """A network that predicts noise and is far off leaves images in [-1, 1] with samplers whose last step is the estimate they clip."""
-    scheduler = sampler(name, training_scheduler(NoiseConfig(schedule=kind)))
+    scheduler = sampler(name, training_scheduler(NoiseConfig(schedule="linear")))
     scheduler.set_timesteps(20)
     images = torch.randn(50, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * float(scheduler.init_noise_sigma)
     for time in scheduler.timesteps:
         images = scheduler.step(0.5 * scheduler.scale_model_input(images, time) + 1.0, time, images).prev_sample
     assert float(images.abs().max()) < 1.001
+
+
+@pytest.mark.parametrize("steps", [10, 50, 1000])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++"])
+def test_a_network_that_predicts_noise_begins_where_it_can(name, steps):
+    """On the cosine schedule steps begin at -31 dB and not far above it; a network that predicts v begins at the last timestep."""
+    scheduler = sampler(name, training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2")))
+    scheduler.set_timesteps(steps)
+    levels = snr_of_steps(scheduler)[unusable_steps(scheduler) :]
+    assert LOWEST_DB <= levels[0] < (-16.0 if steps == 10 else -29.0)
+    of_v = sampler(name, training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction")))
+    of_v.set_timesteps(steps)
+    assert unusable_steps(of_v) == 0
+
+
+def test_a_start_in_the_middle_is_refused():
+    """UniPC's leading spacing begins 500 of 1,000 steps at timestep 500: the sentence says where, and what to do."""
+    scheduler = sampler("unipc", training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2")))
+    for steps in (20, 100, 500):
+        scheduler.set_timesteps(steps)
+        start = float(snr_of_steps(scheduler)[0])
+        if steps < 500:
+            check_start(scheduler, steps, start)
+            continue
+        with pytest.raises(InputError, match=r"500 steps at -?0 dB.*Take fewer"):
+            check_start(scheduler, steps, start)
 
 
 @pytest.mark.parametrize("name", ["flow", "dpm++"])

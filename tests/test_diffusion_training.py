@@ -145,7 +145,7 @@ class Rough(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++"])
 def test_clipping_does_not_brighten_dark_images(name):
-    """Errors of the noise below the range are clipped; the share of bright pixels stays a tenth all the same (DDIM's default makes it 0.14)."""
+    """Errors of the noise below the range are clipped; a tenth of the pixels is bright all the same (DDIM's default: 0.14)."""
     schedule = NoiseSchedule.of(NoiseConfig(schedule="linear"))
     chosen = sampler(name, training_scheduler(NoiseConfig(schedule="linear")))
     source = Sampler(Experts.of([Rough(schedule)], [1]), Intervals((), "none"), Calling("sample", "timestep", None), chosen)

@@ -13,15 +13,8 @@ from torch import Tensor
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals
-from proxyprune.diffusion.schedule import snr_of_steps, unusable_steps
-from proxyprune.errors import InputError
+from proxyprune.diffusion.schedule import check_start, snr_of_steps, unusable_steps
 from proxyprune.scoring.seeds import derived_seed
-
-
-_NOISE_DB = -10.0
-"""SNR above which an image has too much signal to be begun as noise."""
-_FEW = 5
-"""Steps up to which a sampler may well begin above that: its steps are that long."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +41,7 @@ class Sampler:
         """
         self.scheduler.set_timesteps(steps)
         levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]
-        if len(levels) > _FEW and levels[0] > _NOISE_DB:
-            raise InputError(
-                f"{type(self.scheduler).__name__} would begin {steps} steps at {levels[0]:.0f} dB, where images are no longer noise; "
-                f"its spacing ({self.scheduler.config.get('timestep_spacing', 'unnamed')}) does not reach the end with so many. Take fewer."
-            )
+        check_start(self.scheduler, steps, float(levels[0]))
         return tuple(int(index) for index in self.intervals.interval_of(levels))
 
     def macs(self, steps: int) -> int:

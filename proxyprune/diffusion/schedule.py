@@ -155,9 +155,10 @@ def sampler(name: str, scheduler: Any) -> Any:
     return kind(**process)
 
 
-LOWEST_DB = -30.0
+LOWEST_DB = -31.0
 """SNR in dB below which a network that predicts noise is not asked, on a schedule that goes far below. Its error comes out divided by the
-signal's share: by 1/32 here, by 1/20,000 at the last timestep of the cosine schedule. Images are as good as noise here, and start as that."""
+signal's share: by 1/35 here, by 1/20,000 at the last timestep of the cosine schedule. Images are as good as noise here and begin as that.
+Fifty steps of DDIM just begin above it."""
 DB_OF_LAMBDA = 20.0 / math.log(10.0)
 """Decibels of one unit of lambda, half the log SNR, in which solvers count."""
 _LINEAR_DB = -44.3
@@ -189,6 +190,33 @@ def unusable_steps(scheduler: Any) -> int:
     if solver or scheduler.config.get("clip_sample", True) or not _amplifies_at_the_end(scheduler):
         return 0
     return int((snr_of_steps(scheduler) < LOWEST_DB).sum())
+
+
+def check_start(scheduler: Any, steps: int, start_db: float) -> None:
+    """Refuse a number of steps with which a scheduler starts in the middle: "leading" spacing rounds its stride down to do so.
+
+    Args:
+        scheduler: After `set_timesteps`.
+        steps: How many.
+        start_db: SNR of the first.
+
+    Raises:
+        InputError: If images are no noise any more there, the process has noisier timesteps, and more than a few steps are to be taken.
+    """
+    if steps <= _FEW or start_db <= _NOISE_DB or not hasattr(scheduler, "alphas_cumprod"):
+        return
+    abar = float(scheduler.alphas_cumprod[-1])
+    if abar < _NOISE_SHARE:
+        raise InputError(
+            f"{type(scheduler).__name__} would begin {steps} steps at {start_db:.0f} dB, where images are no noise any more; its spacing "
+            f"({scheduler.config.get('timestep_spacing', 'unnamed')}) does not reach the end with so many. Take fewer steps."
+        )
+
+
+_NOISE_DB = -10.0
+_NOISE_SHARE = 0.01
+"""The signal's share of the variance, -20 dB."""
+_FEW = 5
 
 
 _PROCESS = (
