@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-PARTS   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py) # imported by benchmarks, no benchmarks themselves
+# imported by benchmarks; or run by hand: a pipeline to judge, a folder, a peer, days of training, or the weights that all distances rest on
+APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py clipping.py step_adaptive.py step_adaptive_ideas.py train_speed.py \
+           train_features.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs wheel local-llm bench clean
@@ -46,8 +48,8 @@ local-llm: $(STAMP) ## rank with a real language model on this machine (compiles
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[local]"
 	$(BIN)/python scripts/local_llm.py
 
-bench: $(STAMP) ## run the benchmarks; results go to benchmarks/results/
-	@set -e; for script in $(filter-out $(PARTS),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(STAMP) ## run the benchmarks that need nothing but time; results go to benchmarks/results/
+	@set -e; for script in $(filter-out $(APART),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ kernel is off, because its single op hides the projections.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,6 +49,18 @@ def _without_stack_traces() -> Iterator[None]:
             config.do_not_emit_stack_traces = before
 
 
+@contextlib.contextmanager
+def _without_log_of_failures() -> Iterator[None]:
+    """Keep a failing op's traceback, which torch logs as well as raises, off the terminal: `_explain` says it in a sentence."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     """Read a model into a `Program`.
 
@@ -69,7 +82,8 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
         )
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
-    return record(model, args, kwargs) or export(model, args, kwargs)
+    with _without_log_of_failures():
+        return record(model, args, kwargs) or export(model, args, kwargs)
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:

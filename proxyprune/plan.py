@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from proxyprune.budget import METRICS, Target
 from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
+from proxyprune.files import write_text
 from proxyprune.graph import ChannelGroup, ModelGraph
 
 SCHEMA = 1
@@ -187,10 +188,7 @@ class PrunePlan:
         Raises:
             StorageError: If the file cannot be written.
         """
-        try:
-            Path(path).write_text(self.to_text(), encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise StorageError(f"Cannot write the plan to '{path}': {error}. Choose a writable place.") from error
+        write_text(path, self.to_text())
 
     @classmethod
     def from_json(cls, path: str | Path) -> PrunePlan:

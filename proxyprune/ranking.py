@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxyprune.errors import InvalidScoreError
+from proxyprune.files import write_json
 
 SCHEMA = 1
 
@@ -98,5 +98,9 @@ class Ranking:
         )
 
     def to_json(self, path: str | Path) -> None:
-        """Write the ranking as JSON with stable key order."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the ranking as JSON with stable key order.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        write_json(path, self.to_dict())

@@ -278,7 +278,7 @@ def _unreachable(problem: _Problem) -> TargetError:
         return TargetError(
             f"Target {budget.asked!r} cannot be reached. The best reachable is {budget.base:,} {budget.unit}, 1.0000 of the base: "
             f"nothing can be cut in mode '{mode}'. What limits it: {'; '.join(reasons)}. "
-            "Try another mode; `graph.groups` has the reasons."
+            "Try another mode; `graph.groups` has the reasons, in the terminal `proxyprune describe`."
         )
     # Rounded up, so that the figure works as a target.
     fraction = min(1.0, math.ceil(budget.share(best) * 10_000 + 1e-6) / 10_000)

@@ -297,6 +297,22 @@ class TestPrune:
         succeed("prune", "--model", model_file, "--plan", "p.json", "--out", "small")
         assert Path("small/plan.json").read_bytes() == Path("p.json").read_bytes()
 
+    def test_a_plan_replaces_plans_only(self, model_file):
+        """A plan is written over an earlier one, never over the model file or somebody's JSON."""
+        for _ in range(2):
+            succeed("prune", "--model", model_file, "--scorer", "random", "--plan-only", "--out", "p.json")
+        Path("notes.json").write_text('{"mine": 1}')
+        for taken in ("notes.json", model_file):
+            before = Path(taken).read_bytes()
+            assert "holds no plan" in fail("prune", "--model", model_file, "--scorer", "random", "--plan-only", "--out", taken)
+            assert Path(taken).read_bytes() == before
+
+    def test_an_earlier_result_is_replaced_aloud(self, model_file):
+        """The second result says that it took the first one's place."""
+        first, second = (succeed("prune", "--model", model_file, "--scorer", "random").output for _ in range(2))
+        assert "in place of an earlier result" not in first
+        assert "in place of an earlier result" in " ".join(second.split())
+
     def test_same_plan_in_both_ways(self, model_file):
         """Planning alone and pruning decide the same."""
         succeed("prune", "--model", model_file, "--plan-only")

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -274,6 +275,38 @@ def test_plan_and_evaluate_commands(finished, tmp_path):
     assert figures["images"] == 20
     assert figures["frechet"]["low"] <= figures["frechet"]["value"] <= figures["frechet"]["high"]
     assert len(figures["losses"]) == 2
+    assert any("too large" in note for note in figures["notes"])  # 20 images for 64 features
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "--run"),
+        ("train", "--stage", "merge", "--out"),
+        ("train", "--stage", "layout", "--out"),
+        ("train", "--interval", "0", "--out"),
+    ],
+)
+def test_a_mistyped_run_is_refused(tmp_path, arguments):
+    """What goes on from a run does not begin another one, with the default preset, under a mistyped name."""
+    found = CliRunner().invoke(main, ["diffusion", *arguments, str(tmp_path / "typo")])
+    assert found.exit_code == 2
+    assert "no config.json" in found.output
+    assert not (tmp_path / "typo").exists()
+
+
+def test_an_interval_that_is_not_there_costs_nothing(tmp_path):
+    """It is refused before the base is trained."""
+    with pytest.raises(InputError, match="2 intervals, 0 to 1; found 9"):
+        StepAdaptiveTrainer(small_config(tmp_path), tmp_path / "run").train_expert(9)
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_jobs_without_a_terminal_say_how_far_they_are(tmp_path, monkeypatch, capsys):
+    """A line now and then goes to stderr."""
+    monkeypatch.setattr("proxyprune.diffusion.progress.SECONDS_BETWEEN_LINES", 0.0)
+    StepAdaptiveTrainer(small_config(tmp_path, run__log_every=5), tmp_path / "run").train_base()
+    assert re.search(r"base: \d+ of \d+, .*loss", capsys.readouterr().err)
 
 
 def test_evaluate_says_which_folder_is_meant(finished, tmp_path):

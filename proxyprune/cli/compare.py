@@ -16,7 +16,7 @@ from proxyprune.cli.options import (
     file_option,
     gathered,
     json_option,
-    model_options,
+    measured_model_options,
     plot_option,
     recovery_options,
 )
@@ -70,7 +70,7 @@ _COMPARE = (
 
 
 @click.command(cls=Command, stopped="With --journal, what was measured is kept, and --resume goes on from there.")
-@model_options
+@measured_model_options
 @gathered("what", CompareOptions, _COMPARE)
 @recovery_options
 @llm_options
@@ -82,8 +82,6 @@ def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOption
     For each scorer: Kendall's tau to the ablation oracle, held-out loss right after the cut and after a short recovery, seconds and money.
     The model file defines calibration_batches() and loss(model, batch), and may define validation_batches() to measure with.
     """
-    if source.fake_weights:
-        raise click.UsageError("A network without weights cannot be measured; leave --fake-weights out.")
     if llm.dry_run:
         raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
     if not any(name in SCORERS for name in _listed(what.scorers)):

@@ -133,6 +133,8 @@ def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> 
 
     if plot is not None:
         check_plot_path(plot)
+    if run is not None:
+        _check_run(run, choice)
     with output(as_json) as out:
         config = choice.load(run)
         with out.stage("Reading data and network"):
@@ -147,6 +149,19 @@ def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> 
             out.show(f"Plot: {plot}")
 
 
+def _check_run(run: Path, choice: Choice) -> None:
+    """Refuse a folder that is no run, instead of answering for the default preset.
+
+    Raises:
+        StorageError: If it has no configuration and none is named.
+    """
+    if choice.preset is None and choice.config is None and not (run / "config.json").is_file():
+        raise StorageError(
+            f"'{run}' is no run: it has no config.json. Look for a typing mistake in the name, or say which configuration it is to have "
+            "(--preset, --config)."
+        )
+
+
 def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
     from proxyprune.diffusion.layout import decide, read_layout
     from proxyprune.diffusion.setup import Setup
@@ -158,7 +173,7 @@ def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
     if "measured" in (config.intervals.method, config.budgets.method):
         raise InputError(
             "Measured intervals and budgets are decided on a trained base, so there is nothing to show yet. Run "
-            "`proxyprune diffusion train --stage base` and then --stage layout, and give that folder as --run."
+            f"`proxyprune diffusion train --stage layout --out {run or 'FOLDER'}` with these settings, and give that folder as --run."
         )
     return setup, decide(setup, None)
 
@@ -187,6 +202,8 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
 
     if interval is not None and stage not in ("all", "experts"):
         raise click.UsageError("--interval trains an expert; it goes with --stage experts, or with none.")
+    if interval is not None or stage in ("layout", "experts", "merge"):
+        _check_run(folder, choice)
     with output(as_json) as out:
         trainer = StepAdaptiveTrainer(choice.load(folder), folder, base=base_from)
         main = trainer.accelerator.is_main_process
@@ -269,7 +286,6 @@ class Drawing:
 
 _DRAWING = (
     click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
-    click.option("--count", "-n", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images."),
     click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
     click.option(
         "--sampler",
@@ -284,11 +300,16 @@ _DRAWING = (
     click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
     file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
 )
-drawing_options = gathered("drawing", Drawing, _DRAWING)
+
+
+def drawing_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `Drawing`, as its argument `drawing`, with a default for the number of images."""
+    option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
+    return gathered("drawing", Drawing, (_DRAWING[0], option, *_DRAWING[1:]))
 
 
 @diffusion.command(cls=Command)
-@drawing_options
+@drawing_options(count=64)
 @file_option("--grid", "PATH", "Write a picture of all images.")
 @file_option("--out", "FILE.npz", "Write the images as bytes.")
 @json_option
@@ -331,7 +352,7 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 
 
 @diffusion.command(cls=Command)
-@drawing_options
+@drawing_options(count=2000)
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
 @click.option(
     "--features", metavar="NAME", help="fashion-mnist, digits, inception or inception:WEIGHTS.pth; follows from the data by default."
@@ -371,5 +392,5 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
             schedule=NoiseSchedule.of(config.noise),
             condition=drawing.conditions,
         )
-        out.show(evaluation_table(found))
+        out.show(evaluation_table(found), *(f"• {note}" for note in found.notes))
         out.emit(found.to_dict())

@@ -109,6 +109,7 @@ class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from clic
             self.fail(f"{number!r} in {value!r} is neither a fraction such as 0.5 nor a number of channels such as 32.", param, ctx)
 
 
+_FAKE_WEIGHTS = click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory.")
 _MODEL = (
     click.option(
         "--model",
@@ -119,7 +120,7 @@ _MODEL = (
         help="Model file; FACTORY defaults to build_model.",
     ),
     click.option("--weights", "-w", type=_FILE, metavar="FILE", help="Safetensors file to load into the model."),
-    click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory."),
+    _FAKE_WEIGHTS,
     click.option("--seed", type=int, default=0, show_default=True, help="Every random choice follows from it."),
     click.option(
         "--norm-groups",
@@ -217,8 +218,20 @@ def _recovery(recovery_steps: int | None, learning_rate: float) -> RecoveryOptio
     return RecoveryOptions(recovery_steps, learning_rate)
 
 
+def _with_weights(**values: Any) -> ModelOptions:
+    return ModelOptions(fake_weights=False, **values)
+
+
 model_options = gathered("source", ModelOptions, _MODEL)
 """Give a command the options of `ModelOptions`, as its argument `source`."""
+
+measured_model_options = gathered(
+    "source",
+    _with_weights,
+    tuple(option for option in _MODEL if option is not _FAKE_WEIGHTS),
+    names=tuple(name for name in ModelOptions.__dataclass_fields__ if name != "fake_weights"),
+)
+"""The same for a command that measures the network, which takes weights."""
 
 recovery_options = gathered("recovery", _recovery, _RECOVERY, names=("recovery_steps", "learning_rate"))
 """Give a command the options of `RecoveryOptions`, as its argument `recovery`."""

@@ -85,7 +85,11 @@ _FILES = (
     file_option("--ranking", "FILE", "Ranking from `score --json`, used instead of a scorer."),
     file_option("--plan", "FILE", "Plan to apply, instead of making one."),
     click.option("--plan-only", is_flag=True, help="Write the plan as JSON and cut nothing."),
-    file_option("--out", "PATH", "Folder for the pruned network (default: FILE-pruned); with --plan-only, the JSON file (FILE-plan.json)."),
+    file_option(
+        "--out",
+        "PATH",
+        "Folder for the pruned network (FILE-pruned), in place of an earlier one; with --plan-only, the JSON file (FILE-plan.json).",
+    ),
     plot_option("widths before and after"),
     click.option(
         "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
@@ -188,12 +192,14 @@ def _only_plan(built: Built, judge: Judge, request: PlanOptions, files: Files, o
 def _finish(built: Built, result: PruneResult, files: Files, out: Output, judge: Judge) -> None:
     from proxyprune.cli.tables import pinned_table, remarks, summary_table, widths_table
     from proxyprune.cli.yardstick import thop_macs
+    from proxyprune.manifest import MANIFEST
     from proxyprune.storage import save
 
     destination = files.destination(built.file.path)
     if files.timed:
         with out.stage("Measuring time"):
             result = _timed(built, result)
+    replaced = (destination / MANIFEST).is_file()
     with out.stage(f"Saving to {destination}"):
         save(result, destination)
     plotted = _plot(files.plot, result.graph, result.plan)
@@ -211,7 +217,7 @@ def _finish(built: Built, result: PruneResult, files: Files, out: Output, judge:
         *plotted,
     )
     out.text(
-        f"\nVerified, and saved to {destination}. Load it with:\n\n"
+        f"\nVerified, and saved to {destination}{', in place of an earlier result' if replaced else ''}. Load it with:\n\n"
         f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
         "A short fine-tuning brings back most of what the cut cost. To see what was done, as one HTML page:\n\n"
         f"    proxyprune report {shlex.quote(str(destination))}"
@@ -287,6 +293,19 @@ def _check_destinations(files: Files, source: ModelOptions) -> None:
         raise StorageError(f"With --plan-only, --out is a JSON file, but {place} is a folder. Try {place / 'plan.json'}.")
     elif not place.parent.is_dir():
         raise StorageError(f"The plan cannot be written to {place}: there is no folder {place.parent}. Create it first.")
+    elif place.is_file():
+        _refuse_foreign_plan(place)
+
+
+def _refuse_foreign_plan(place: Path) -> None:
+    from proxyprune.errors import PlanFormatError
+
+    try:
+        _read_plan(place)
+    except PlanFormatError as error:
+        raise StorageError(
+            f"Cannot write the plan to '{place}': that file is there and holds no plan. Choose another name with --out."
+        ) from error
 
 
 def _read_plan(path: Path | None) -> PrunePlan | None:
@@ -304,7 +323,7 @@ def _read_ranking(path: Path) -> Ranking:
         raise StorageError(f"The ranking {path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InvalidScoreError):
-            raise
+            raise InvalidScoreError(f"{path}: {error}") from error
         raise InvalidScoreError(
-            f"{path} is not a ranking ({type(error).__name__}: {error}). Make one with: proxyprune score --json > {path}"
+            f"{path} is not a ranking ({type(error).__name__}: {error}). Make one with: proxyprune score --model FILE.py --json > {path}"
         ) from error

@@ -18,7 +18,7 @@ from proxyprune.cli.options import (
     file_option,
     gathered,
     json_option,
-    model_options,
+    measured_model_options,
     plan_options,
     plot_option,
     recovery_options,
@@ -81,7 +81,7 @@ _SEARCH = (
 
 
 @click.command(cls=Command, stopped="The rounds so far are kept; the same command with --resume goes on from there.")
-@model_options
+@measured_model_options
 @plan_options
 @gathered("how", SearchOptions, _SEARCH)
 @recovery_options
@@ -96,8 +96,6 @@ def search(
     Each round proposes a ranking, plans, cuts and measures the loss on held-out batches. The model file defines calibration_batches() and
     loss(model, batch), and may define validation_batches() to measure with. A killed search goes on with --resume.
     """
-    if source.fake_weights:
-        raise click.UsageError("A network without weights cannot be measured; leave --fake-weights out.")
     if llm.dry_run:
         raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
     from proxyprune.cli.console import output

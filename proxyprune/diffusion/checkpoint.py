@@ -120,33 +120,6 @@ def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[s
         entry[key] = moved.clone() if isinstance(moved, Tensor) else moved
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, atomically."""
-    write_text(path, json.dumps(dict(content), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text, atomically.
-
-    Raises:
-        StorageError: If that fails.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".saving", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}. Check the free space and permissions.") from error
-
-
 def read_json(path: Path) -> Any:
     """Read JSON; None when there is no such file.
 

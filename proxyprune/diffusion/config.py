@@ -278,7 +278,7 @@ class StepAdaptiveConfig:
                 place = place.get(part) if isinstance(place, dict) else None
             free = path == ["pruning", "options"]
             if not isinstance(place, dict) or last == "schema" or (last not in place and not free):
-                raise UnknownNameError(f"There is no setting {name!r}.{_close(name)}")
+                raise UnknownNameError(f"There is no setting {name!r}{_close(name)}.")
             place[last] = value
         return self.from_dict(data)
 
@@ -317,6 +317,8 @@ class StepAdaptiveConfig:
             raise StorageError(f"The configuration {path} cannot be read: {error.strerror}.") from error
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is not JSON: {error}.") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def to_text(self) -> str:
         """JSON, one setting a line."""
@@ -335,9 +337,9 @@ def settings() -> dict[str, Any]:
 
 
 def _unusable(found: list[str]) -> InputError:
-    return InputError(f"The configuration cannot be used; {len(found)} to mend: " + "; ".join(found) + ".")
+    return InputError(f"The configuration cannot be used; {len(found)} to mend: {'; '.join(found)}.")
 
 
 def _close(name: str) -> str:
     close = difflib.get_close_matches(name, list(settings()), n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else " `proxyprune diffusion plan --json` prints all of them."
+    return f" (did you mean {' or '.join(close)}?)" if close else " (`proxyprune diffusion plan --json` prints all of them)"

@@ -71,8 +71,15 @@ class Evaluation:
         return {"schema": 1, **asdict(self), "losses": list(self.losses), "notes": list(self.notes)}
 
 
+_IMAGES_A_FEATURE = 10
+_FEW = (
+    "So few images make the Fréchet distance too large, by more than its interval says: it has to estimate a covariance. Compare only with "
+    "figures of as many images, or take {:,} and more."
+)
+
+
 def compare(real: Tensor, fake: Tensor, features: Features, *, rounds: int = 100, seed: int = 0) -> dict[str, Any]:
-    """Distances of two sets of images, bytes [images, channels, height, width]: frechet, kid (Estimates), precision, recall.
+    """Distances of two sets of images, bytes [images, channels, height, width]: frechet, kid (Estimates), precision, recall, notes.
 
     The bootstrap of KID goes over at most 2,000 generated images at a time.
     """
@@ -84,7 +91,14 @@ def compare(real: Tensor, fake: Tensor, features: Features, *, rounds: int = 100
     spread = bootstrap(lambda x: kernel_distance(a[:2000], x), b[:2000], rounds=min(rounds, 50), seed=seed)
     kid = Estimate(kid_value, kid_value + spread.low - spread.value, kid_value + spread.high - spread.value)
     precision, recall = precision_recall(a[:_MANIFOLD_IMAGES], b[:_MANIFOLD_IMAGES])
-    return {"frechet": found, "kid": kid, "precision": precision, "recall": recall}
+    few = min(len(a), len(b)) < _IMAGES_A_FEATURE * a.shape[1]
+    return {
+        "frechet": found,
+        "kid": kid,
+        "precision": precision,
+        "recall": recall,
+        "notes": (_FEW.format(_IMAGES_A_FEATURE * a.shape[1]),) * few,
+    }
 
 
 def evaluate(

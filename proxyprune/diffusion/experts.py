@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from proxyprune.diffusion.checkpoint import write_json, write_text
 from proxyprune.diffusion.compiled import Compiled
 from proxyprune.errors import PlanFormatError, StorageError
+from proxyprune.files import write_json, write_text
 from proxyprune.flow import PruneResult
 from proxyprune.manifest import MANIFEST
 from proxyprune.modelfile import load_weights

@@ -23,7 +23,7 @@ def read_fields(kind: type, data: Mapping[str, Any], where: str, problems: list[
     for name, value in data.items():
         label = f"{where}{name}"
         if name not in types:
-            problems.append(f"there is no setting {label!r}{close(label).rstrip('?.')}")
+            problems.append(f"there is no setting {label!r}{close(label)}")
             continue
         expected = types[name]
         if dataclasses.is_dataclass(expected) and isinstance(expected, type):

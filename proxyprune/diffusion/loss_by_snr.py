@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from proxyprune.diffusion.checkpoint import write_json
 from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Interval
 from proxyprune.diffusion.measure import interval_loss
 from proxyprune.diffusion.objective import Objective, Process
 from proxyprune.diffusion.setup import Setup
+from proxyprune.files import write_json
 
 NAME = "loss_by_snr.json"
 _BATCH = 128

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from proxyprune.diffusion.blueprint import RECORD, Blueprint
-from proxyprune.diffusion.checkpoint import read_json, write_json
+from proxyprune.diffusion.checkpoint import read_json
 from proxyprune.diffusion.data import to_bytes
 from proxyprune.diffusion.experts import WHOLE, Experts, Factory, load_expert
 from proxyprune.diffusion.presets import from_record
@@ -24,6 +24,7 @@ from proxyprune.diffusion.progress import bar
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.schedule import sampler
 from proxyprune.errors import InputError, ModelFileError, StorageError
+from proxyprune.files import write_json
 
 INDEX = "model_index.json"
 

@@ -1,15 +1,30 @@
-"""A progress bar with loss, speed and time left; only on a terminal, and only in the main process."""
+"""Progress with loss, speed and time left: a bar on a terminal, now and then a line elsewhere; only in the main process."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 Advance = Callable[[int, str], None]
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def _silent(done: int, note: str) -> None:
     return
+
+
+def _lines(label: str, total: int, write: Callable[[str], object]) -> Advance:
+    """A line at most every `SECONDS_BETWEEN_LINES`, for the log file of a job."""
+    last = time.monotonic()
+
+    def advance(done: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            write(f"{label}: {done:,} of {total:,}, {note}")
+
+    return advance
 
 
 @contextlib.contextmanager
@@ -29,7 +44,7 @@ def bar(label: str, total: int, *, shown: bool) -> Iterator[Advance]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _silent
+        yield _lines(label, total, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
         return
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())

@@ -17,7 +17,7 @@ from proxyprune.diffusion.draws import Draws
 from proxyprune.diffusion.ledger import training_macs
 from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.presets import Source, image_size, source_of
-from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, sampler, snr_of_steps, training_scheduler
+from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, sampler, snr_of_steps, training_scheduler, unusable_steps
 from proxyprune.errors import InputError, ModelFileError, ProxyPruneError
 from proxyprune.graph import ModelGraph
 from proxyprune.read import trace
@@ -132,7 +132,7 @@ class Setup:
         """SNR of the steps of that sampler, in dB."""
         scheduler = self.default_sampler()
         scheduler.set_timesteps(self.config.budgets.sampler_steps)
-        return snr_of_steps(scheduler)
+        return snr_of_steps(scheduler)[unusable_steps(scheduler) :]
 
 
 def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:

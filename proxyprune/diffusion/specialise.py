@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from proxyprune.carry import carry_optimizer, carry_state
-from proxyprune.diffusion.checkpoint import Checkpoint, read_json, write_json, write_text
+from proxyprune.diffusion.checkpoint import Checkpoint, read_json
 from proxyprune.diffusion.experts import read_surgery, save_expert
 from proxyprune.diffusion.intervals import Interval
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
@@ -24,6 +24,7 @@ from proxyprune.diffusion.measure import judge
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.trackers import rewind
+from proxyprune.files import write_json, write_text
 from proxyprune.flow import PruneResult, make_report
 from proxyprune.plan import PrunePlan
 from proxyprune.ranking import Ranking

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from proxyprune.diffusion.checkpoint import write_text
+from proxyprune.files import write_text
 
 LOG = "log.jsonl"
 

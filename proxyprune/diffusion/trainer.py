@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proxyprune.diffusion.blueprint import Blueprint
-from proxyprune.diffusion.checkpoint import Checkpoint, read_json, to_disk, write_json, write_text
+from proxyprune.diffusion.checkpoint import Checkpoint, read_json, to_disk
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.images import grid, save_picture
@@ -30,6 +30,7 @@ from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
 from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import InputError, StorageError, TrainingError
+from proxyprune.files import write_json, write_text
 
 CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
 PREVIEW = (20, 16)
@@ -120,7 +121,9 @@ class StepAdaptiveTrainer:
             if getattr(other, part) != getattr(self.config, part):
                 raise InputError(f"The base in {source} was trained with another {part}: {getattr(other, part)!r}. Train one for this run.")
         if read_json(source / "base" / RESULT) is None:
-            raise TrainingError(f"The base in {source} is not finished. Finish it first: proxyprune diffusion train --stage base.")
+            raise TrainingError(
+                f"The base in {source} is not finished. Finish it first: proxyprune diffusion train --out {source} --stage base"
+            )
         if self.accelerator.is_main_process:
             place.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / "base" / WEIGHTS, place / WEIGHTS)
@@ -144,10 +147,10 @@ class StepAdaptiveTrainer:
         Raises:
             InputError: If there is no such interval.
         """
-        weights, layout = self.train_base(), self.layout()
-        count = len(layout.members)
+        count = self.config.intervals.count
         if not 0 <= index < count:
             raise InputError(f"There are {count} intervals, 0 to {count - 1}; found {index}.")
+        weights, layout = self.train_base(), self.layout()
         parts = split_allowance(self._left(layout), self.config.compute.expert_weights or (1.0,) * count)
         fraction = layout.budgets.fractions[index]
         return Specialist(self.setup, layout.members[index], fraction, parts[index], weights, self._expert(index)).run()
@@ -189,7 +192,8 @@ class StepAdaptiveTrainer:
         intervals = Intervals((), "none") if whole else layout.intervals
         records = [read_json(path) for path in ([self.folder / "base" / RESULT] if whole else self._results())]
         if missing := [str(index) for index, record in enumerate(records) if record is None]:
-            raise TrainingError(f"Not finished yet: expert {', '.join(missing)}. Run: proxyprune diffusion train --interval N for each.")
+            command = f"proxyprune diffusion train --out {self.folder} --interval {missing[0]}"
+            raise TrainingError(f"Not finished yet: expert {', '.join(missing)}. Train each: {command}")
         ledger = self.ledger()
         if ledger.spent_macs > self.setup.limit_macs:
             raise TrainingError(f"The experts cost {ledger.spent_macs:,} training MACs, the full-size reference {self.setup.limit_macs:,}.")

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxyprune.errors import LLMReplayMissError, StorageError
+from proxyprune.errors import LLMReplayMissError
+from proxyprune.files import write_text
 
 SCHEMA = 1
 
@@ -88,18 +87,7 @@ class Cache:
         whole = {"schema": SCHEMA, "key": key, **content}
         text = json.dumps({**whole, "sha256": digest(whole)}, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
         path = self._path(self._open, kind, key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                    file.write(text)
-                Path(temporary).replace(path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise StorageError(f"An answer cannot be recorded in {path.parent}: {error}. Choose a writable folder as cache.") from error
+        write_text(path, text, advice="Choose a writable folder as cache.")
 
     @staticmethod
     def _path(folder: Path, kind: str, key: str) -> Path:

@@ -64,7 +64,7 @@ class Endpoint:
         if not key:
             raise LLMAuthError(
                 f"No key for {self.url}: expected it in the environment variable {self.hosted.key_variable}, which is not set. "
-                "Set it, or give base_url for a server of your own."
+                "Set it, or give base_url (--base-url) for a server of your own."
             )
         return key
 

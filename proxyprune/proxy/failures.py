@@ -90,9 +90,10 @@ class Service:
 
     def unreachable(self, error: object) -> LLMError:
         """No connection, or it broke."""
-        return LLMUnavailableError(
-            f"The connection to {self} failed ({self.clean(error)}). Check that the server runs and the address is right.", retryable=True
+        advice = (
+            "Check that the server runs and the address is right." if self.endpoint.hosted is None else "Check the network of this machine."
         )
+        return LLMUnavailableError(f"The connection to {self} failed ({self.clean(error)}). {advice}", retryable=True)
 
     def half_reply(self, error: object) -> LLMError:
         """A body that is no JSON although it claims to be."""

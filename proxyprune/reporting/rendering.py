@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxyprune.errors import StorageError
+from proxyprune.files import write_text
 from proxyprune.reporting.composing import compose
 from proxyprune.reporting.parts import Page
 from proxyprune.reporting.reading import Result, read_result
@@ -108,22 +107,9 @@ def _breakable(text: str) -> Markup:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write beside the final place and move it there, so that a reader never sees half a page.
+    """Write the page; a reader never sees half of it.
 
     Raises:
         StorageError: If it cannot be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise StorageError(f"The report '{path}' cannot be written: {error.strerror}. Choose another place with --out.") from error
-    fresh = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        fresh.chmod(0o644)
-        fresh.replace(path)
-    except OSError as error:
-        raise StorageError(f"The report '{path}' cannot be written: {error.strerror}. Choose another place with --out.") from error
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_text(path, text, advice="Choose another place with --out.")

@@ -1,0 +1,80 @@
+"""Clipping the estimate of the clean image, by sampler: as diffusers does it by default, as the pipeline does it, and not at all.
+
+    python benchmarks/clipping.py --noise RUN/pipeline --v RUN/pipeline
+
+RUN is a run of step_adaptive.py (arm base), whose network predicts noise, or v with --prediction v_prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import environment, print_table, save
+from diffusers import DDIMScheduler
+
+from proxyprune.diffusion import StepAdaptivePipeline
+from proxyprune.diffusion.config import DataConfig
+from proxyprune.diffusion.data import load_data
+from proxyprune.diffusion.features import load_features
+from proxyprune.diffusion.metrics import frechet_distance
+
+MODES = (
+    ("ddim", 50, "clipped, noise kept (diffusers' default)", {"clip_sample": True}, False),
+    ("ddim", 50, "clipped, noise made to fit", {"clip_sample": True}, True),
+    ("ddim", 50, "not clipped", {"clip_sample": False}, True),
+    ("dpm++", 20, "clipped", {"thresholding": True, "sample_max_value": 1.0}, True),
+    ("dpm++", 20, "not clipped (diffusers' default)", {"thresholding": False}, True),
+    ("ddpm", 100, "clipped (diffusers' default)", {"clip_sample": True}, True),
+    ("ddpm", 100, "not clipped", {"clip_sample": False}, True),
+)
+"""Sampler, steps, what it does, the scheduler's settings, and whether DDIM's noise fits its clipped estimate."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--noise", type=Path, help="pipeline of a network that predicts noise")
+    parser.add_argument("--v", type=Path, help="pipeline of a network that predicts v")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    distance = _distance()
+    rows = []
+    for predicts, folder in (("noise", arguments.noise), ("v", arguments.v)):
+        for name, steps, what, settings, fits in MODES if folder is not None else ():
+            pipeline = StepAdaptivePipeline.from_pretrained(folder).use(name)
+            pipeline.scheduler.register_to_config(**settings)
+            with _noise_of_the_clipped_estimate(fits):
+                images = pipeline.generate(arguments.images, steps=steps, batch_size=100, seed=1)
+            row = {"network predicts": predicts, "sampler": f"{name} {steps}", "estimate": what}
+            rows.append(row | {"FD": distance(images), "brightness": float(images.float().mean())})
+            print(rows[-1], flush=True)
+    print_table("Clipping the estimate of the clean image", list(rows[0]), rows)
+    save("clipping", {"environment": environment(), "images": arguments.images, "rows": rows})
+
+
+def _distance() -> Callable[[torch.Tensor], float]:
+    features = load_features("fashion-mnist")
+    reference = features.of(load_data(DataConfig(source="fashion-mnist", size=16)).held_out)
+    return lambda images: frechet_distance(reference, features.of(images))
+
+
+@contextmanager
+def _noise_of_the_clipped_estimate(fits: bool) -> Iterator[None]:
+    """Without `fits`, DDIM steps as it does when it is asked for nothing more: with the noise of the unclipped estimate."""
+    step: Any = DDIMScheduler.step
+    if not fits:
+        DDIMScheduler.step = lambda scheduler, predicted, time, images: step(scheduler, predicted, time, images)
+    try:
+        yield
+    finally:
+        DDIMScheduler.step = step
+
+
+if __name__ == "__main__":
+    main()
