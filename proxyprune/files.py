@@ -40,6 +40,18 @@ def write_text(path: str | Path, text: str, *, advice: str = "Check the free spa
         raise StorageError(f"'{path}' cannot be written: {error.strerror or error}. {advice}") from error
 
 
+def write_named(path: str | Path, text: str) -> None:
+    """Write text to a file that a user named, whose folder has to be there: a mistyped one is not made.
+
+    Raises:
+        StorageError: If it is not there, or the file cannot be written.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise StorageError(f"Cannot write '{path}': there is no folder '{folder}'. Create it, or choose another place.")
+    write_text(path, text, advice="Choose a writable place.")
+
+
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write JSON as `write_text` does.
 

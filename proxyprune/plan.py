@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from proxyprune.budget import METRICS, Target
 from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
-from proxyprune.files import write_text
+from proxyprune.files import write_named
 from proxyprune.graph import ChannelGroup, ModelGraph
 
 SCHEMA = 1
@@ -188,7 +188,7 @@ class PrunePlan:
         Raises:
             StorageError: If the file cannot be written.
         """
-        write_text(path, self.to_text())
+        write_named(path, self.to_text())
 
     @classmethod
     def from_json(cls, path: str | Path) -> PrunePlan:

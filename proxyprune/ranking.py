@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proxyprune.errors import InvalidScoreError
-from proxyprune.files import write_json
+from proxyprune.files import write_named
 
 SCHEMA = 1
 
@@ -103,4 +104,4 @@ class Ranking:
         Raises:
             StorageError: If the file cannot be written.
         """
-        write_json(path, self.to_dict())
+        write_named(path, json.dumps(self.to_dict(), indent=1) + "\n")
