@@ -240,6 +240,7 @@ class Bench:
         ledger = trainer.ledger()
         line = {"arm": name, "what": ARMS[name].what, "seed": seed, "sampler_name": sampler, **found.to_dict()}
         line |= {
+            "scheduler": dict(pipeline.scheduler.config) | {"class": type(pipeline.scheduler).__name__},
             "brightness": float(images.float().mean()),
             "training_macs": ledger.spent_macs,
             "reference_macs": self.reference(trainer),

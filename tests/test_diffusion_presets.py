@@ -6,10 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from proxyprune.cli import main
-from proxyprune.diffusion.presets import CONFIGS, MODELS
+from proxyprune.diffusion import StepAdaptiveConfig
+from proxyprune.diffusion.presets import CONFIGS, MODELS, source_of
+from proxyprune.errors import ModelFileError
 
 
 def planned(preset, folder):
@@ -41,3 +45,19 @@ def test_the_network_of_ddpm_is_that_of_the_paper(tmp_path):
     plan = planned("ddpm-cifar10", tmp_path)
     assert plan["base_params"] == 35_746_307
     assert round(plan["base_macs"] / 1e9, 3) == 6.222
+
+
+def test_a_folder_of_several_weights_is_read_by_their_usual_name(tmp_path):
+    """A half-precision or unaveraged copy beside the weights is not taken for them; several without the usual name have to be named."""
+    config = StepAdaptiveConfig.preset("digits")
+    kind, settings = MODELS["digits"][1](1, 8, 0)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind, **settings}), encoding="utf-8")
+    network = source_of(config, (1, 8, 8), 0).build()
+    usual, other = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "diffusion_pytorch_model.non_ema.safetensors"
+    save_file(network.state_dict(), usual)
+    save_file({name: torch.zeros_like(value) for name, value in network.state_dict().items()}, other)
+    loaded = source_of(config.with_values({"model": str(tmp_path)}), (1, 8, 8), 0).build()
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+    usual.rename(tmp_path / "mine.safetensors")
+    with pytest.raises(ModelFileError, match=r"mine\.safetensors.*--set weights="):
+        source_of(config.with_values({"model": str(tmp_path)}), (1, 8, 8), 0)

@@ -164,10 +164,30 @@ def test_flow_samplers_agree_whatever_the_shift(name):
     assert trained.config.shift == 1.0
 
 
+@pytest.mark.parametrize("name", ["flow", "EDMEulerScheduler", "heun"])
+def test_samplers_of_another_process_are_refused(name):
+    """A scheduler whose cumulative alphas are not the process's would draw images far from the data: refused by name."""
+    process = PROCESSES[2] if name == "heun" else PROCESSES[1]  # Heun cannot rescale its betas to a last step without signal
+    with pytest.raises(InputError, match="another process"):
+        sampler(name, training_scheduler(process))
+
+
+def test_networks_that_predict_v_are_asked_from_the_last_timestep():
+    """DDIM begins there, where there is nothing but noise; Heun, whose first step from there blows up, begins a little later."""
+    trained = training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction"))
+    found = {}
+    for name in ("ddim", "heun", "ddpm", "euler"):
+        scheduler = sampler(name, trained)
+        scheduler.set_timesteps(20)
+        found[name] = int(scheduler.timesteps[0])
+        assert not scheduler.config.get("clip_sample")
+    assert found == {"ddim": 999, "heun": 950, "ddpm": 950, "euler": 999}
+
+
 def test_samplers_keep_the_process():
     """A sampler made for a process has that process's cumulative alphas, whatever its class's own defaults are."""
     trained = training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction"))
-    for name in ("ddim", "dpm++", "euler", "heun"):
+    for name in ("ddim", "dpm++", "euler", "heun", "unipc"):
         other = sampler(name, trained)
         torch.testing.assert_close(other.alphas_cumprod, trained.alphas_cumprod)
         assert other.config.prediction_type == "v_prediction"

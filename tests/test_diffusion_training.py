@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from proxyprune.diffusion.loop import learning_rate
 from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
 from proxyprune.diffusion.schedule import NoiseSchedule, sampler, training_scheduler
-from proxyprune.errors import DivergedError, InputError, StorageError, TrainingError
+from proxyprune.errors import DivergedError, InputError, StorageError, TargetError, TrainingError
 from proxyprune.reporting.reading import read_result
 from proxyprune.reporting.rendering import render
 
@@ -162,6 +163,49 @@ def test_finished_stages_are_not_repeated(finished):
     again = StepAdaptiveTrainer(trainer.config, run).train()
     assert (run / "base" / "checkpoint.safetensors").stat().st_mtime_ns == before
     assert torch.equal(again.generate(2, steps=4, progress=False), pipeline.generate(2, steps=4, progress=False))
+
+
+def test_a_pipeline_that_was_saved_with_another_sampler_keeps_its_process(finished, tmp_path):
+    """What the networks were trained on is saved beside the sampler, so that a third sampler is made from that."""
+    _, pipeline, _ = finished
+    before = pipeline.scheduler
+    pipeline.use("dpm++").save_pretrained(tmp_path / "saved")
+    loaded = StepAdaptivePipeline.from_pretrained(tmp_path / "saved")
+    assert type(loaded.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert dict(loaded.use("ddim").scheduler.config) == dict(pipeline.use("ddim").scheduler.config)
+    pipeline.scheduler = before
+
+
+def test_warmup_never_exceeds_its_peak():
+    """However short the warmup is."""
+    stage = dataclasses.replace(StepAdaptiveConfig().base, warmup=1e-4)
+    assert max(learning_rate(stage, step / 800000) for step in range(200)) <= stage.learning_rate
+
+
+def test_an_unreachable_target_is_told_before_the_base_is_trained(tmp_path):
+    """Nothing is written, so the corrected setting can use the same folder."""
+    with pytest.raises(TargetError):
+        StepAdaptiveTrainer(small_config(tmp_path, intervals__count=4, budgets__method="formula", budgets__target=0.5), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_process_that_keeps_the_image_is_refused(tmp_path):
+    """A hundred timesteps of linear betas made for a thousand end with more than half of the image."""
+    with pytest.raises(InputError, match="of the image is left"):
+        StepAdaptiveTrainer(small_config(tmp_path, noise__schedule="linear", noise__timesteps=100), tmp_path / "run")
+
+
+def test_dropout_follows_from_the_seed(tmp_path):
+    """The state of torch's global generator, which other code in the process moves on, changes no weight."""
+    config = small_config(tmp_path, compute__reference_steps=20)
+    network = json.loads(Path(config.model).read_text(encoding="utf-8")) | {"dropout": 0.2}
+    (tmp_path / "dropout.json").write_text(json.dumps(network), encoding="utf-8")
+    config = config.with_values({"model": str(tmp_path / "dropout.json")})
+    found = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        found.append(StepAdaptiveTrainer(config, tmp_path / f"run-{number}").train_base())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_other_settings_are_refused(finished):

@@ -116,7 +116,9 @@ def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[s
         name, _, key = place.rpartition("/")
         parameter = parameters[name]
         entry = optimizer.state[parameter]
-        moved = value.to(parameter.device) if isinstance(value, Tensor) and value.numel() > 1 else value
+        group = next(group for group in optimizer.param_groups if any(one is parameter for one in group["params"]))
+        inside = bool(group.get("fused") or group.get("capturable"))  # then the count of steps lives with the parameter too, as in torch
+        moved = value.to(parameter.device) if isinstance(value, Tensor) and (value.numel() > 1 or inside) else value
         entry[key] = moved.clone() if isinstance(moved, Tensor) else moved
 
 

@@ -54,8 +54,14 @@ SHARES = (
 """Between 0 and 1, both included."""
 PARTS_OF_THE_WHOLE = ("budgets.target", "compute.base_share", "budgets.k")
 """Above 0, at most 1; k may be None."""
-ABOVE_ZERO = ("base.learning_rate", "base.clip", "experts.learning_rate", "experts.clip", "noise.clip_db", "noise.shift", "run.divergence")
-"""Finite and above 0; a clip may be None."""
+_OF_A_STAGE = ("learning_rate", "clip", "min_snr_gamma")
+ABOVE_ZERO = (
+    *(f"{stage}.{name}" for stage in ("base", "experts") for name in _OF_A_STAGE),
+    "noise.clip_db",
+    "noise.shift",
+    "run.divergence",
+)
+"""Finite and above 0; a clip and a gamma may be None."""
 NOT_NEGATIVE = ("base.weight_decay", "experts.weight_decay", "budgets.trial_steps", "run.sample_every", "run.loss_bins")
 
 

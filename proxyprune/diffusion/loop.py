@@ -22,6 +22,7 @@ from proxyprune.diffusion.ledger import Ledger
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.progress import bar
 from proxyprune.errors import DivergedError
+from proxyprune.scoring.seeds import derived_seed
 
 _SMOOTHING = 0.98  # of the loss that divergence is judged by
 _SETTLING_STEPS = 50
@@ -30,7 +31,7 @@ _SETTLING_STEPS = 50
 def learning_rate(stage: StageConfig, progress: float) -> float:
     """Warmup, then decay to a floor; `progress` is the share of the stage's compute that is spent, in [0, 1]."""
     if progress < stage.warmup:
-        return stage.learning_rate * max(progress, 1e-3) / stage.warmup
+        return stage.learning_rate * min(1.0, max(progress, 1e-3) / stage.warmup)
     if stage.decay == "constant":
         return stage.learning_rate
     left = (1.0 - progress) / (1.0 - stage.warmup) if stage.warmup < 1.0 else 0.0
@@ -203,6 +204,7 @@ class Loop:
 
     def _step(self, training: Training, prepared: nn.Module, optimizer: Any, rate: float) -> float:
         batch = self.draws.batch(training.step, self.accelerator.device)
+        torch.manual_seed(derived_seed(self.draws.seed, self.name, "dropout", training.step, self.draws.rank))
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)

@@ -143,7 +143,7 @@ def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, Flo
             images=settings.images,
             batch_size=settings.images,
             seed=setup.config.seed,
-            held_out=True,
+            held_out=False,
             device=setup.device,
         )
         loss = objective(model, batch)
@@ -177,7 +177,7 @@ class Trial:
 
     Attributes:
         options: One for each size that could be reached, the whole network among them.
-        losses: Held-out loss behind each.
+        losses: Loss behind each, on fixed training images and noise.
         entries: What trying cost.
         notes: Sizes that could not be reached.
     """
@@ -189,7 +189,10 @@ class Trial:
 
 
 def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> Trial:
-    """Prune to each size, train for a few steps, look at the held-out loss; the whole network is trained as long."""
+    """Prune to each size, train for a few steps, look at the loss; the whole network is trained as long.
+
+    Held-out images stay out of it: they judge the run afterwards.
+    """
     settings = setup.config.budgets
     objective, process = Objective(setup.calling), Process(setup.schedule)
     judged = fixed_batches(
@@ -200,11 +203,13 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> T
         images=settings.trial_images,
         batch_size=128,
         seed=setup.config.seed,
-        held_out=True,
+        held_out=False,
         device=setup.device,
     )
     entries, notes, found = [], [], []
-    judged_base = judge(setup, setup.base_model(weights), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets")
+    judged_base = judge(
+        setup, setup.base_model(weights).eval(), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets"
+    )
     entries.append(judged_base.entry)
     for fraction in (1.0, *sorted(settings.sizes, reverse=True)):
         model, macs = setup.base_model(weights), setup.base_macs

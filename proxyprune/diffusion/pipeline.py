@@ -27,6 +27,8 @@ from proxyprune.errors import InputError, ModelFileError, StorageError
 from proxyprune.files import write_json
 
 INDEX = "model_index.json"
+TRAINED_WITH = "training_scheduler"
+"""Entry of the index and folder of the scheduler that says how the networks were trained; other samplers are made from it."""
 
 
 class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
@@ -176,6 +178,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
 
     def _write(self, folder: Path) -> None:
         self.scheduler.save_pretrained(str(folder / "scheduler"))
+        self._trained_with.save_pretrained(str(folder / TRAINED_WITH))
         write_json(folder / RECORD, self.blueprint.to_dict())
         write_json(
             folder / INDEX,
@@ -183,6 +186,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
                 "_class_name": type(self).__name__,
                 "_diffusers_version": diffusers.__version__,
                 "scheduler": ["diffusers", type(self.scheduler).__name__],
+                TRAINED_WITH: ["diffusers", type(self._trained_with).__name__],
             },
         )
         for index, source in enumerate(self.folders):
@@ -233,7 +237,10 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         experts = Experts(
             blueprint.macs, blueprint.params, lambda number: load_expert(folders[number], build), resident, torch.device(device)
         )
-        return cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
+        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
+        if TRAINED_WITH in index:
+            found._trained_with = _scheduler(folder, index, TRAINED_WITH)
+        return found
 
 
 def _factory(blueprint: Blueprint) -> Factory:
@@ -245,14 +252,14 @@ def _factory(blueprint: Blueprint) -> Factory:
     return lambda: from_record(network)
 
 
-def _scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
-    name = index.get("scheduler", ["", ""])[1]
+def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Any:
+    name = index.get(entry, ["", ""])[1]
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
         raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
     try:
-        return kind.from_pretrained(str(folder / "scheduler"))
+        return kind.from_pretrained(str(folder / entry))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
 

@@ -158,7 +158,7 @@ def source_of(config: StepAdaptiveConfig, shape: tuple[int, int, int], classes: 
     if (place / "config.json").is_file() or place.suffix == ".json":
         record = _read_record(place / "config.json" if place.is_dir() else place)
         if weights is None and place.is_dir():
-            weights = next(iter(sorted(place.glob("*.safetensors"))), None)
+            weights = _weights_in(place)
         return Source(_from_record(record, config.seed, weights), record, str(place))
     if place.suffix == ".py" or ".py:" in name:
         file = load_model_file(name, seed=derived_seed(config.seed, "network") % 2**32)
@@ -166,6 +166,17 @@ def source_of(config: StepAdaptiveConfig, shape: tuple[int, int, int], classes: 
     raise UnknownNameError(
         f"There is no network {name!r}: presets are {', '.join(MODELS)}; a model file ends in .py, a diffusers config in .json "
         "(or is a folder with config.json)."
+    )
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The weights of a diffusers folder: those under its usual names, or the only ones there are."""
+    found = sorted(folder.glob("*.safetensors"))
+    usual = [path for path in found if path.name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
+    if len(usual) == 1 or len(found) <= 1:
+        return next(iter(usual or found), None)
+    raise ModelFileError(
+        f"'{folder}' holds several files of weights ({', '.join(path.name for path in found)}). Name one of them: --set weights=PATH."
     )
 
 

@@ -6,6 +6,7 @@ SNR(t) = 10 log10(signal(t)**2 / noise(t)**2), which is 10 log10(abar_t / (1 - a
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -141,10 +142,13 @@ def sampler(name: str, scheduler: Any) -> Any:
         )
     accepted = _defaults(kind)
     process = {name: scheduler.config[name] for name in _PROCESS if name in scheduler.config and name in accepted}
-    if scheduler.config.get("rescale_betas_zero_snr") and "timestep_spacing" in accepted:
-        process["timestep_spacing"] = "trailing"  # the only spacing that begins at the last timestep, where the signal is zero
+    if "clip_sample" in accepted and (_amplifies_at_the_end(scheduler) or "clip_sample" not in process):
+        process["clip_sample"] = False  # `unusable_steps` leaves out the steps for which it would be needed
+    if _blows_up_at_the_end(kind, scheduler):
+        process["timestep_spacing"] = "leading"
+    elif (scheduler.config.get("rescale_betas_zero_snr") or _asked_at_the_end(kind, scheduler)) and "timestep_spacing" in accepted:
+        process["timestep_spacing"] = "trailing"  # the only spacing that begins at the last timestep, with nothing but noise
     elif _amplifies_at_the_end(scheduler):
-        process |= {"clip_sample": False} if "clip_sample" in accepted else {}  # `unusable_steps` leaves its first steps out
         if "lambda_min_clipped" in accepted:
             process["lambda_min_clipped"] = LOWEST_DB / DB_OF_LAMBDA
         elif "timestep_spacing" in accepted:
@@ -152,7 +156,54 @@ def sampler(name: str, scheduler: Any) -> Any:
     elif _clips(scheduler) and "clip_sample" not in accepted and "thresholding" in accepted:
         # With no room above the range, diffusers' dynamic thresholding is a clip to it.
         process |= {"thresholding": True, "sample_max_value": scheduler.config.get("clip_sample_range", 1.0)}
-    return kind(**process)
+    found = kind(**process)
+    _check_process(found, scheduler)
+    return found
+
+
+def _check_process(found: Any, scheduler: Any) -> None:
+    """Refuse a sampler of another process: its images would be far from the data, and nothing would say so.
+
+    Raises:
+        InputError: If its cumulative alphas are not those that the network was trained with.
+    """
+    expected, own = getattr(scheduler, "alphas_cumprod", None), getattr(found, "alphas_cumprod", None)
+    if expected is None:
+        return
+    if own is None or len(own) != len(expected) or float((own.double() - expected.double()).abs().max()) > _SAME_ALPHA:
+        raise InputError(
+            f"{type(found).__name__} samples another process than the one that the network was trained on"
+            f"{' (it cannot end in pure noise, as zero_terminal_snr has it)' if scheduler.config.get('rescale_betas_zero_snr') else ''}. "
+            "ddim, ddpm and dpm++ fit every process that is trained here but straight paths; flow fits those."
+        )
+
+
+_SAME_ALPHA = 1e-5
+
+
+def _ends_in_noise(scheduler: Any) -> bool:
+    return float(scheduler.alphas_cumprod[-1]) < _NO_SIGNAL
+
+
+_NO_SIGNAL = 1e-6
+"""Of the variance, -60 dB: there a solver that counts in noise over signal takes its first step from a thousand and more."""
+
+
+def _blows_up_at_the_end(kind: Any, scheduler: Any) -> bool:
+    """Solvers of second order (Heun) whose first step, from next to no signal, throws images out of the range for good."""
+    return getattr(kind, "order", 1) > 1 and hasattr(scheduler, "alphas_cumprod") and _ends_in_noise(scheduler)
+
+
+def _asked_at_the_end(kind: Any, scheduler: Any) -> bool:
+    """Whether a deterministic sampler of "leading" spacing can begin at the last timestep: networks that predict v or the image stand that.
+
+    From a few steps before, where that spacing begins, images that start as noise lack what signal there is by then.
+    """
+    parameters = inspect.signature(kind.step).parameters
+    spacing = inspect.signature(kind.__init__).parameters.get("timestep_spacing")
+    deterministic = spacing is not None and spacing.default == "leading" and ("generator" not in parameters or "eta" in parameters)
+    predicts = scheduler.config.get("prediction_type")
+    return deterministic and predicts in ("v_prediction", "sample") and hasattr(scheduler, "alphas_cumprod") and _ends_in_noise(scheduler)
 
 
 LOWEST_DB = -31.0
@@ -235,8 +286,6 @@ the other class's defaults are other betas. How steps are spaced is the sampler'
 
 
 def _defaults(kind: Any) -> tuple[str, ...]:
-    import inspect
-
     return tuple(inspect.signature(kind.__init__).parameters)
 
 

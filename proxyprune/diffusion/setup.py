@@ -53,7 +53,9 @@ class Setup:
         source = source_of(config, data.shape, data.classes)
         model = source.build()
         calling = Calling.of(model, conditional=data.labels is not None)
-        found = cls(config, data, source, NoiseSchedule.of(config.noise), calling, accelerator)
+        schedule = NoiseSchedule.of(config.noise)
+        _check_end(schedule, config)
+        found = cls(config, data, source, schedule, calling, accelerator)
         world = 1 if accelerator is None else accelerator.num_processes
         if config.run.batch_size % world:
             raise InputError(f"run.batch_size is {config.run.batch_size}, which {world} processes cannot share evenly.")
@@ -135,6 +137,23 @@ class Setup:
         return snr_of_steps(scheduler)[unusable_steps(scheduler) :]
 
 
+def _check_end(schedule: NoiseSchedule, config: StepAdaptiveConfig) -> None:
+    """Refuse a process that leaves a good part of the image at its last timestep, because sampling begins with noise alone.
+
+    Raises:
+        InputError: If it does.
+    """
+    signal = float(schedule.signal[-1])
+    if signal > _MOST_SIGNAL:
+        raise InputError(
+            f"With noise.schedule {config.noise.schedule!r} and noise.timesteps {config.noise.timesteps}, {signal:.0%} of the image is "
+            "left at the last timestep, and sampling begins with none. Take squaredcos_cap_v2, 1,000 timesteps, or zero_terminal_snr=true."
+        )
+
+
+_MOST_SIGNAL = 0.2
+
+
 def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
     """An Accelerator with the trackers of a run.
 
@@ -142,13 +161,20 @@ def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
         InputError: If a tracker is not installed, or the device cannot compute in the precision.
     """
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
     from proxyprune.diffusion.trackers import JsonLines
 
     trackers: list[Any] = [JsonLines(folder), *config.run.trackers]
     precision = config.run.mixed_precision
     try:
-        accelerator = Accelerator(cpu=config.run.cpu, mixed_precision=precision, log_with=trackers, project_dir=str(folder / "trackers"))
+        accelerator = Accelerator(
+            cpu=config.run.cpu,
+            mixed_precision=precision,
+            log_with=trackers,
+            project_dir=str(folder / "trackers"),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # every batch is a step, whatever the environment says
+        )
     except (ImportError, ValueError) as error:
         raise _refused(config, str(error)) from error
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32 and say nothing

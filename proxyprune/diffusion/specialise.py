@@ -166,7 +166,7 @@ class Specialist:
         teacher = self.setup.base_macs if self._has_teacher(number) else 0
         charged = planned if config.compute.saved_to_recovery else self.setup.base_macs
         steps = max(0, affordable_steps(max(0, left), charged, config.run.batch_size, teacher))
-        begin = training.ledger.spent_macs / self.allowance_macs
+        begin = training.ledger.spent_macs / self.allowance_macs if training.step else 0.0  # what scoring cost takes nothing off the warmup
         return Phase(number, training.step, training.step + steps, (min(begin, self._shares[number]), self._shares[number]))
 
     def _has_teacher(self, number: int) -> bool:

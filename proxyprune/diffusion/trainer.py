@@ -66,6 +66,7 @@ class StepAdaptiveTrainer:
         _check_folder(self.folder, config)
         self.accelerator = accelerator or make_accelerator(config, self.folder)
         self.setup = Setup.of(config, self.accelerator)
+        _check_layout(self.setup)
         if self.accelerator.is_main_process:
             write_text(self.folder / CONFIG, config.to_text())
         self.accelerator.wait_for_everyone()
@@ -267,6 +268,19 @@ class StepAdaptiveTrainer:
             from proxyprune.diffusion.data import to_bytes
 
             save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "base" / "samples" / f"{training.step:07d}.png")
+
+
+def _check_layout(setup: Setup) -> None:
+    """Decide intervals and budgets where nothing has to be measured, so that a target out of reach is told before a base is trained.
+
+    Raises:
+        TargetError: If the target cannot be met.
+        InputError: If the sampler cannot take so many steps.
+    """
+    if "measured" in (setup.config.intervals.method, setup.config.budgets.method):
+        setup.sampler_snr()
+    else:
+        decide(setup, None)
 
 
 def _check_folder(folder: Path, config: StepAdaptiveConfig) -> None:
