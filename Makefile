@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # imported by benchmarks; or run by hand: a pipeline to judge, a folder, a peer, days of training, or the weights that all distances rest on
-APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py clipping.py step_adaptive.py step_adaptive_ideas.py train_speed.py \
+APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py step_adaptive_ideas.py step_adaptive_swaps.py train_speed.py \
            train_features.py)
 
 .DEFAULT_GOAL := help

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, save
+from common import RESULTS, environment, save
 from step_adaptive import ARMS, NETWORK, Bench, Experiment
 
 
@@ -62,7 +62,14 @@ def main() -> None:
     for arm in arguments.arms:
         bench.arm(arm, arguments.seed)
     found = {idea: {**asdict(IDEAS[idea]), "runs": bench_of(idea, arguments.folder).lines()} for idea in IDEAS}
-    save("step_adaptive_ideas", {"environment": environment(), "ideas": found})
+    save("step_adaptive_ideas", {"environment": environment(), "ideas": _of_earlier_samplers() | found})
+
+
+def _of_earlier_samplers() -> dict[str, Any]:
+    """What was measured before the samplers were mended; kept for the comparison, never measured again."""
+    path = RESULTS / "step_adaptive_ideas.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["ideas"] if path.is_file() else {}
+    return {name: idea for name, idea in before.items() if name not in IDEAS}
 
 
 def bench_of(name: str, folder: Path) -> Bench:

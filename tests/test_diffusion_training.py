@@ -350,7 +350,7 @@ def test_jobs_without_a_terminal_say_how_far_they_are(tmp_path, monkeypatch, cap
     """A line now and then goes to stderr."""
     monkeypatch.setattr("proxyprune.diffusion.progress.SECONDS_BETWEEN_LINES", 0.0)
     StepAdaptiveTrainer(small_config(tmp_path, run__log_every=5), tmp_path / "run").train_base()
-    assert re.search(r"base: \d+ of \d+, .*loss", capsys.readouterr().err)
+    assert re.search(r"base: \d+ of \d+ .*loss", capsys.readouterr().err)
 
 
 def test_evaluate_says_which_folder_is_meant(finished, tmp_path):

@@ -90,9 +90,9 @@ class BudgetConfig:
         sampler_steps: Steps of the (evenly spaced) sampler that the mean is taken over.
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial.
-        trial_images: Held-out images that each trial is judged on.
-        damage: What the allocation adds up. "absolute": loss above the whole network's, which for noise prediction and intervals of equal
-            dB is what the interval adds to the bound on the likelihood (arXiv:2107.00630, eq. 11). "relative": log ratio of losses.
+        trial_images: Training images, fixed with their noise, that each trial is judged on.
+        damage: What the allocation adds up over the sampler's steps. "absolute": loss above the whole network's. "relative": log ratio of
+            losses.
     """
 
     method: str = "formula"

@@ -22,7 +22,7 @@ def _lines(label: str, total: int, write: Callable[[str], object]) -> Advance:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            write(f"{label}: {done:,} of {total:,}, {note}")
+            write(f"{label}: {done:,} of {total:,}  {note}")
 
     return advance
 

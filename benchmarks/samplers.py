@@ -1,6 +1,6 @@
-"""Clipping the estimate of the clean image, by sampler: as diffusers does it by default, as the pipeline does it, and not at all.
+"""Where samplers begin and what they clip: as diffusers has it by default, and as the pipeline has it.
 
-    python benchmarks/clipping.py --noise RUN/pipeline --v RUN/pipeline
+    python benchmarks/samplers.py --noise RUN/pipeline --v RUN/pipeline
 
 RUN is a run of step_adaptive.py (arm base), whose network predicts noise, or v with --prediction v_prediction.
 """
@@ -8,7 +8,8 @@ RUN is a run of step_adaptive.py (arm base), whose network predicts noise, or v 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,17 @@ from proxyprune.diffusion.data import load_data
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.metrics import frechet_distance
 
-MODES = (
-    ("ddim", 50, "clipped, noise kept (diffusers' default)", {"clip_sample": True}, False),
-    ("ddim", 50, "clipped, noise made to fit", {"clip_sample": True}, True),
-    ("ddim", 50, "not clipped", {"clip_sample": False}, True),
-    ("dpm++", 20, "clipped", {"thresholding": True, "sample_max_value": 1.0}, True),
-    ("dpm++", 20, "not clipped (diffusers' default)", {"thresholding": False}, True),
-    ("ddpm", 100, "clipped (diffusers' default)", {"clip_sample": True}, True),
-    ("ddpm", 100, "not clipped", {"clip_sample": False}, True),
+_NONE = -math.inf
+MODES: tuple[tuple[str, int, str, Mapping[str, Any], bool], ...] = (
+    ("ddim", 50, "diffusers' default: clipped, noise kept", {"clip_sample": True, "timestep_spacing": "leading"}, False),
+    ("ddim", 50, "clipped, noise made to fit", {"clip_sample": True, "timestep_spacing": "leading"}, True),
+    ("ddim", 50, "not clipped, leading", {"clip_sample": False, "timestep_spacing": "leading"}, True),
+    ("ddim", 50, "as the pipeline does", {}, True),
+    ("dpm++", 20, "diffusers' default: not clipped, all timesteps", {"thresholding": False, "lambda_min_clipped": _NONE}, True),
+    ("dpm++", 20, "clipped, from -44 dB", {"thresholding": True, "sample_max_value": 1.0, "lambda_min_clipped": -5.1}, True),
+    ("dpm++", 20, "as the pipeline does", {}, True),
+    ("ddpm", 100, "diffusers' default: clipped", {"clip_sample": True}, True),
+    ("ddpm", 100, "as the pipeline does", {}, True),
 )
 """Sampler, steps, what it does, the scheduler's settings, and whether DDIM's noise fits its clipped estimate."""
 
@@ -39,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--noise", type=Path, help="pipeline of a network that predicts noise")
     parser.add_argument("--v", type=Path, help="pipeline of a network that predicts v")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -51,11 +55,11 @@ def main() -> None:
             pipeline.scheduler.register_to_config(**settings)
             with _noise_of_the_clipped_estimate(fits):
                 images = pipeline.generate(arguments.images, steps=steps, batch_size=100, seed=1)
-            row = {"network predicts": predicts, "sampler": f"{name} {steps}", "estimate": what}
+            row = {"network predicts": predicts, "sampler": f"{name} {steps}", "what": what}
             rows.append(row | {"FD": distance(images), "brightness": float(images.float().mean())})
             print(rows[-1], flush=True)
-    print_table("Clipping the estimate of the clean image", list(rows[0]), rows)
-    save("clipping", {"environment": environment(), "images": arguments.images, "rows": rows})
+    print_table("Where samplers begin and what they clip", list(rows[0]), rows)
+    save("samplers", {"environment": environment(), "images": arguments.images, "rows": rows})
 
 
 def _distance() -> Callable[[torch.Tensor], float]:
