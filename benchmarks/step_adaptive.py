@@ -345,7 +345,8 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
             base is not None and losses is not None and arm != "base" and np.allclose(losses[:, 0], base[:, 0])
         ):  # other intervals: other bins
             middle.plot(losses[:, 0], 100 * (losses[:, 1] / base[:, 1] - 1), color=mark.get_color(), linewidth=1.2)
-    left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps", ylim=(0, None))
+    left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps")
+    left.set_ylim(0, 1.15 * left.dataLim.ymax)
     left.legend(fontsize=7, frameon=False)
     middle.axhline(0, color="0.6", linewidth=0.8)
     middle.set(xlabel="SNR (dB)", ylabel="held-out loss against the full base (%)")
@@ -358,7 +359,9 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
         ]
         if points:
             right.plot(*zip(*((100 * share, value) for share, value in points), strict=True), "o-", label=f"{curve_sampler} {curve_steps}")
-    right.set(xlabel="training of the full base (%)", ylabel="Fréchet distance", ylim=(0, None))
+    right.set(xlabel="training of the full base (%)", ylabel="Fréchet distance")
+    if right.has_data():
+        right.set_ylim(0, 1.15 * right.dataLim.ymax)
     right.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / f"{name}.png", dpi=130)
     grids = []
