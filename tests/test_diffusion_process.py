@@ -184,6 +184,31 @@ def test_networks_that_predict_v_are_asked_from_the_last_timestep():
     assert found == {"ddim": 999, "heun": 950, "ddpm": 950, "euler": 999}
 
 
+def test_a_sampler_that_stops_before_the_image_is_refused():
+    """DEIS repeats its last sigma on straight paths, and would leave noise in every image."""
+    scheduler = sampler("DEISMultistepScheduler", training_scheduler(PROCESSES[4]))
+    scheduler.set_timesteps(20)
+    with pytest.raises(InputError, match="stops before the image"):
+        check_start(scheduler, 20, -20.0)
+    for name in ("flow", "dpm++", "unipc"):
+        fitting = sampler(name, training_scheduler(PROCESSES[4]))
+        fitting.set_timesteps(20)
+        check_start(fitting, 20, -20.0)
+
+
+def test_a_margin_reaches_into_the_neighbours():
+    """A tenth of the interval's own timesteps on both sides, and never beyond the process."""
+    members = uniform(COSINE, 4).over(COSINE)
+    assert [member.reach(0.1, 1000) for member in members] == [(0, 274), (225, 524), (475, 774), (725, 999)]
+    assert [member.reach(0.0, 1000) for member in members] == [(0, 249), (250, 499), (500, 749), (750, 999)]
+
+
+def test_an_interval_without_steps_keeps_its_best_size():
+    """The sampler that budgets are counted with does not step into it, another may."""
+    sizes = [Option(1.0, 100, 0.0), Option(0.5, 50, 0.4)]
+    assert [option.fraction for option in allocate([sizes, sizes], (10, 0), 500)] == [0.5, 1.0]
+
+
 def test_samplers_keep_the_process():
     """A sampler made for a process has that process's cumulative alphas, whatever its class's own defaults are."""
     trained = training_scheduler(NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction"))

@@ -168,7 +168,8 @@ def allocate(options: Sequence[Sequence[Option]], steps: Sequence[int], limit_ma
         )
     states: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
     for weight, choices in zip(steps, options, strict=True):
-        grown = [(m + weight * o.macs, d + weight * o.damage, (*chosen, o)) for m, d, chosen in states for o in choices]
+        useful = choices if weight else (min(choices, key=lambda o: (o.damage, o.macs)),)  # another sampler may step into it
+        grown = [(m + weight * o.macs, d + weight * o.damage, (*chosen, o)) for m, d, chosen in states for o in useful]
         states = _undominated([state for state in grown if state[0] <= limit_macs])
     return min(states, key=lambda state: (state[1], state[0]))[2]
 

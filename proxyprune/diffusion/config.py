@@ -69,6 +69,7 @@ class IntervalConfig:
         bins: Bins of timesteps that "measured" looks at.
         images: Images in each bin.
         loss_weight: Weight of the loss beside the gradients' direction in "measured".
+        margin: How far an expert's training reaches into its neighbours, as a share of its own timesteps; it samples its own only.
     """
 
     count: int = 4
@@ -76,6 +77,7 @@ class IntervalConfig:
     bins: int = 16
     images: int = 64
     loss_weight: float = 0.5
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)

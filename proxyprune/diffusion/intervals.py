@@ -49,6 +49,11 @@ class Interval:
         """Training timesteps inside."""
         return self.last - self.first + 1
 
+    def reach(self, margin: float, timesteps: int) -> tuple[int, int]:
+        """First and last timestep with a margin on both sides, a share of the interval's own; within a process of so many timesteps."""
+        beyond = round(margin * self.timesteps)
+        return max(0, self.first - beyond), min(timesteps - 1, self.last + beyond)
+
     def brief(self, snr: FloatArray) -> NoiseInterval:
         """As scorers are told: finite ends, where the process itself ends."""
         low = max(float(snr[self.last]), -_FAR_DB) if not np.isfinite(self.low_snr_db) else self.low_snr_db

@@ -41,6 +41,7 @@ AT_LEAST_ONE = (
     "run.loss_images",
 )
 SHARES = (
+    "intervals.margin",
     "compute.whole_share",
     "compute.between_share",
     "base.warmup",

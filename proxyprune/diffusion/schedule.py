@@ -244,7 +244,9 @@ def unusable_steps(scheduler: Any) -> int:
 
 
 def check_start(scheduler: Any, steps: int, start_db: float) -> None:
-    """Refuse a number of steps with which a scheduler starts in the middle: "leading" spacing rounds its stride down to do so.
+    """Refuse a scheduler that stops before the image, and a number of steps with which it starts in the middle.
+
+    "Leading" spacing rounds its stride down, so that many steps do not reach the end.
 
     Args:
         scheduler: After `set_timesteps`.
@@ -252,8 +254,10 @@ def check_start(scheduler: Any, steps: int, start_db: float) -> None:
         start_db: SNR of the first.
 
     Raises:
-        InputError: If images are no noise any more there, the process has noisier timesteps, and more than a few steps are to be taken.
+        InputError: If it stops so, or if images are no noise any more at the first of more than a few steps and the process goes further.
     """
+    if is_flow(scheduler) and float(scheduler.sigmas[-1]) > 0.0:
+        raise InputError(f"{type(scheduler).__name__} stops before the image on straight paths (flow matching); use flow, dpm++ or unipc.")
     if steps <= _FEW or start_db <= _NOISE_DB or not hasattr(scheduler, "alphas_cumprod"):
         return
     abar = float(scheduler.alphas_cumprod[-1])

@@ -186,7 +186,8 @@ class Specialist:
     def _loop(self, training: Training) -> Loop:
         config = self.setup.config
         objective = Objective(self.setup.calling, self._teacher(training.phase.number), config.experts.teacher_weight)
-        draws = self.setup.draws(self.name, config.experts, self.interval.first, self.interval.last)
+        first, last = self.interval.reach(config.intervals.margin, len(self.setup.schedule.times))
+        draws = self.setup.draws(self.name, config.experts, first, last)
         return Loop(self.name, self.folder, config.experts, config.run, draws, objective, self.setup.accelerator)
 
     def _finish(self, training: Training) -> dict[str, Any]:

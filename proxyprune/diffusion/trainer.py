@@ -88,7 +88,7 @@ class StepAdaptiveTrainer:
                 self._adopt(self._base_run, place)
             else:
                 self._train_base(place)
-            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # also for a process that found the base there because another was quicker
         return load_file(place / WEIGHTS)
 
     def _train_base(self, place: Path) -> None:
