@@ -8,6 +8,7 @@ RUN is a run of step_adaptive.py (arm base), whose network predicts noise, or v 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, print_table, save
+from common import RESULTS, environment, print_table, save
 from diffusers import DDIMScheduler
 
 from proxyprune.diffusion import StepAdaptivePipeline
@@ -48,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     distance = _distance()
-    rows = []
+    rows = _kept(arguments)
     for predicts, folder in (("noise", arguments.noise), ("v", arguments.v)):
         for name, steps, what, settings, fits in MODES if folder is not None else ():
             pipeline = StepAdaptivePipeline.from_pretrained(folder).use(name)
@@ -60,6 +61,13 @@ def main() -> None:
             print(rows[-1], flush=True)
     print_table("Where samplers begin and what they clip", list(rows[0]), rows)
     save("samplers", {"environment": environment(), "images": arguments.images, "rows": rows})
+
+
+def _kept(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What was measured before of a network that is not given this time."""
+    path = RESULTS / "samplers.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return [row for row in before if getattr(arguments, row["network predicts"]) is None]
 
 
 def _distance() -> Callable[[torch.Tensor], float]:

@@ -142,8 +142,8 @@ def sampler(name: str, scheduler: Any) -> Any:
         )
     accepted = _defaults(kind)
     process = {name: scheduler.config[name] for name in _PROCESS if name in scheduler.config and name in accepted}
-    if "clip_sample" in accepted and (_amplifies_at_the_end(scheduler) or "clip_sample" not in process):
-        process["clip_sample"] = False  # `unusable_steps` leaves out the steps for which it would be needed
+    if "clip_sample" in accepted:  # where the end amplifies, `unusable_steps` leaves out the steps for which it would be needed
+        process["clip_sample"] = _clips(scheduler) and not _amplifies_at_the_end(scheduler)
     if _blows_up_at_the_end(kind, scheduler):
         process["timestep_spacing"] = "leading"
     elif (scheduler.config.get("rescale_betas_zero_snr") or _asked_at_the_end(kind, scheduler)) and "timestep_spacing" in accepted:
