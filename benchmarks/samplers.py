@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler
 
 from proxyprune.diffusion import StepAdaptivePipeline
 from proxyprune.diffusion.config import DataConfig
-from proxyprune.diffusion.data import load_data
+from proxyprune.diffusion.data import ImageData, load_data
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.metrics import frechet_distance
 
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    distance = _distance()
+    data = load_data(DataConfig(source="fashion-mnist", size=16))
+    distance = _distance(data)
     rows = _kept(arguments)
     for predicts, folder in (("noise", arguments.noise), ("v", arguments.v)):
         for name, steps, what, settings, fits in MODES if folder is not None else ():
@@ -60,7 +61,8 @@ def main() -> None:
             rows.append(row | {"FD": distance(images), "brightness": float(images.float().mean())})
             print(rows[-1], flush=True)
     print_table("Where samplers begin and what they clip", list(rows[0]), rows)
-    save("samplers", {"environment": environment(), "images": arguments.images, "rows": rows})
+    real = distance(data.train[: arguments.images])
+    save("samplers", {"environment": environment(), "images": arguments.images, "real_images": real, "rows": rows})
 
 
 def _kept(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -70,9 +72,9 @@ def _kept(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [row for row in before if getattr(arguments, row["network predicts"]) is None]
 
 
-def _distance() -> Callable[[torch.Tensor], float]:
+def _distance(data: ImageData) -> Callable[[torch.Tensor], float]:
     features = load_features("fashion-mnist")
-    reference = features.of(load_data(DataConfig(source="fashion-mnist", size=16)).held_out)
+    reference = features.of(data.held_out)
     return lambda images: frechet_distance(reference, features.of(images))
 
 

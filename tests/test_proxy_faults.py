@@ -215,7 +215,7 @@ def test_a_sample_that_stays_invalid_is_dropped_and_named():
     with FakeLLMServer([MENDED["list"]] * 2) as server:
         ranking = ask(server, "openai", samples=4, max_samples=4)
     assert any("1 invalid answers were dropped" in note and "array" in note for note in ranking.notes)
-    assert "3 times" in ranking.notes[0]
+    assert "4 times" in ranking.notes[0]
 
 
 class TestLadder:

@@ -176,9 +176,9 @@ class LLMScorer(LLMSettings):
         count, usage = len(samples.valid), samples.usage
         how = f"in {len(survey.stages)} stages" if survey.stages else "in one list"
         notes = [
-            f"Asked {self.model} at {self._endpoint.identity} {count} times, {how}, blocks shuffled each time; "
+            f"Asked {self.model} at {self._endpoint.identity} {count + len(samples.dropped)} times, {how}, blocks shuffled each time; "
             f"{'Borda' if self.centre == 'borda' else 'Kemeny'} centre (wording {VERSION}).",
-            f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out.",
+            f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out{' for the valid answers' if samples.dropped else ''}.",
         ]
         if agreement is not None:
             notes.append(
