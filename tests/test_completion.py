@@ -100,7 +100,8 @@ def test_offered_names_are_the_real_ones():
     """The names that are written down for speed are those of the modules that own them."""
     from proxyprune.diffusion.config import NoiseConfig
     from proxyprune.diffusion.presets import CONFIGS
-    from proxyprune.diffusion.schedule import sampler, training_scheduler
+    from proxyprune.diffusion.samplers import sampler
+    from proxyprune.diffusion.schedule import training_scheduler
     from proxyprune.searching.proposing import PROPOSERS as BY_NAME
 
     assert set(PRESETS) == set(CONFIGS)

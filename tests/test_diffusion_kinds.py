@@ -20,8 +20,9 @@ from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import equal_db
 from proxyprune.diffusion.objective import TARGETS
+from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
-from proxyprune.diffusion.schedule import NoiseSchedule, sampler, training_scheduler
+from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
 from proxyprune.errors import InputError, ModelFileError
 from proxyprune.modelfile import load_model_file
 

@@ -19,7 +19,8 @@ from proxyprune.diffusion.intervals import Intervals, best_cuts, dynamic, equal_
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps
 from proxyprune.diffusion.objective import TARGETS, min_snr_weight
 from proxyprune.diffusion.presets import CONFIGS
-from proxyprune.diffusion.schedule import LOWEST_DB, NoiseSchedule, check_start, sampler, snr_of_steps, training_scheduler, unusable_steps
+from proxyprune.diffusion.samplers import LOWEST_DB, check_start, sampler, unusable_steps
+from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
 from proxyprune.errors import ComputeError, InputError, TargetError, UnknownNameError
 
 COSINE = NoiseSchedule.of(NoiseConfig(schedule="squaredcos_cap_v2"))

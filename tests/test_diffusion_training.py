@@ -27,8 +27,9 @@ from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals, equal_db
 from proxyprune.diffusion.loop import learning_rate
 from proxyprune.diffusion.objective import Process
+from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
-from proxyprune.diffusion.schedule import NoiseSchedule, sampler, training_scheduler
+from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
 from proxyprune.errors import DivergedError, InputError, StorageError, TargetError, TrainingError
 from proxyprune.reporting.reading import read_result
 from proxyprune.reporting.rendering import render

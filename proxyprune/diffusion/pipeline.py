@@ -21,8 +21,8 @@ from proxyprune.diffusion.data import to_bytes
 from proxyprune.diffusion.experts import WHOLE, Experts, Factory, load_expert
 from proxyprune.diffusion.presets import from_record
 from proxyprune.diffusion.progress import bar
+from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
-from proxyprune.diffusion.schedule import sampler
 from proxyprune.errors import InputError, ModelFileError, StorageError
 from proxyprune.files import write_json
 

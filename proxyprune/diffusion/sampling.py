@@ -13,7 +13,8 @@ from torch import Tensor
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals
-from proxyprune.diffusion.schedule import check_start, snr_of_steps, unusable_steps
+from proxyprune.diffusion.samplers import check_start, unusable_steps
+from proxyprune.diffusion.schedule import snr_of_steps
 from proxyprune.scoring.seeds import derived_seed
 
 

@@ -17,7 +17,8 @@ from proxyprune.diffusion.draws import Draws
 from proxyprune.diffusion.ledger import training_macs
 from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.presets import Source, image_size, source_of
-from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, sampler, snr_of_steps, training_scheduler, unusable_steps
+from proxyprune.diffusion.samplers import sampler, unusable_steps
+from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
 from proxyprune.errors import InputError, ModelFileError, ProxyPruneError
 from proxyprune.graph import ModelGraph
 from proxyprune.read import trace

@@ -234,7 +234,7 @@ class StepAdaptiveTrainer:
         run = self.config.run
         if run.loss_bins == 0 or read_json(self.folder / LOSSES) is not None:
             return
-        bins, base = bins_of(layout.members, run.loss_bins), self.setup.base_model(self.train_base())
+        bins, base = bins_of(layout.members, run.loss_bins), self.setup.base_model(load_file(self.folder / "base" / WEIGHTS))
         found = measure_bins(self.setup, base, experts, bins, run.loss_images)
         macs = evaluation_macs(bins, run.loss_images, self.setup.base_macs, None if experts is None else experts.macs)
         write_losses(self.folder, found, run.loss_images, macs)
