@@ -341,9 +341,8 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
         values = [line["frechet"]["value"] for line in runs]
         (mark,) = left.plot([100 * line["relative_macs"] for line in runs], values, "o", markersize=5, alpha=0.8, label=ARMS[arm].what)
         losses = _losses(runs)
-        if (
-            base is not None and losses is not None and arm != "base" and np.allclose(losses[:, 0], base[:, 0])
-        ):  # other intervals: other bins
+        same_bins = base is not None and losses is not None and np.allclose(losses[:, 0], base[:, 0])  # other intervals have other bins
+        if base is not None and losses is not None and arm != "base" and same_bins:
             middle.plot(losses[:, 0], 100 * (losses[:, 1] / base[:, 1] - 1), color=mark.get_color(), linewidth=1.2)
     left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps")
     left.set_ylim(0, 1.15 * left.dataLim.ymax)
