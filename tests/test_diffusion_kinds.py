@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepA
 from proxyprune.diffusion.config import NoiseConfig
 from proxyprune.diffusion.data import load_data
 from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.intervals import equal_db
 from proxyprune.diffusion.objective import TARGETS
 from proxyprune.diffusion.samplers import sampler
@@ -131,6 +134,20 @@ def test_every_kind_of_denoiser(tmp_path, kind):
     judged = command("evaluate", "-p", str(folder), "-n", "8", "--steps", "2", "--features", "digits", *own)
     assert judged["images"] == 8
     assert len(judged["losses"]) == 2
+    if kind == "class":
+        assert labels_drawn(loaded) == {3}
+
+
+def labels_drawn(pipeline: StepAdaptivePipeline) -> set[int]:
+    """Which classes the network is asked for, when it is judged against images that are all threes: they are as frequent as there."""
+    data = load_data(StepAdaptiveConfig.preset("digits-class").data)
+    assert data.labels is not None
+    threes = data.labels == 3
+    seen: set[int] = set()
+    embedding = pipeline.experts[0].get_submodule("class_embedding")
+    embedding.register_forward_pre_hook(lambda _, inputs: seen.update(inputs[0].tolist()))
+    evaluate(pipeline, replace(data, train=data.train[threes], labels=data.labels[threes]), load_features("digits"), images=8, steps=2)
+    return seen
 
 
 def command(*arguments: str) -> dict[str, Any]:
@@ -145,6 +162,13 @@ def test_a_condition_that_is_missing_is_told_before_training(tmp_path):
     (tmp_path / "own.json").write_text(json.dumps(CROSS))
     with pytest.raises(ModelFileError, match=r"encoder_hidden_states.*data\.labels"):
         StepAdaptiveTrainer(small_config(tmp_path, model=str(tmp_path / "own.json")), tmp_path / "run")
+
+
+def test_a_network_for_fewer_classes_than_the_data_have_is_told_before_training(tmp_path):
+    """Ten digits, an embedding for five: the first batch with a nine would fail inside torch."""
+    (tmp_path / "own.json").write_text(json.dumps(NETWORK | {"num_class_embeds": 5}))
+    with pytest.raises(ModelFileError, match=r"class_labels.*the last of 10 classes.*out of range"):
+        StepAdaptiveTrainer(small_config(tmp_path, model=str(tmp_path / "own.json"), **{"data.labels": True}), tmp_path / "run")
 
 
 PROCESSES = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from proxyprune.errors import StorageError
 
 SCHEMA = 1
 NAME = "checkpoint.safetensors"
+_ABANDONED = 3600.0
+"""Seconds after which a file that was being written is nobody's."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,7 @@ class Checkpoint:
             StorageError: If there is one, and it is damaged.
         """
         path = folder / NAME
-        for left in folder.glob(".checkpoint.*.saving") if folder.is_dir() else ():
-            left.unlink(missing_ok=True)  # of a run that was killed while writing
+        _sweep(folder)
         if not path.is_file():
             return None
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "rng": {}}
@@ -92,6 +95,14 @@ class Checkpoint:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"The checkpoint {path} is damaged ({error}). Remove it to start the stage again.") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed run left while writing; young files may be another job's that writes at this moment."""
+    for left in folder.glob(".checkpoint.*.saving") if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,11 +123,11 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str, T
 def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """The inverse of `optimizer_state`."""
     parameters = dict(model.named_parameters())
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for place, value in {**tensors, **plain}.items():
         name, _, key = place.rpartition("/")
         parameter = parameters[name]
-        entry = optimizer.state[parameter]
-        group = next(group for group in optimizer.param_groups if any(one is parameter for one in group["params"]))
+        entry, group = optimizer.state[parameter], groups[id(parameter)]
         inside = bool(group.get("fused") or group.get("capturable"))  # then the count of steps lives with the parameter too, as in torch
         moved = value.to(parameter.device) if isinstance(value, Tensor) and (value.numel() > 1 or inside) else value
         entry[key] = moved.clone() if isinstance(moved, Tensor) else moved

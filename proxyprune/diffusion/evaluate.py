@@ -128,18 +128,19 @@ def evaluate(
         schedule: The training process, for the losses; None leaves them out.
         images_given: Images that were generated earlier.
         seconds_given: How long that took.
-        condition: Labels or embeddings, one for each image. None lets classes take turns, and takes the embeddings of held-out images.
+        condition: Labels or embeddings, one for each image. None takes those of the reference's images, so that classes are as frequent; and
+            lets classes take turns where the data have no labels.
     """
-    if condition is None and pipeline.blueprint.calling.condition and not pipeline.blueprint.classes and data.held_out_labels is not None:
-        condition = repeated(data.held_out_labels, images)
+    enough = len(data.held_out) >= 2000
+    reference, known = (data.held_out, data.held_out_labels) if enough else (data.train, data.labels)
+    if condition is None and pipeline.blueprint.calling.condition and known is not None:
+        condition = repeated(known, images)
     started = time.perf_counter()
     if images_given is None:
         fake = pipeline.generate(images, steps=steps, batch_size=batch_size, seed=seed, condition=condition)
     else:
         fake = images_given
     seconds = time.perf_counter() - started if seconds_given is None else seconds_given
-    enough = len(data.held_out) >= 2000
-    reference = data.held_out if enough else data.train
     losses: tuple[float, ...] = ()
     if schedule is not None:
         models = [pipeline.experts[index] for index in range(len(pipeline.experts))] if pipeline.experts.resident else []

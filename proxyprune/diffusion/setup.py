@@ -66,7 +66,11 @@ class Setup:
         return found
 
     def _predicted_shape(self, model: nn.Module) -> tuple[int, ...]:
+        """Shape of a prediction for one image, at the last timestep and of the last class: embeddings that are too small show here."""
         image, times, condition = self._example()
+        times = times + times.new_tensor(float(self.schedule.times.max()))
+        if condition is not None and self.data.classes:
+            condition = condition + self.data.classes - 1
         try:
             with torch.no_grad():
                 return tuple(self.calling.predict(model.eval(), image, times, condition).shape)
@@ -74,6 +78,7 @@ class Setup:
             raise
         except Exception as error:  # the network is the user's, so anything may come out of it
             given = "no condition" if condition is None else f"{self.calling.condition} {tuple(condition.shape)} {condition.dtype}"
+            given += f", the last of {self.data.classes} classes" if condition is not None and self.data.classes else ""
             raise ModelFileError(
                 f"The network {self.source.label} does not run on one image {tuple(image.shape)} with {given}: {type(error).__name__}: "
                 f"{error}. Labels and embeddings come from the data, with data.labels=true."

@@ -121,6 +121,9 @@ class StepAdaptiveTrainer:
         for part in ("model", "weights", "seed", "data", "noise", "base"):
             if getattr(other, part) != getattr(self.config, part):
                 raise InputError(f"The base in {source} was trained with another {part}: {getattr(other, part)!r}. Train one for this run.")
+        if other.run.batch_size != self.config.run.batch_size:
+            size = other.run.batch_size
+            raise InputError(f"The base in {source} was trained with another run.batch_size: {size}. Take that, or train one for this run.")
         if read_json(source / "base" / RESULT) is None:
             raise TrainingError(
                 f"The base in {source} is not finished. Finish it first: proxyprune diffusion train --out {source} --stage base"
