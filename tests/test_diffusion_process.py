@@ -44,6 +44,15 @@ def test_snr_is_that_of_cumulative_alphas():
     np.testing.assert_allclose(schedule.snr_db, 10 * np.log10(abar / (1 - abar)), rtol=1e-9)
 
 
+def test_betas_are_those_that_were_asked_for():
+    """The process of published latents: square roots of the betas evenly spaced from 0.00085 to 0.012; diffusers' defaults otherwise."""
+    schedule = NoiseSchedule.of(NoiseConfig(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    np.testing.assert_allclose(schedule.signal**2, np.cumprod(1 - betas), rtol=1e-4)
+    usual = NoiseSchedule.of(NoiseConfig(schedule="linear"))
+    np.testing.assert_allclose(usual.signal**2, np.cumprod(1 - np.linspace(0.0001, 0.02, 1000)), rtol=1e-4)
+
+
 def test_known_cuts_of_the_cosine_schedule():
     """At T = 1000 and N = 4: equal dB degenerates without a clip, +-20 dB spreads it, dynamic programming on dB lies between."""
     assert firsts(equal_db(COSINE, 4, clip_db=1e9)) == [161, 943, 998]
@@ -360,6 +369,8 @@ def test_every_setting_can_be_set_by_name():
         *((name, value) for name in limits.PARTS_OF_THE_WHOLE for value in (0.0, 1.1, math.nan)),
         *((name, value) for name in limits.ABOVE_ZERO for value in (0.0, math.inf, math.nan)),
         *((name, -1) for name in limits.NOT_NEGATIVE),
+        *(("noise.beta_start", value) for value in (0.0, 0.02, math.nan)),
+        *(("noise.beta_end", value) for value in (0.00001, 1.0, math.nan)),
         ("budgets.sizes", ()),
         ("budgets.sizes", (0.5, 1.0)),
         ("compute.expert_weights", (1.0, 2.0)),

@@ -46,6 +46,8 @@ class NoiseConfig:
         schedule: Beta schedule as diffusers names it, or "flow" for straight paths.
         prediction: What the network predicts.
         timesteps: Steps of the training process.
+        beta_start: First beta of "linear" and "scaled_linear"; the cosine and straight paths have none.
+        beta_end: Last one; published networks differ in it, such as 0.012 with "scaled_linear" for latents.
         zero_terminal_snr: Rescale so that the last timestep is pure noise.
         clip_db: SNR is clipped to +- this before intervals are made.
         shift: Shift of the flow sigmas.
@@ -54,6 +56,8 @@ class NoiseConfig:
     schedule: str = "linear"
     prediction: str = "epsilon"
     timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
     zero_terminal_snr: bool = False
     clip_db: float = 20.0
     shift: float = 1.0

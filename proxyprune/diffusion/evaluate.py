@@ -128,8 +128,8 @@ def evaluate(
         schedule: The training process, for the losses; None leaves them out.
         images_given: Images that were generated earlier.
         seconds_given: How long that took.
-        condition: Labels or embeddings, one for each image. None takes those of the reference's images, so that classes are as frequent; and
-            lets classes take turns where the data have no labels.
+        condition: Labels or embeddings, one for each image. None takes those of the reference's images, so that classes are as frequent;
+            classes take turns where the data have no labels.
     """
     enough = len(data.held_out) >= 2000
     reference, known = (data.held_out, data.held_out_labels) if enough else (data.train, data.labels)

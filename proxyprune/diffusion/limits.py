@@ -116,6 +116,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
     if (values["noise.schedule"] == "flow") != (values["noise.prediction"] == "flow"):
         found.append("noise.schedule 'flow' and noise.prediction 'flow' go together")
+    first, last = values["noise.beta_start"], values["noise.beta_end"]
+    if not 0.0 < first < last < 1.0:
+        found.append(f"noise.beta_start and noise.beta_end must rise within (0, 1), found {first!r} and {last!r}")
     if values["noise.zero_terminal_snr"] and values["noise.prediction"] == "epsilon":
         found.append("noise.zero_terminal_snr leaves nothing to predict noise from at the last timestep; use v_prediction or sample")
     return found

@@ -105,6 +105,8 @@ def training_scheduler(config: NoiseConfig) -> Any:
     return DDPMScheduler(
         num_train_timesteps=config.timesteps,
         beta_schedule=config.schedule,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
         prediction_type=config.prediction,
         rescale_betas_zero_snr=config.zero_terminal_snr,
         timestep_spacing="trailing" if config.zero_terminal_snr else "leading",
