@@ -211,6 +211,9 @@ class PrunePlan:
     def check(self, graph: ModelGraph) -> None:
         """Make sure that the plan fits a graph.
 
+        Args:
+            graph: Trace of the network that is about to be cut.
+
         Raises:
             PlanMismatchError: If it was made for another structure, or keeps atoms that the graph's groups do not have.
         """
@@ -238,7 +241,11 @@ class PrunePlan:
         )
 
     def atoms(self, graph: ModelGraph) -> NDArray[np.int64]:
-        """Atoms kept per prunable group, [groups], in the order of `graph.prunable`."""
+        """Atoms kept per prunable group, [groups], in the order of `graph.prunable`.
+
+        Args:
+            graph: Trace of the unpruned network; groups that the plan does not name stay whole.
+        """
         return np.array([len(self.kept[g.id]) if g.id in self.kept else g.atoms for g in graph.prunable], dtype=np.int64)
 
 

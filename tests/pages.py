@@ -56,6 +56,11 @@ class Fence:
         """Words of every line behind a prompt."""
         return [shlex.split(line[2:], comments=True) for line in self.lines if line.startswith("$ ")]
 
+    @property
+    def output(self) -> list[str]:
+        """Lines without a prompt: what the commands print, as far as it is shown; "..." stands for lines that are left out."""
+        return [line for line in self.lines if line.strip() not in ("", "...") and not line.startswith("$ ")]
+
     def shortening(self, words: list[str]) -> list[str]:
         """Options to add to a command."""
         for part in filter(None, self.markers.get("shortened", "").split(";")):

@@ -53,15 +53,19 @@ def test_page(page, names):
 
 
 def follow_console(fence: Fence, names: Names) -> None:
-    """Run the commands of a block, unless a comment says why not."""
+    """Run the commands of a block, unless a comment says why not; what is shown below a command is what it prints."""
     if "not run" in fence.markers:
         return
+    printed: set[str] = set()
     for words in fence.commands:
         if words[0] in ELSEWHERE:
             continue
         assert words[0] == "proxyprune", f"{fence}: {words[0]!r} is not run: say why above the block, <!-- not run: REASON -->"
         done = CliRunner().invoke(main, [*words[1:], *fence.shortening(words)])
         assert done.exit_code == 0, f"{fence}: {' '.join(words)}\n{done.output}\n{done.exception!r}"
+        printed |= {" ".join(line.split()) for line in done.output.splitlines()}
+    for shown in fence.output:
+        assert " ".join(shown.split()) in printed, f"{fence}: not printed: {shown}"
 
 
 def follow_python(fence: Fence, names: Names) -> None:

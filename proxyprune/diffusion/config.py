@@ -270,7 +270,10 @@ class StepAdaptiveConfig:
         return cls.from_dict(CONFIGS[name])
 
     def with_values(self, values: Mapping[str, Any]) -> StepAdaptiveConfig:
-        """A copy with other values, by dotted name: {"budgets.target": 0.5}.
+        """A copy with other values.
+
+        Args:
+            values: By dotted name: {"budgets.target": 0.5}; `settings` lists all names.
 
         Raises:
             UnknownNameError: If a name does not exist.

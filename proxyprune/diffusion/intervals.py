@@ -50,7 +50,12 @@ class Interval:
         return self.last - self.first + 1
 
     def reach(self, margin: float, timesteps: int) -> tuple[int, int]:
-        """First and last timestep with a margin on both sides, a share of the interval's own; within a process of so many timesteps."""
+        """First and last timestep with a margin on both sides.
+
+        Args:
+            margin: Share of the interval's own timesteps that is added at each end.
+            timesteps: Of the whole process, which is never left.
+        """
         beyond = round(margin * self.timesteps)
         return max(0, self.first - beyond), min(timesteps - 1, self.last + beyond)
 
@@ -82,12 +87,19 @@ class Intervals:
         return len(self.boundaries_db) + 1
 
     def interval_of(self, snr: FloatArray | float) -> IntArray:
-        """Index of the interval of each noise level, by SNR in dB; infinities belong to the ends."""
+        """Index of the interval of each noise level, of the shape of `snr`.
+
+        Args:
+            snr: Signal-to-noise ratios in dB; infinities belong to the ends.
+        """
         rising = -np.asarray(self.boundaries_db, np.float64)
         return np.asarray(np.searchsorted(rising, -np.asarray(snr, np.float64), side="left"), np.int64)
 
     def over(self, schedule: NoiseSchedule) -> tuple[Interval, ...]:
-        """The intervals with the timesteps of a training process.
+        """The intervals with the timesteps of a training process, from the clean end to the noisy one.
+
+        Args:
+            schedule: The process.
 
         Raises:
             InputError: If an interval holds no timestep of it.
@@ -105,7 +117,11 @@ class Intervals:
         return tuple(found)
 
     def counts(self, snr: FloatArray) -> tuple[int, ...]:
-        """How many of a sampler's steps fall into each interval."""
+        """How many of a sampler's steps fall into each interval, [intervals].
+
+        Args:
+            snr: Signal-to-noise ratio of each step in dB, [steps].
+        """
         return tuple(int(n) for n in np.bincount(self.interval_of(snr), minlength=len(self)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +144,12 @@ class Intervals:
 
     @classmethod
     def at(cls, cuts: Sequence[int], schedule: NoiseSchedule, method: str) -> Intervals:
-        """Boundaries in front of the given timesteps (0 < cut < T, rising).
+        """Boundaries in front of given timesteps, halfway in dB between the neighbours.
+
+        Args:
+            cuts: First timestep of every interval but the first, 0 < cut < T, rising.
+            schedule: The process that they are timesteps of.
+            method: How they were found, for the record.
 
         Raises:
             InputError: If a cut leaves an interval empty.

@@ -62,7 +62,10 @@ class Ledger:
         return self.spent_macs / self.limit_macs if self.limit_macs else None
 
     def add(self, *entries: Entry) -> Ledger:
-        """A ledger with more entries.
+        """A ledger with more entries; those without cost are left out.
+
+        Args:
+            entries: What is about to be spent.
 
         Raises:
             ComputeError: If that would exceed the limit.
@@ -102,7 +105,12 @@ class Ledger:
 
     @classmethod
     def merged(cls, limit_macs: int | None, parts: Iterable[Ledger]) -> Ledger:
-        """One ledger of what several jobs spent; the limit is reported, not enforced, because it is spent already."""
+        """One ledger of what several jobs spent; the limit is reported, not enforced, because it is spent already.
+
+        Args:
+            limit_macs: Training MACs that all of them together may cost, or None.
+            parts: A ledger of each job.
+        """
         return cls(limit_macs, tuple(entry for part in parts for entry in part.entries))
 
 

@@ -62,21 +62,46 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         return self
 
     def use(self, name: str) -> StepAdaptivePipeline:
-        """Sample with another scheduler for the same process: "ddim", "dpm++", "euler", "flow" or a class name of diffusers."""
+        """Sample with another scheduler for the same process.
+
+        Args:
+            name: "ddim", "ddpm", "dpm++", "euler", "heun", "unipc", "flow", or the name of a class in diffusers.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            InputError: If diffusers has none of this name, or it samples another process.
+        """
         self.scheduler = sampler(name, self._trained_with)
         return self
 
     def compile(self, **options: Any) -> StepAdaptivePipeline:
-        """Compile every expert with torch.compile when it is first needed."""
+        """Compile every expert with torch.compile when it is first needed.
+
+        Args:
+            options: For torch.compile.
+
+        Returns:
+            This pipeline.
+        """
         self.experts.compile_options = options
         return self
 
     def sampling_macs(self, steps: int) -> int:
-        """Exact MACs of one image at so many steps of the present scheduler."""
+        """Exact MACs of one image: every step of the present scheduler at the cost of the expert that takes it.
+
+        Args:
+            steps: Sampling steps.
+        """
         return self._sampler().macs(steps)
 
     def relative_macs(self, steps: int) -> float:
-        """The same, as a share of what the unpruned network would cost."""
+        """The same, as a share of what the unpruned network would cost.
+
+        Args:
+            steps: Sampling steps.
+        """
         sampling = self._sampler()
         return sampling.macs(steps) / (self.blueprint.base_macs * len(sampling.route(steps)))
 

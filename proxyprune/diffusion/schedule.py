@@ -55,17 +55,29 @@ class NoiseSchedule:
         return snr_db(self.signal, self.noise)
 
     def clipped_db(self, limit: float) -> FloatArray:
-        """SNR clipped to +- `limit` dB: what lies beyond is equally easy, and infinities become numbers."""
+        """SNR of every timestep in dB, [T], clipped: what lies beyond is equally easy, and infinities become numbers.
+
+        Args:
+            limit: In dB, at both ends.
+        """
         return np.asarray(np.clip(self.snr_db, -limit, limit))
 
     @classmethod
     def of(cls, config: NoiseConfig) -> NoiseSchedule:
-        """The process of a configuration."""
+        """The process of a configuration.
+
+        Args:
+            config: Schedule, prediction, timesteps.
+        """
         return cls.from_scheduler(training_scheduler(config), config.prediction)
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, prediction: str | None = None) -> NoiseSchedule:
         """Read the process that a diffusers scheduler samples.
+
+        Args:
+            scheduler: Of the DDPM family, or of flow matching.
+            prediction: What the network predicts; None reads it from the scheduler.
 
         Raises:
             InputError: If the scheduler has neither cumulative alphas nor flow sigmas.

@@ -148,6 +148,12 @@ class StepAdaptiveTrainer:
     def train_expert(self, index: int) -> dict[str, Any]:
         """Stage 2 of one interval; jobs on several machines may each run one and share the folder.
 
+        Args:
+            index: Of the interval, from the clean end.
+
+        Returns:
+            The record of the expert: MACs, parameters, steps, ledger.
+
         Raises:
             InputError: If there is no such interval.
         """

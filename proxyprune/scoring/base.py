@@ -79,7 +79,16 @@ class Scorer(Protocol):
         ...
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """Score every block of `graph` in [0, 1]; larger means keep."""
+        """Score every block of `graph` in [0, 1]; larger means keep.
+
+        Args:
+            graph: Trace of the network: blocks with their costs and wiring, groups of channels with their atoms.
+            context: The network itself, calibration batches, a loss and a seed, as far as `needs` asks for them.
+
+        Returns:
+            A score for every block; scores for the atoms of groups, where the scorer has them; and notes that a reader of the ranking
+            should see.
+        """
         ...
 
 
