@@ -30,6 +30,7 @@ from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
 from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
+from proxyprune.diffusion.specialise import split_allowance
 from proxyprune.errors import DivergedError, InputError, StorageError, TargetError, TrainingError
 from proxyprune.reporting.reading import read_result
 from proxyprune.reporting.rendering import render
@@ -61,6 +62,22 @@ def test_ledger_entries_are_what_was_computed(finished):
     assert entry.macs == 3 * trainer.setup.base_macs * 16 * len(losses(run, "base"))
     expert = [e for e in trainer.ledger().entries if e.interval == 1 and e.what == "training"]
     assert sum(e.images for e in expert) == 16 * len(losses(run, "expert-1"))
+
+
+def test_without_recovery_a_smaller_expert_trains_as_long_as_a_whole_one(tmp_path):
+    """Two cuts: its steps are those that the whole network could take after the scoring, however much the cuts save."""
+    config = small_config(
+        tmp_path, pruning__rounds=2, compute__saved_to_recovery=False, compute__reference_steps=80, compute__between_share=0.9
+    )
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    trainer.train()
+    layout = trainer.layout()
+    for index in range(2):
+        record = json.loads((tmp_path / "run" / f"expert-{index}" / "result.json").read_text())
+        scoring = sum(e.macs for e in trainer.ledger().entries if e.interval == index and e.what == "scoring")
+        whole = (split_allowance(trainer._left(layout), (1.0, 1.0))[index] - scoring) // (16 * 3 * trainer.setup.base_macs)
+        assert whole - 1 <= record["steps"] <= whole  # one step may be lost at the end of a phase
+    assert trainer.ledger().share < 0.97
 
 
 def test_sampling_cost_is_within_the_target(finished):

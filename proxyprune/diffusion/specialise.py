@@ -162,12 +162,20 @@ class Specialist:
         """How many steps the next phase gets, from what is left."""
         config = self.setup.config
         planned = int(self.setup.base_macs * self.fraction ** (number / max(1, len(self._shares) - 1))) if number else self.setup.base_macs
-        left = int(self._shares[number] * self.allowance_macs) - training.ledger.spent_macs
+        left = int(self._shares[number] * self.allowance_macs) - self._counted(training)
         teacher = self.setup.base_macs if self._has_teacher(number) else 0
         charged = planned if config.compute.saved_to_recovery else self.setup.base_macs
         steps = max(0, affordable_steps(max(0, left), charged, config.run.batch_size, teacher))
         begin = training.ledger.spent_macs / self.allowance_macs if training.step else 0.0  # what scoring cost takes nothing off the warmup
         return Phase(number, training.step, training.step + steps, (min(begin, self._shares[number]), self._shares[number]))
+
+    def _counted(self, training: Training) -> int:
+        """MACs that count as spent: without recovery from what is saved, every step counts as one of the whole network."""
+        config, spent = self.setup.config, training.ledger.spent_macs
+        if config.compute.saved_to_recovery:
+            return spent
+        steps = sum(entry.macs for entry in training.ledger.entries if entry.what == "training")
+        return spent - steps + training_macs(self.setup.base_macs, training.step * config.run.batch_size)
 
     def _has_teacher(self, number: int) -> bool:
         experts = self.setup.config.experts
