@@ -179,6 +179,15 @@ PROCESSES = {
     "flow": (NoiseConfig(schedule="flow", prediction="flow"), ("flow", "dpm++", "FlowMatchHeunDiscreteScheduler")),
     "shifted flow": (NoiseConfig(schedule="flow", prediction="flow", shift=3.0), ("flow", "dpm++")),
 }
+UNFIT = (
+    "EulerAncestralDiscreteScheduler",
+    "PNDMScheduler",
+    "UnCLIPScheduler",
+    "RePaintScheduler",
+    "VQDiffusionScheduler",
+    "IPNDMScheduler",
+)
+"""Schedulers of diffusers that do not sample a network that predicts the image: each fails in its own way, and at another place."""
 SAMPLERS = [(process, name) for process, (_, names) in PROCESSES.items() for name in names]
 
 
@@ -232,3 +241,18 @@ def test_every_process_trains_and_samples(tmp_path, process):
         drawn = pipeline.use(name).generate(2, steps=4, progress=False)
         assert drawn.shape == (2, 1, 8, 8)
         assert pipeline.relative_macs(20) < 1.0
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_scheduler_that_does_not_fit_is_named(name):
+    """What diffusers raises in the middle of sampling, or when the scheduler is made, comes out as one sentence with what fits."""
+    config = PROCESSES["x0"][0]
+    knows = Knows(NoiseSchedule.of(config), torch.zeros(1, 4, 4))
+    generators = image_generators(0, 0, 2)
+    with pytest.raises(InputError, match=rf"{name}.*ddim, ddpm and dpm\+\+ fit"):
+        Sampler(
+            Experts.of([knows, knows], (1, 1)),
+            equal_db(NoiseSchedule.of(config), 2),
+            Calling.of(knows, conditional=False),
+            sampler(name, training_scheduler(config)),
+        ).denoise(initial_noise(generators, (1, 4, 4), torch.device("cpu")), 8, None, generators)

@@ -5,12 +5,14 @@ Why each setting is as it is, with figures: docs/design/step-adaptive.md, "Sampl
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from proxyprune.diffusion.schedule import is_flow, snr_of_steps
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, ProxyPruneError
 
 _PROCESS = (
     "num_train_timesteps",
@@ -41,6 +43,7 @@ _NOISE_SHARE = 0.01
 """Signal's share of the variance below which a process goes far beyond that."""
 _FEW = 5
 """Steps up to which a sampler may well begin in the middle: its steps are that long."""
+_FITTING = "ddim, ddpm and dpm++ fit every process that is trained here but straight paths; flow fits those."
 _SAME_ALPHA = 1e-5
 """Difference of cumulative alphas that rounding makes."""
 
@@ -60,13 +63,35 @@ def sampler(name: str, scheduler: Any) -> Any:
     short = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
     short |= {"heun": "HeunDiscreteScheduler", "unipc": "UniPCMultistepScheduler", "flow": "FlowMatchEulerDiscreteScheduler"}
     kind = getattr(diffusers, short.get(name, name), None)
-    if kind is None or not hasattr(kind, "set_timesteps"):
-        raise InputError(f"diffusers has no scheduler {name!r}. Short names are {', '.join(short)}; a class name of diffusers works too.")
-    if is_flow(scheduler) and "FlowMatch" not in kind.__name__:
-        return _on_straight_paths(kind, scheduler)
-    found = kind(**_settings(kind, scheduler))
+    with named(short.get(name, name)):
+        if kind is None or not hasattr(kind, "set_timesteps"):
+            raise InputError(
+                f"diffusers has no scheduler {name!r}. Short names are {', '.join(short)}; a class name of diffusers works too."
+            )
+        if is_flow(scheduler) and "FlowMatch" not in kind.__name__:
+            return _on_straight_paths(kind, scheduler)
+        found = kind(**_settings(kind, scheduler))
     _check_process(found, scheduler)
     return found
+
+
+@contextlib.contextmanager
+def named(scheduler: str) -> Iterator[None]:
+    """Whatever a scheduler of diffusers raises about what it cannot do comes out with its name.
+
+    Args:
+        scheduler: Name of the class.
+
+    Raises:
+        InputError: In place of an error about missing packages, arguments, or parts of an interface.
+    """
+    try:
+        yield
+    except ProxyPruneError:
+        raise
+    except (ImportError, NotImplementedError, ValueError, TypeError, AttributeError, LookupError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{scheduler} of diffusers does not sample this process: {type(error).__name__}: {reason}. {_FITTING}") from error
 
 
 def _on_straight_paths(kind: Any, scheduler: Any) -> Any:
@@ -114,7 +139,7 @@ def _check_process(found: Any, scheduler: Any) -> None:
         raise InputError(
             f"{type(found).__name__} samples another process than the one that the network was trained on"
             f"{' (it cannot end in pure noise, as zero_terminal_snr has it)' if scheduler.config.get('rescale_betas_zero_snr') else ''}. "
-            "ddim, ddpm and dpm++ fit every process that is trained here but straight paths; flow fits those."
+            f"{_FITTING}"
         )
 
 

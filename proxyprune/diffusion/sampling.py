@@ -13,7 +13,7 @@ from torch import Tensor
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals
-from proxyprune.diffusion.samplers import check_start, unusable_steps
+from proxyprune.diffusion.samplers import check_start, named, unusable_steps
 from proxyprune.diffusion.schedule import snr_of_steps
 from proxyprune.scoring.seeds import derived_seed
 
@@ -40,8 +40,9 @@ class Sampler:
         Raises:
             InputError: If the scheduler does not begin at noise with so many steps.
         """
-        self.scheduler.set_timesteps(steps)
-        levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]
+        with named(type(self.scheduler).__name__):
+            self.scheduler.set_timesteps(steps)
+            levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]
         check_start(self.scheduler, steps, float(levels[0]))
         return tuple(int(index) for index in self.intervals.interval_of(levels))
 
@@ -60,7 +61,8 @@ class Sampler:
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
             predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)
-            images = scheduler.step(predicted, time, images, **extra).prev_sample
+            with named(type(scheduler).__name__):
+                images = scheduler.step(predicted, time, images, **extra).prev_sample
         return images.clamp(-1.0, 1.0)
 
 
