@@ -1,11 +1,12 @@
-"""Writing a file as a whole or not at all: beside its place, to the disk, and there by one rename. Needs no torch."""
+"""Writing a file or a folder as a whole or not at all: beside its place, to the disk, and there by one rename. Needs no torch."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,49 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         StorageError: If that fails.
     """
     write_text(path, json.dumps(dict(content), indent=1, allow_nan=False) + "\n")
+
+
+def put_folder(fresh: Path, target: Path, *, foreign: Callable[[Path], Iterable[Path]] = lambda _: ()) -> None:
+    """Put a folder in the place of another; on failure the other is what it was.
+
+    Args:
+        fresh: A complete folder beside the target.
+        target: Where it goes; may be missing.
+        foreign: Of the old folder, what moves over to the new one.
+
+    Raises:
+        OSError: If a rename fails.
+    """
+    fresh.chmod(0o777 & ~_umask())
+    if not target.exists():
+        fresh.rename(target)
+        to_disk(target.parent)
+        return
+    kept = fresh.with_suffix(".previous")
+    target.rename(kept)
+    try:
+        fresh.rename(target)
+    except OSError:
+        kept.rename(target)
+        raise
+    for extra in foreign(kept):
+        extra.rename(target / extra.name)
+    shutil.rmtree(kept, ignore_errors=True)
+    to_disk(target.parent)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file or folder has reached the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

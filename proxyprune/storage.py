@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from proxyprune.destination import refuse_foreign, resolved
 from proxyprune.errors import ModelFileError, PlanFormatError, PlanMismatchError, ProxyPruneError, StorageError, WeightsError
+from proxyprune.files import put_folder, to_disk
 from proxyprune.graph import ModelGraph
 from proxyprune.manifest import (
     FILES,
@@ -111,7 +112,7 @@ def save(result: Saveable, folder: str | Path) -> Path:
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
         try:
             _write_all(result, tensors, shared, fresh)
-            _swap(fresh, target)
+            put_folder(fresh, target, foreign=_extras)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return Path(folder)
@@ -187,7 +188,7 @@ def _write_all(result: Saveable, tensors: Mapping[str, Tensor], shared: Mapping[
     _write(folder / STRUCTURE, _json(result.graph.to_dict()))
     _write(folder / REPORT, _json(result.report.to_dict()))
     safetensors.torch.save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    _to_disk(folder / WEIGHTS)
+    to_disk(folder / WEIGHTS)
     training = result.model.training
     manifest = Manifest(
         sha256={name: sha256_of(folder / name) for name in FILES if name != MANIFEST},
@@ -197,7 +198,7 @@ def _write_all(result: Saveable, tensors: Mapping[str, Tensor], shared: Mapping[
         exceptions=tuple(name for name, module in result.model.named_modules() if module.training != training),
     )
     _write(folder / MANIFEST, _json(manifest.to_dict()))
-    _to_disk(folder)
+    to_disk(folder)
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -211,45 +212,8 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _to_disk(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` in the place of `target`; on failure `target` is what it was."""
-    fresh.chmod(0o777 & ~_umask())
-    if not target.exists():
-        fresh.rename(target)
-        _to_disk(target.parent)
-        return
-    kept = fresh.with_suffix(".previous")
-    target.rename(kept)
-    try:
-        fresh.rename(target)
-    except OSError:
-        kept.rename(target)
-        raise
-    for extra in _extras(kept):
-        extra.rename(target / extra.name)
-    shutil.rmtree(kept, ignore_errors=True)
-    _to_disk(target.parent)
-
-
 def _extras(folder: Path) -> Iterable[Path]:
     return [path for path in folder.iterdir() if path.name not in FILES]
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 @contextmanager

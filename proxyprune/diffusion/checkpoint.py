@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proxyprune.errors import StorageError
+from proxyprune.files import to_disk
 
 SCHEMA = 1
 NAME = "checkpoint.safetensors"
@@ -145,17 +146,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read: {error}. Remove it to do that stage again.") from error
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def rng_state() -> Tensor:

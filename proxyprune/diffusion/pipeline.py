@@ -24,7 +24,7 @@ from proxyprune.diffusion.progress import bar
 from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
 from proxyprune.errors import InputError, ModelFileError, StorageError
-from proxyprune.files import write_json
+from proxyprune.files import put_folder, write_json
 
 INDEX = "model_index.json"
 TRAINED_WITH = "training_scheduler"
@@ -195,7 +195,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
             try:
                 self._write(fresh)
-                _put_in_place(fresh, target)
+                put_folder(fresh, target)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
         except OSError as error:
@@ -296,18 +296,3 @@ def _as_many(generator: torch.Generator | Sequence[torch.Generator], count: int)
     if len(generator) != count:
         raise InputError(f"Expected {count} generators, one for each image, found {len(generator)}.")
     return list(generator)
-
-
-def _put_in_place(fresh: Path, target: Path) -> None:
-    fresh.chmod(0o755)
-    if not target.exists():
-        fresh.rename(target)
-        return
-    kept = fresh.with_suffix(".previous")
-    target.rename(kept)
-    try:
-        fresh.rename(target)
-    except OSError:
-        kept.rename(target)
-        raise
-    shutil.rmtree(kept, ignore_errors=True)

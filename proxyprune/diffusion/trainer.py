@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proxyprune.diffusion.blueprint import Blueprint
-from proxyprune.diffusion.checkpoint import Checkpoint, read_json, to_disk
+from proxyprune.diffusion.checkpoint import Checkpoint, read_json
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.images import grid, save_picture
@@ -30,7 +30,7 @@ from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
 from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import InputError, StorageError, TrainingError
-from proxyprune.files import write_json, write_text
+from proxyprune.files import to_disk, write_json, write_text
 
 CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
 PREVIEW = (20, 16)
