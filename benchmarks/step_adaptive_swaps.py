@@ -1,56 +1,77 @@
-"""Which interval's expert helps: the full base with one expert at a time in its place, then all of them.
+"""Which interval matters: a full base with other networks in one interval at a time, then in all.
 
-    python benchmarks/step_adaptive_swaps.py --runs FOLDER/seed-0 --arm formula_80
+    python benchmarks/step_adaptive_swaps.py --base FOLDER/seed-0/base --other FOLDER/seed-0/formula_80 --label experts
+    python benchmarks/step_adaptive_swaps.py --base FOLDER/seed-0/base --other WIDER/seed-0/base --label capacity
 
-FOLDER is the one of step_adaptive.py; the arms base and --arm must be finished there. One seed, fewer images than the experiment's: this
-says where to look, not what is so.
+With the experts of an arm, this says which of them helps. With a base that is wider, it says where capacity is missing; the losses beside
+it say by which of their differences one could have known: what the loss loses in absolute terms, or the logarithm of the ratio. One seed,
+fewer images than the experiment's: this says where to look, not what is so. Labels that are in the JSON already keep their figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import environment, print_table, save
+from common import RESULTS, environment, print_table, save
 
 from proxyprune.diffusion import StepAdaptivePipeline
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.data import load_data
+from proxyprune.diffusion.evaluate import held_out_losses
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.features import load_features
+from proxyprune.diffusion.intervals import equal_db
 from proxyprune.diffusion.metrics import frechet_distance
+from proxyprune.diffusion.schedule import NoiseSchedule
+
+NAME = "step_adaptive_swaps"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="folder of one seed")
-    parser.add_argument("--arm", default="formula_80")
+    parser.add_argument("--base", type=Path, required=True, help="run of the full base")
+    parser.add_argument("--other", type=Path, required=True, help="run whose networks take its place")
+    parser.add_argument("--label", required=True, help="name in the JSON")
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--sampler", default="dpm++")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    base = StepAdaptivePipeline.from_pretrained(arguments.runs / "base" / "pipeline").experts
-    pipeline = StepAdaptivePipeline.from_pretrained(arguments.runs / arguments.arm / "pipeline").use(arguments.sampler)
-    own, count = pipeline.experts, len(pipeline.experts)
-    features = load_features("fashion-mnist")
-    data = load_data(StepAdaptiveConfig.from_json(arguments.runs / "base" / "config.json").data)
+    config = StepAdaptiveConfig.from_json(arguments.base / "config.json")
+    data, features, schedule = load_data(config.data), load_features("fashion-mnist"), NoiseSchedule.of(config.noise)
+    whole = StepAdaptivePipeline.from_pretrained(arguments.base / "pipeline").experts
+    pipeline = StepAdaptivePipeline.from_pretrained(arguments.other / "pipeline").use(arguments.sampler)
+    others = pipeline.experts
+    if len(others) == 1:
+        pipeline.blueprint = replace(pipeline.blueprint, intervals=equal_db(schedule, config.intervals.count, config.noise.clip_db))
+    intervals = pipeline.blueprint.intervals
+    count = len(intervals)
+    base, other = [whole[0]] * count, [others[index % len(others)] for index in range(count)]
+    macs = [others.macs[index % len(others)] for index in range(count)]
+    judged = [held_out_losses(networks, intervals, pipeline.blueprint.calling, data, schedule, seed=0) for networks in (base, other)]
     reference, rows = features.of(data.held_out), []
     for swapped in (set(), *({index} for index in range(count)), set(range(count))):
-        chosen = [own if index in swapped else base for index in range(count)]
-        place = [index if index in swapped else 0 for index in range(count)]
-        pipeline.experts = Experts.of(
-            [experts[at] for experts, at in zip(chosen, place, strict=True)], [e.macs[at] for e, at in zip(chosen, place, strict=True)]
-        )
-        images = pipeline.generate(arguments.images, steps=arguments.steps, batch_size=100, seed=1)
-        row = {"experts": ", ".join(map(str, sorted(swapped))) or "none", "sampling": pipeline.relative_macs(arguments.steps)}
-        rows.append(row | {"FD": frechet_distance(reference, features.of(images)), "brightness": float(images.float().mean())})
+        networks = [other[index] if index in swapped else base[index] for index in range(count)]
+        pipeline.experts = Experts.of(networks, [macs[index] if index in swapped else whole.macs[0] for index in range(count)])
+        images = pipeline.generate(arguments.images, steps=arguments.steps, batch_size=250, seed=1)
+        row = {"other networks in": ", ".join(map(str, sorted(swapped))) or "none", "FD": frechet_distance(reference, features.of(images))}
+        rows.append(row | {"brightness": float(images.float().mean())})
         print(rows[-1], flush=True)
-    print_table(f"{arguments.arm}: experts in place of the base", list(rows[0]), rows)
-    settings = {name: getattr(arguments, name) for name in ("arm", "images", "sampler", "steps")}
-    save("step_adaptive_swaps", {"environment": environment(), **settings, "rows": rows})
+    for index, (before, after) in enumerate(zip(*judged, strict=True)):
+        change = {"gain in FD": rows[0]["FD"] - rows[1 + index]["FD"], "loss": before, "loss of the other": after}
+        rows[1 + index] |= change | {"difference": before - after, "log ratio": math.log(before / after)}
+    print_table(arguments.label, list(rows[1]), [dict.fromkeys(rows[1], "") | row for row in rows])
+    settings = {name: getattr(arguments, name) for name in ("images", "sampler", "steps")}
+    params = {"base": whole.params[0], "other": list(others.params)}
+    path = RESULTS / f"{NAME}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    save(NAME, earlier | {arguments.label: {"environment": environment(), **settings, "params": params, "rows": rows}})
 
 
 if __name__ == "__main__":
