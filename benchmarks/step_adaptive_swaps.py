@@ -15,6 +15,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import RESULTS, environment, print_table, save
@@ -55,13 +56,14 @@ def main() -> None:
     base, other = [whole[0]] * count, [others[index % len(others)] for index in range(count)]
     macs = [others.macs[index % len(others)] for index in range(count)]
     judged = [held_out_losses(networks, intervals, pipeline.blueprint.calling, data, schedule, seed=0) for networks in (base, other)]
-    reference, rows = features.of(data.held_out), []
+    reference = features.of(data.held_out)
+    rows: list[dict[str, Any]] = []
     for swapped in (set(), *({index} for index in range(count)), set(range(count))):
         networks = [other[index] if index in swapped else base[index] for index in range(count)]
         pipeline.experts = Experts.of(networks, [macs[index] if index in swapped else whole.macs[0] for index in range(count)])
         images = pipeline.generate(arguments.images, steps=arguments.steps, batch_size=250, seed=1)
-        row = {"other networks in": ", ".join(map(str, sorted(swapped))) or "none", "FD": frechet_distance(reference, features.of(images))}
-        rows.append(row | {"brightness": float(images.float().mean())})
+        row = {"other networks in": ", ".join(map(str, sorted(swapped))) or "none"}
+        rows.append(row | {"FD": frechet_distance(reference, features.of(images)), "brightness": float(images.float().mean())})
         print(rows[-1], flush=True)
     for index, (before, after) in enumerate(zip(*judged, strict=True)):
         change = {"gain in FD": rows[0]["FD"] - rows[1 + index]["FD"], "loss": before, "loss of the other": after}
