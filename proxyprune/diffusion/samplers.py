@@ -89,6 +89,7 @@ def named(scheduler: str) -> Iterator[None]:
         yield
     except ProxyPruneError:
         raise
+    # Each of these is raised by some scheduler of diffusers; running out of memory, a RuntimeError, is not the scheduler's doing.
     except (ImportError, NotImplementedError, ValueError, TypeError, AttributeError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{scheduler} of diffusers does not sample this process: {type(error).__name__}: {reason}. {_FITTING}") from error
