@@ -135,8 +135,8 @@ class Arm:
     compute: float = 1.0
 
 
-# Budgets are met for 50 steps of DDIM; one point lower, 20 steps of DPM-Solver++, which stand elsewhere, meet them too.
 _WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
+# Budgets are met for 50 steps of DDIM; one point lower, 20 steps of DPM-Solver++, which stand elsewhere, meet them too.
 _MEASURED_80 = {"budgets.method": "measured", "budgets.target": 0.79, "budgets.sizes": [0.85, 0.7, 0.5]}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.79, "budgets.capacity": "clean"}
 ARMS: Mapping[str, Arm] = {
