@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -403,6 +404,25 @@ def test_damaged_checkpoint_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StorageError, match=r"checkpoint\.safetensors"):
         StepAdaptiveTrainer(config, tmp_path / "run").train_base()
+
+
+def test_a_checkpoint_that_another_job_is_writing_is_left_alone(tmp_path):
+    """What a kill left an hour ago goes; a file of this minute may be another job's, and taking it away would break that job's rename."""
+    old, young = tmp_path / ".checkpoint.a.saving", tmp_path / ".checkpoint.b.saving"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert Checkpoint.read(tmp_path) is None
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_base_of_another_batch_size_is_not_taken_over(tmp_path):
+    """It has seen other images a step, so it is not the base that this run would train."""
+    StepAdaptiveTrainer(small_config(tmp_path, compute__reference_steps=10), tmp_path / "base").train_base()
+    other = small_config(tmp_path, compute__reference_steps=10, run__batch_size=8)
+    with pytest.raises(InputError, match=r"another run\.batch_size: 16"):
+        StepAdaptiveTrainer(other, tmp_path / "run", base=tmp_path / "base").train_base()
 
 
 def test_learning_rate_follows_progress():
