@@ -9,7 +9,8 @@
 
 The network predicts noise, as in the published method (arXiv:2312.13307), unless told otherwise; results of another prediction go
 into files of their own. Runs lie in benchmarks/.cache/step_adaptive (or --folder). Training resumes from checkpoints, sampling from
-chunks of images; every finished evaluation is one line of evaluations.jsonl. Nothing is done twice.
+chunks of images; every finished evaluation is one line of evaluations.jsonl. Nothing is done twice: a new folder takes over the
+evaluations of the committed result file, if that has the same numbers.
 """
 
 from __future__ import annotations
@@ -198,6 +199,17 @@ class Bench:
         with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(line)) + "\n")
 
+    def adopt(self, result: Path) -> None:
+        """Take over what a result file has, where nothing is there yet and every number of the experiment is the same."""
+        if (self.folder / "evaluations.jsonl").is_file() or not result.is_file():
+            return
+        found = json.loads(result.read_text(encoding="utf-8"))
+        numbers = json.loads(json.dumps({"experiment": asdict(self.experiment), "network": dict(NETWORK)}))
+        if all(found[key] == value for key, value in numbers.items()):
+            for line in found["runs"]:
+                self.add({"commit": found["environment"]["commit"]} | line)
+            print(f"{len(found['runs'])} evaluations taken over from {result.name}", flush=True)
+
     def done(self, name: str, seed: int, sampler: str) -> bool:
         return any(line["arm"] == name and line["seed"] == seed and line["sampler_name"] == sampler for line in self.lines())
 
@@ -241,6 +253,7 @@ class Bench:
         ledger = trainer.ledger()
         line = {"arm": name, "what": ARMS[name].what, "seed": seed, "sampler_name": sampler, **found.to_dict()}
         line |= {
+            "commit": environment()["commit"],
             "scheduler": dict(pipeline.scheduler.config) | {"class": type(pipeline.scheduler).__name__},
             "brightness": float(images.float().mean()),
             "training_macs": ledger.spent_macs,
@@ -364,14 +377,14 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
         right.set_ylim(0, 1.15 * right.dataLim.ymax)
     right.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / f"{name}.png", dpi=130)
-    grids = []
-    for arm in SHOWN:
-        path = bench.run(arm, 0) / f"samples-{sampler}" / "000.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as archive:
-                grids.append(grid(torch.from_numpy(archive["images"][:36]), scale=2))
-    if grids:
-        save_picture(beside(grids), RESULTS / f"{name}_samples.png")
+    shown = {seed: [bench.run(arm, seed) / f"samples-{sampler}" / "000.npz" for arm in SHOWN] for seed in sorted({line["seed"] for line in lines})}
+    if paths := next((paths for paths in shown.values() if all(path.is_file() for path in paths)), None):
+        save_picture(beside([grid(_first(path, 36), scale=2) for path in paths]), RESULTS / f"{name}_samples.png")
+
+
+def _first(path: Path, count: int) -> torch.Tensor:
+    with np.load(path, allow_pickle=False) as archive:
+        return torch.from_numpy(archive["images"][:count])
 
 
 def _losses(runs: list[dict[str, Any]]) -> np.ndarray | None:
@@ -403,6 +416,7 @@ def main() -> None:
     if frozen.is_file() and frozen.read_text(encoding="utf-8") != text:
         raise SystemExit(f"{bench.folder} holds an experiment with other numbers; choose another --folder.")
     frozen.write_text(text, encoding="utf-8")
+    bench.adopt(RESULTS / f"{name}.json")
     if not arguments.summary:
         for seed in arguments.seeds:
             for arm in arguments.arms:
