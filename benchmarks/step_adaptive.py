@@ -1,9 +1,10 @@
-"""The experiment: step-adaptive diffusion against one full-size model at equal training compute, on Fashion-MNIST at 16 pixels.
+"""The experiment: step-adaptive diffusion against one full-size model at equal training compute, on Fashion-MNIST.
 
     python benchmarks/step_adaptive.py                       # seed 0, all arms; stop and start it as you like
     python benchmarks/step_adaptive.py --seeds 0 1 2         # the whole experiment
     python benchmarks/step_adaptive.py --arms base formula_80 --seeds 0
     python benchmarks/step_adaptive.py --prediction v_prediction --seeds 0 1 2    # the same with a base that predicts v
+    python benchmarks/step_adaptive.py --size 28 --arms base measured_80           # the confirmation at full size
     python benchmarks/step_adaptive.py --tiny                # proves that everything runs, in minutes
     python benchmarks/step_adaptive.py --summary             # table, plots and JSON of what is there
 
@@ -177,6 +178,11 @@ class Bench:
     experiment: Experiment
     folder: Path
 
+    @property
+    def network(self) -> dict[str, Any]:
+        """Settings of the denoiser, for the size of the images."""
+        return dict(NETWORK) | {"sample_size": self.experiment.common["data.size"]}
+
     def config(self, arm: Arm, seed: int) -> StepAdaptiveConfig:
         network = self.folder / "network.json"
         values = dict(self.experiment.common) | {
@@ -204,7 +210,7 @@ class Bench:
         if (self.folder / "evaluations.jsonl").is_file() or not result.is_file():
             return
         found = json.loads(result.read_text(encoding="utf-8"))
-        numbers = json.loads(json.dumps({"experiment": asdict(self.experiment), "network": dict(NETWORK)}))
+        numbers = json.loads(json.dumps({"experiment": asdict(self.experiment), "network": self.network}))
         if all(found[key] == value for key, value in numbers.items()):
             for line in found["runs"]:
                 self.add({"commit": found["environment"]["commit"]} | line)
@@ -326,9 +332,9 @@ def summary(bench: Bench, name: str) -> None:
                     "parameters": found[0]["params"],
                 }
             )
-    print_table("Fashion-MNIST, 16 pixels, equal training compute", list(rows[0]), rows)
+    print_table(f"Fashion-MNIST, {bench.network['sample_size']} pixels, equal training compute", list(rows[0]), rows)
     plots(lines, bench, name)
-    numbers = {"experiment": asdict(bench.experiment), "network": dict(NETWORK), "real_images": real_images(bench)}
+    numbers = {"experiment": asdict(bench.experiment), "network": bench.network, "real_images": real_images(bench)}
     save(name, {"environment": environment(), **numbers, "rows": rows, "runs": lines})
 
 
@@ -377,8 +383,9 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
         right.set_ylim(0, 1.15 * right.dataLim.ymax)
     right.legend(fontsize=7, frameon=False)
     figure.savefig(RESULTS / f"{name}.png", dpi=130)
-    shown = {seed: [bench.run(arm, seed) / f"samples-{sampler}" / "000.npz" for arm in SHOWN] for seed in sorted({line["seed"] for line in lines})}
-    if paths := next((paths for paths in shown.values() if all(path.is_file() for path in paths)), None):
+    seeds = sorted({line["seed"] for line in lines})
+    shown = [[bench.run(arm, seed) / f"samples-{sampler}" / "000.npz" for arm in SHOWN] for seed in seeds]
+    if paths := next((paths for paths in shown if all(path.is_file() for path in paths)), None):
         save_picture(beside([grid(_first(path, 36), scale=2) for path in paths]), RESULTS / f"{name}_samples.png")
 
 
@@ -401,17 +408,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of the full base")
     parser.add_argument("--images", type=int, help="samples of each evaluation")
     parser.add_argument("--prediction", choices=("epsilon", "v_prediction"), default="epsilon", help="what the network predicts")
+    parser.add_argument("--size", type=int, choices=(16, 28), default=16, help="pixels along a side")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--summary", action="store_true", help="only show what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     experiment = TINY if arguments.tiny else Experiment()
-    name = "step_adaptive" + ("" if arguments.prediction == "epsilon" else "_v") + ("_tiny" if arguments.tiny else "")
+    name = "step_adaptive" + ("" if arguments.prediction == "epsilon" else "_v")
+    name += ("" if arguments.size == 16 else f"_{arguments.size}") + ("_tiny" if arguments.tiny else "")
     chosen = {key: value for key, value in (("steps", arguments.steps), ("images", arguments.images)) if value is not None}
-    experiment = replace(experiment, common=dict(experiment.common) | {"noise.prediction": arguments.prediction}, **chosen)
+    common = dict(experiment.common) | {"noise.prediction": arguments.prediction, "data.size": arguments.size}
+    experiment = replace(experiment, common=common, **chosen)
     bench = Bench(experiment, arguments.folder or CACHE.with_name(name))
     bench.folder.mkdir(parents=True, exist_ok=True)
-    (bench.folder / "network.json").write_text(json.dumps(dict(NETWORK)), encoding="utf-8")
+    (bench.folder / "network.json").write_text(json.dumps(bench.network), encoding="utf-8")
     frozen, text = bench.folder / "experiment.json", json.dumps(asdict(experiment), indent=1)
     if frozen.is_file() and frozen.read_text(encoding="utf-8") != text:
         raise SystemExit(f"{bench.folder} holds an experiment with other numbers; choose another --folder.")
