@@ -28,11 +28,20 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"processor": platform.machine(), "vectors": _vectors(), "cores": os.cpu_count(), "system": platform.system()},
         "python": platform.python_version(),
         "versions": versions,
         "commit": commit.stdout.strip() or None,
     }
+
+
+def _vectors() -> str | None:
+    """What a kernel may compute at a time on this processor, such as AVX512; it decides which widths are fast."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def save(name: str, content: Mapping[str, Any]) -> Path:

@@ -1,6 +1,7 @@
 """Does sampling time follow MACs? A base U-Net against step-adaptive experts at 80 % and 50 %, batch 64, taking turns in one process.
 
     python benchmarks/sampling_time.py
+    python benchmarks/sampling_time.py --compile             # the same under torch.compile; half a minute more for each network
 
 Times are processor time of the one thread that computes, so that other work on the machine does not count; wall time is in the JSON too.
 Weights are random and pruned by magnitude, which changes no time. The profile says where the time of each goes by op.
@@ -32,12 +33,12 @@ BATCH = 64
 COUNT = 4
 
 
-def experts(network: nn.Module, inputs: dict[str, torch.Tensor], fraction: float, round_to: int) -> Experts:
+def experts(network: nn.Module, inputs: dict[str, torch.Tensor], fraction: float, round_to: int, count: int) -> Experts:
     """Every interval gets the same fraction: the ratio of MACs is then that of each step."""
     if fraction == 1.0:
-        return Experts.of([network] * COUNT, [pp.trace(network, inputs).macs] * COUNT)
+        return Experts.of([network] * count, [pp.trace(network, inputs).macs] * count)
     result = pp.prune(network, inputs, target=fraction, round_to=round_to)
-    return Experts.of([result.model.eval()] * COUNT, [result.plan.macs] * COUNT)
+    return Experts.of([result.model.eval()] * count, [result.plan.macs] * count)
 
 
 def profiled(run: Any) -> list[dict[str, Any]]:
@@ -52,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(MODELS), default="fashion16")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,17 +63,22 @@ def main() -> None:
     network = from_record({"class": kind, "config": settings}).eval()
     inputs = {"sample": torch.zeros(1, 1, size, size), "timestep": torch.zeros(1, dtype=torch.long)}
     config = NoiseConfig(schedule="squaredcos_cap_v2")
-    intervals = equal_db(NoiseSchedule.of(config), COUNT)
     variants = {
         "base": (1.0, 1),
         "80 %": (0.8, 1),
         "50 %": (0.5, 1),
         "80 %, widths in eights": (0.8, 8),
         "50 %, widths in eights": (0.5, 8),
+        "80 %, widths in sixteens": (0.8, 16),
+        "50 %, widths in sixteens": (0.5, 16),
     }
+    if arguments.compile:
+        variants = {name: value for name, value in variants.items() if value[1] != 8}
+    count = 1 if arguments.compile else COUNT  # every expert would be compiled for itself
+    intervals = equal_db(NoiseSchedule.of(config), count)
     samplers = {}
     for name, (fraction, round_to) in variants.items():
-        found = experts(network, inputs, fraction, round_to)
+        found = experts(network, inputs, fraction, round_to, count)
         found.compile_options = {} if arguments.compile else None
         samplers[name] = Sampler(found, intervals, Calling("sample", "timestep", None), sampler("ddim", training_scheduler(config)))
     generators = image_generators(0, 0, BATCH)
@@ -102,7 +108,7 @@ def main() -> None:
     print_table(f"{arguments.model}, batch {BATCH}, {arguments.steps} steps of DDIM, one thread", list(rows[0]), rows)
     profiles = {}
     if not arguments.compile:
-        for name in ("base", "80 %", "50 %"):
+        for name in ("base", "80 %", "50 %", "80 %, widths in sixteens", "50 %, widths in sixteens"):
             profiles[name] = profiled(lambda name=name: samplers[name].denoise(noise, 1, None, generators))
     for name, ops in profiles.items():
         print_table(f"one step of {name}", ["op", "ms", "calls"], ops)

@@ -130,7 +130,8 @@ def peer_loads() -> None:
     if importlib.util.find_spec("torchvision") is None or hasattr(torch.ops.torchvision, "nms"):
         return
     library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _KEPT.append(library)
 
 
@@ -173,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="fashion16")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4, help="steps of each turn")
+    parser.add_argument("--steps", type=int, default=16, help="steps of each turn; each turn of ours ends with a checkpoint, as a run does")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peer", type=Path, help="folder with denoising-diffusion-pytorch, from pip install --target")
     arguments = parser.parse_args()
