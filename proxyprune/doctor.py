@@ -179,7 +179,7 @@ def _devices() -> Iterator[Device]:
     except ImportError as error:
         yield Device("cpu", "", f"torch cannot be imported ({error}). Run: pip install torch")
         return
-    yield Device("cpu", f"{torch.get_num_threads()} threads", _tried("cpu"))
+    yield Device("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", _tried("cpu"))
     for index in range(torch.cuda.device_count()):
         yield Device(f"cuda:{index}", torch.cuda.get_device_name(index), _tried(f"cuda:{index}"))
     if torch.backends.mps.is_available():

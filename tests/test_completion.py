@@ -66,7 +66,7 @@ def test_a_shell_is_answered():
         (("search", "--start", "abl"), ["ablation"]),
         (("compare", "--scorers", "magnitude,tay"), ["magnitude,taylor"]),
         (("compare", "--scorers", "taylor,tay"), []),
-        (("diffusion", "train", "--preset", "digits-"), ["digits-class", "digits-dit"]),
+        (("diffusion", "train", "--preset", "digits-"), ["digits-small", "digits-class", "digits-dit"]),
         (("diffusion", "plan", "--set", "compute.base_s"), ["compute.base_share="]),
         (("diffusion", "sample", "--sampler", "dpm"), ["dpm++"]),
         (("report", "x", "--open", "n"), ["never"]),

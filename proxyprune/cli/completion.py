@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 PROPOSERS = ("evolution", "coordinate", "random")
-PRESETS = ("digits", "digits-class", "digits-dit", "fashion16", "fashion28", "fashion32", "ddpm-cifar10")
+PRESETS = ("digits", "digits-small", "digits-class", "digits-dit", "fashion16", "fashion28", "fashion32", "ddpm-cifar10")
 SAMPLERS = ("ddim", "ddpm", "dpm++", "euler", "heun", "unipc", "flow")
 
 

@@ -258,7 +258,7 @@ class StepAdaptiveConfig:
 
     @classmethod
     def preset(cls, name: str) -> StepAdaptiveConfig:
-        """A whole configuration by name: "digits", "fashion16", "fashion28", "fashion32" or "ddpm-cifar10".
+        """A whole configuration by name: one of those in `proxyprune.diffusion.presets.CONFIGS`, such as "digits" or "fashion16".
 
         Raises:
             UnknownNameError: If there is none of this name.

@@ -84,6 +84,7 @@ def _ddpm_cifar10(channels: int, size: int, classes: int) -> tuple[str, Argument
 
 MODELS: Mapping[str, tuple[int, Callable[..., tuple[str, Arguments]]]] = {
     "digits": (8, _unet((32, 64), (1,), norm_groups=4)),
+    "digits-small": (8, _unet((8, 16), (1,), norm_groups=2)),
     "digits-dit": (8, _dit),
     "fashion16": (16, _unet((32, 48, 64), (1, 2))),
     "fashion28": (28, _unet((32, 48, 64), (1, 2))),
@@ -103,6 +104,16 @@ _DIGITS: dict[str, Any] = {
     "compute": {"reference_steps": 2000},
     "run": {"checkpoint_every": 200},
 }
+# So small that it is done training within a minute or two; what experts can gain is then to be seen.
+_DIGITS_SMALL: dict[str, Any] = {
+    **_DIGITS,
+    "model": "digits-small",
+    "intervals": {"count": 3},
+    "base": {"learning_rate": 1e-2, "decay": "constant", "ema": 0.99},
+    "experts": {"learning_rate": 1e-2, "ema": 0.99},
+    "budgets": {"sampler_steps": 20, "capacity": "noisy"},
+    "compute": {"reference_steps": 1000, "base_share": 0.55},
+}
 _FASHION: dict[str, Any] = {
     "data": {"source": "fashion-mnist"},
     "noise": {"schedule": "squaredcos_cap_v2"},
@@ -113,6 +124,7 @@ _FASHION: dict[str, Any] = {
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "digits": _DIGITS,
+    "digits-small": _DIGITS_SMALL,
     "digits-class": {**_DIGITS, "data": {**_DIGITS["data"], "labels": True}},
     "digits-dit": {**_DIGITS, "model": "digits-dit", "data": {**_DIGITS["data"], "labels": True}},
     "fashion16": {"model": "fashion16", **_FASHION},
