@@ -44,7 +44,7 @@ def block_importance(graph: ModelGraph, ranking: Ranking) -> dict[str, float]:
     return {block.id: float(value) for block, value in zip(graph.blocks, (scores + ranks) / 2, strict=True)}
 
 
-def group_importance(graph: ModelGraph, ranking: Ranking) -> NDArray[np.float64]:
+def importance_by_group(graph: ModelGraph, ranking: Ranking) -> NDArray[np.float64]:
     """Importance of each prunable group, [groups]: the mean over the blocks that own a part of it."""
     blocks = block_importance(graph, ranking)
     rest = sum(blocks.values()) / max(len(blocks), 1)
@@ -137,10 +137,10 @@ def _channel_scores(group: ChannelGroup, ranking: Ranking) -> NDArray[np.float64
 
 
 def _magnitudes(groups: Iterable[ChannelGroup], model: nn.Module) -> dict[str, NDArray[np.float64]]:
-    from proxyprune.scoring.channels import group_importance as channel_importance
+    from proxyprune.scoring.channels import group_importance
     from proxyprune.scoring.weights import parameters_of
 
-    scores = {group: np.asarray(values, dtype=np.float64) for group, values in channel_importance(parameters_of(model), groups).items()}
+    scores = {group: np.asarray(values, dtype=np.float64) for group, values in group_importance(parameters_of(model), groups).items()}
     for group, values in scores.items():
         if not np.isfinite(values).all():
             raise WeightsError(f"The weights of group '{group}' are not finite. Repair or reload the weights before pruning.")

@@ -14,7 +14,7 @@ from proxyprune.budget import METRICS, Budget, Target, parse_budget
 from proxyprune.depth import drop_nested, removal_order, share_of_blocks, solve_depth
 from proxyprune.errors import InputError, TargetError, UnreliableRankingError
 from proxyprune.graph import ModelGraph
-from proxyprune.importance import check_scores, comparable_channels, group_importance, kept_atoms, lost_importance
+from proxyprune.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
 from proxyprune.limits import BELOW_DEFAULT_FLOOR, DEFAULT_FLOOR, UNROUNDED, Bound, Ladder, Limits, Resolved, resolve, uncut
 from proxyprune.plan import MODES, PrunePlan
 from proxyprune.ranking import Ranking
@@ -178,7 +178,7 @@ def _allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
 def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
     price, ladders = problem.price(removed), problem.ladders(removed)
     if problem.allocation == "blocks":
-        steps = order_steps(ladders, group_importance(problem.graph, problem.ranking))
+        steps = order_steps(ladders, importance_by_group(problem.graph, problem.ranking))
         atoms = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
     else:
         atoms = _weigh_channels(problem, price, ladders)

@@ -11,7 +11,7 @@ from test_search import subject
 
 import proxyprune as pp
 from proxyprune.comparing import Case
-from proxyprune.comparing.run import calibration_of, kendall_tau
+from proxyprune.comparing.run import calibration_of, ranking_tau
 from proxyprune.comparing.values import Spread
 from proxyprune.errors import InputError, JournalError, LLMTimeoutError
 from proxyprune.ranking import Ranking
@@ -56,9 +56,9 @@ def test_the_oracle_agrees_with_itself_on_the_same_data():
 def test_tau_in_numbers():
     """Equal orders give 1, reversed ones -1, and a constant ranking no figure at all."""
     scores = {"a": 0.1, "b": 0.5, "c": 0.9}
-    assert kendall_tau(scores, scores) == pytest.approx(1.0)
-    assert kendall_tau(scores, {key: -value for key, value in scores.items()}) == pytest.approx(-1.0)
-    assert kendall_tau(dict.fromkeys(scores, 0.5), scores) is None
+    assert ranking_tau(scores, scores) == pytest.approx(1.0)
+    assert ranking_tau(scores, {key: -value for key, value in scores.items()}) == pytest.approx(-1.0)
+    assert ranking_tau(dict.fromkeys(scores, 0.5), scores) is None
 
 
 def test_calibration_is_drawn_by_seed():

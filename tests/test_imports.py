@@ -17,7 +17,7 @@ PACKAGE = ROOT / "proxyprune"
 # The flow of docs/design/index.md, from the bottom up: a module may import from its own stage and from the ones above it in this table.
 # A new module needs a place here; "name.*" is a package with all that is in it.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("errors", "files", "extras", "versions", "nested", "graph", "ranking")),
+    ("words", ("errors", "wording", "files", "extras", "versions", "nested", "graph", "ranking")),
     ("trace", ("program", "calling", "skeleton", "predispatch", "recorder", "capture")),
     ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
     ("cost and blocks", ("cost", "blocks", "analyse", "describe")),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from proxyprune.cli.tables import quantity
+from proxyprune.wording import quantity
 
 if TYPE_CHECKING:
     from proxyprune.diffusion.config import StepAdaptiveConfig

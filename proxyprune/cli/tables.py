@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxyprune.wording import quantity
+
 if TYPE_CHECKING:
     from proxyprune.graph import Block, ChannelGroup, ModelGraph
     from proxyprune.plan import PrunePlan
@@ -133,14 +135,6 @@ def scorers_table(infos: Iterable[ScorerInfo]) -> Table:
         needs = "" if info.needs is None else ", ".join(info.needs) or "structure only"
         table.add_row(info.name, info.origin, needs, about)
     return table
-
-
-def quantity(amount: int) -> str:
-    """`3.4 G` for 3,400,000,000."""
-    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("K", 10**3)):
-        if amount >= size:
-            return f"{amount / size:.3g} {unit}"
-    return str(amount)
 
 
 def _conventions(conventional: tuple[int, int], thop: tuple[int, int] | None) -> list[tuple[str, tuple[int, int]]]:

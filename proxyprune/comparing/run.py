@@ -230,7 +230,7 @@ def calibration_of(batches: Sequence[Any], count: int | None, seed: int) -> tupl
     return tuple(batches[index] for index in sorted(chosen.tolist()))
 
 
-def kendall_tau(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
+def ranking_tau(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
     """Kendall's tau-b over the keys of `one`; None when either is constant."""
     tau = float(stats.kendalltau(list(one.values()), [other[key] for key in one]).statistic)
     return tau if math.isfinite(tau) else None
@@ -255,7 +255,7 @@ def _scored(request: _Request, name: str, scorer: Scorer, seed: int, oracle: Ran
     except ProxyPruneError as problem:
         error = str(problem)
     seconds = time.perf_counter() - started
-    tau = None if ranking is None else kendall_tau(ranking.scores, oracle.scores)
+    tau = None if ranking is None else ranking_tau(ranking.scores, oracle.scores)
     return Scoring(name, seed, seconds, meter.dollars, tau, ranking, error)
 
 

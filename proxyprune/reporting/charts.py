@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from proxyprune.reporting.svg import Named, Scale, line, picture, polyline, rect, tag, text, tick_text
-from proxyprune.reporting.wording import quantity
+from proxyprune.wording import quantity
 
 BAR = 120.0
 

@@ -11,7 +11,7 @@ from proxyprune.reporting.measured import comparison, search, time
 from proxyprune.reporting.parts import Fact, Page, Remarks
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.sections import cost, graph, pinned, provenance, ranking, remarks, widths
-from proxyprune.reporting.wording import counted, figure, quantity, share
+from proxyprune.wording import counted, figure, quantity, share
 
 
 def compose(result: Result) -> Page:

@@ -9,7 +9,7 @@ from proxyprune.reporting.diffusion_run import DiffusionRun, LoggedLoss, Range
 from proxyprune.reporting.parts import Cell, Column, Drawing, Gallery, Part, Row, Section, Table
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.svg import Named
-from proxyprune.reporting.wording import counted, quantity, share
+from proxyprune.wording import counted, quantity, share
 
 _MOST_POINTS = 240
 

@@ -47,7 +47,7 @@ class Wire:
 
 
 @dataclass(frozen=True)
-class Row:
+class Level:
     """One row: its name, the vertical middle of its blocks, and its upper and lower edge."""
 
     label: str
@@ -57,14 +57,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Placement:
     """Everything placed, in pixels."""
 
     width: float
     height: float
     nodes: tuple[Node, ...]
     wires: tuple[Wire, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Level, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Place:
     column: int
 
 
-def draw(structure: Structure) -> Drawing:
+def draw(structure: Structure) -> Placement:
     """Place all blocks and wires of a network."""
     labels, places = _places(structure.blocks)
     skips = [edge for edge in structure.edges if edge.skip and edge.source != INPUT]
@@ -83,7 +83,7 @@ def draw(structure: Structure) -> Drawing:
     wires = tuple(_wires(structure, nodes, places, lanes, rows))
     columns = max((place.column for place in places), default=0) + 1
     bottom = rows[-1].bottom if rows else _TOP
-    return Drawing(LEFT + columns * PITCH + _RIGHT, bottom + _TOP, nodes, wires, rows)
+    return Placement(LEFT + columns * PITCH + _RIGHT, bottom + _TOP, nodes, wires, rows)
 
 
 def _places(blocks: Sequence[BlockRecord]) -> tuple[list[str], list[_Place]]:
@@ -125,7 +125,7 @@ def _lanes(structure: Structure, skips: Iterable[Edge], places: Sequence[_Place]
     return lanes
 
 
-def _rows(labels: Sequence[str], lanes: dict[Edge, int], places: Sequence[_Place], structure: Structure) -> tuple[Row, ...]:
+def _rows(labels: Sequence[str], lanes: dict[Edge, int], places: Sequence[_Place], structure: Structure) -> tuple[Level, ...]:
     deepest = [0] * len(labels)
     for edge, lane in lanes.items():
         row = places[structure.order[edge.source]].row
@@ -134,7 +134,7 @@ def _rows(labels: Sequence[str], lanes: dict[Edge, int], places: Sequence[_Place
     for label, depth in zip(labels, deepest, strict=True):
         y = top + _lane_room(depth) + NODE_HEIGHT / 2 + 8
         bottom = y + NODE_HEIGHT / 2 + 8
-        found.append(Row(label, y, top, bottom))
+        found.append(Level(label, y, top, bottom))
         top = bottom + _ROW_GAP / 2
     return tuple(found)
 
@@ -144,7 +144,7 @@ def _lane_room(depth: int) -> float:
 
 
 def _wires(
-    structure: Structure, nodes: Sequence[Node], places: Sequence[_Place], lanes: dict[Edge, int], rows: Sequence[Row]
+    structure: Structure, nodes: Sequence[Node], places: Sequence[_Place], lanes: dict[Edge, int], rows: Sequence[Level]
 ) -> Iterable[Wire]:
     deepest: dict[int, int] = {}
     for edge, lane in lanes.items():

@@ -10,7 +10,7 @@ from proxyprune.reporting.parts import Cell, Column, Drawing, Part, Remarks, Row
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.records import CellRecord, ComparisonRecord, RoundRecord, SearchRecord, unique
 from proxyprune.reporting.svg import Named
-from proxyprune.reporting.wording import counted, figure, quantity, seconds, share
+from proxyprune.wording import counted, figure, quantity, seconds, share
 
 _STOPPED = {"budget": "all measurements were spent", "patience": "nothing improved any more", "repeats": "the proposer repeated itself"}
 _TONES = {"better": "good", "start": "strong", "failed": "bad"}

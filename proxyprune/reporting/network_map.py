@@ -11,7 +11,7 @@ from markupsafe import Markup
 from proxyprune.reporting.layout import NODE_HEIGHT, NODE_WIDTH, Node, draw
 from proxyprune.reporting.structure import BlockRecord, Structure
 from proxyprune.reporting.svg import Named, picture, rect, tag, text
-from proxyprune.reporting.wording import quantity
+from proxyprune.wording import quantity
 
 SHADES = 10
 """Steps of importance that are told apart by colour."""

@@ -10,7 +10,7 @@ from proxyprune.reporting.parts import Cell, Column, Details, Drawing, Part, Rem
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.records import flat
 from proxyprune.reporting.structure import BlockRecord
-from proxyprune.reporting.wording import counted, quantity, share
+from proxyprune.wording import counted, quantity, share
 
 _MOST_NAMES = 12
 
