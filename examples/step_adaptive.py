@@ -19,7 +19,7 @@ from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.images import beside, grid, save_picture
 
-STEPS = 200
+STEPS = 600
 SAMPLES = 400
 SAMPLING_STEPS = 20
 
@@ -28,13 +28,13 @@ def run(out: Path, steps: int = STEPS, samples: int = SAMPLES) -> None:
     """Plan, train, sample and compare; `steps` are those of one full-size model, whose cost is the limit."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    config = StepAdaptiveConfig.preset("digits").with_values({"compute.reference_steps": steps, "intervals.count": 3, "run.cpu": True})
+    config = StepAdaptiveConfig.preset("digits-small").with_values({"compute.reference_steps": steps, "run.cpu": True})
     (out / "config.json").write_text(config.to_text(), encoding="utf-8")
     command("plan", "--config", str(out / "config.json"), "--plot", str(out / "plan.png"))
     command("train", "--config", str(out / "config.json"), "--out", str(out / "run"))
 
     # The comparison that is fair: one full-size model that was given all of the compute.
-    whole = config.with_values({"compute.base_share": 1.0})
+    whole = config.with_values({"compute.base_share": 1.0, "base.decay": "cosine"})
     trainer = StepAdaptiveTrainer(whole, out / "full-size")
     full = trainer.train()
     adaptive = StepAdaptivePipeline.from_pretrained(out / "run" / "pipeline")
