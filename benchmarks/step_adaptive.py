@@ -418,7 +418,7 @@ def _headline(axes: Axes, found: Mapping[str, list[dict[str, Any]]], sampler: st
     )
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"Fréchet distance to held-out images ({sampler}); smaller is better")
+    axes.set_xlabel(f"Fréchet distance, {sampler}; smaller is better")
     axes.spines[["top", "right"]].set_visible(False)
 
 
