@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from proxyprune.errors import MissingExtraError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "diffusion": ("diffusers", "accelerate", "PIL"),
+    "diffusion": ("diffusers", "accelerate", "PIL", "sklearn"),
     "tracking": ("tensorboard",),
     "data": ("datasets",),
     "search": ("cmaes",),

@@ -18,7 +18,7 @@ def available() -> tuple[DataSet, ...]:
 
 
 def _digits() -> DataSet:
-    return _through("digits", "scikit-learn", "pip install scikit-learn")
+    return _through("digits", "scikit-learn", str(how_to_install("sklearn")))
 
 
 def _hub() -> DataSet:

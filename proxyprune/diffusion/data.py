@@ -22,6 +22,7 @@ from torch import Tensor
 
 from proxyprune.diffusion.config import DataConfig
 from proxyprune.errors import DataError
+from proxyprune.extras import how_to_install
 from proxyprune.scoring.seeds import derived_seed
 
 FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-mnist"))
@@ -115,7 +116,7 @@ def _digits(config: DataConfig, size: int | None) -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("The digits come with scikit-learn, which is not installed: pip install scikit-learn.") from error
+        raise DataError(f"The digits come with scikit-learn, which is not installed. Run: {how_to_install('sklearn')}") from error
     found = load_digits()
     images = np.rint(found.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
     return _split("digits", _resized(torch.from_numpy(images), size or 8), torch.from_numpy(found.target).long(), config)
