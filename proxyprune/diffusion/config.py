@@ -97,8 +97,8 @@ class BudgetConfig:
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial.
         trial_images: Training images, fixed with their noise, that each trial is judged on.
-        damage: What the allocation adds up over the sampler's steps. "absolute": loss above the whole network's. "relative": log ratio of
-            losses.
+        damage: What the allocation adds up over the sampler's steps. "relative": log of the loss's ratio to the whole network's, which is
+            in step with what images lose. "absolute": loss above the whole network's.
     """
 
     method: str = "formula"
@@ -109,7 +109,7 @@ class BudgetConfig:
     sizes: tuple[float, ...] = (0.85, 0.7, 0.55, 0.4)
     trial_steps: int = 50
     trial_images: int = 256
-    damage: str = "absolute"
+    damage: str = "relative"
 
 
 @dataclass(frozen=True)
