@@ -142,16 +142,15 @@ class Arm:
 
 _WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
 # Budgets are met for 50 steps of DDIM; one point lower, 20 steps of DPM-Solver++, which stand elsewhere, meet them too.
-_MEASURED_80 = {"budgets.method": "measured", "budgets.target": 0.79, "budgets.sizes": [0.85, 0.7, 0.5]}
+_MEASURED = {"budgets.method": "measured", "budgets.trial_steps": 20, "budgets.trial_images": 512}
+_MEASURED_80 = {**_MEASURED, "budgets.target": 0.79, "budgets.sizes": [0.75, 0.5]}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.79, "budgets.capacity": "clean"}
 ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
     "formula_80": Arm("step-adaptive, formula, 80 %", _FORMULA_80),
     "measured_80": Arm("step-adaptive, measured, 80 %", _MEASURED_80),
-    "measured_50": Arm(
-        "step-adaptive, measured, 50 %", {"budgets.method": "measured", "budgets.target": 0.49, "budgets.sizes": [0.7, 0.5, 0.35]}
-    ),
+    "measured_50": Arm("step-adaptive, measured, 50 %", {**_MEASURED, "budgets.target": 0.49, "budgets.sizes": [0.6, 0.35]}),
     "single_80": Arm("one pruned model, 80 %", {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.79}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
     "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
@@ -163,6 +162,8 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
+FOR_V: Mapping[str, Any] = {"intervals.count": 2, "experts.weighting": "relative"}
+"""Settings of a network that predicts v; found on seed 0, see docs/benchmarks/step-adaptive.md."""
 CURVE = ("base_60", "base", "base_125")
 """Arms that show whether the base is done training."""
 SHOWN = ("base", "formula_80", "measured_80", "measured_50")
@@ -222,7 +223,9 @@ class Bench:
             print(f"{len(found['runs'])} evaluations taken over from {result.name}", flush=True)
 
     def done(self, name: str, seed: int, sampler: str) -> bool:
-        return any(line["arm"] == name and line["seed"] == seed and line["sampler_name"] == sampler for line in self.lines())
+        """Whether an evaluation is there, of the arm as it is now."""
+        asked = (name, seed, sampler, json.loads(json.dumps(ARMS[name].changes)))
+        return any((line["arm"], line["seed"], line["sampler_name"], line["changes"]) == asked for line in self.lines())
 
     def arm(self, name: str, seed: int) -> None:
         """Train an arm, as far as that is still to be done, and evaluate it."""
@@ -264,6 +267,7 @@ class Bench:
         ledger = trainer.ledger()
         line = {"arm": name, "what": ARMS[name].what, "seed": seed, "sampler_name": sampler, **found.to_dict()}
         line |= {
+            "changes": dict(ARMS[name].changes),
             "commit": environment()["commit"],
             "scheduler": dict(pipeline.scheduler.config) | {"class": type(pipeline.scheduler).__name__},
             "brightness": float(images.float().mean()),
@@ -455,6 +459,7 @@ def main() -> None:
     name += ("" if arguments.size == 16 else f"_{arguments.size}") + ("_tiny" if arguments.tiny else "")
     chosen = {key: value for key, value in (("steps", arguments.steps), ("images", arguments.images)) if value is not None}
     common = dict(experiment.common) | {"noise.prediction": arguments.prediction, "data.size": arguments.size}
+    common |= FOR_V if arguments.prediction == "v_prediction" else {}
     experiment = replace(experiment, common=common, **chosen)
     bench = Bench(experiment, arguments.folder or CACHE.with_name(name))
     bench.folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,8 @@ class BudgetConfig:
         k: k of the formula; None solves it from the target.
         sampler_steps: Steps of the (evenly spaced) sampler that the mean is taken over.
         sizes: Fractions that "measured" tries.
-        trial_steps: Recovery steps of each trial.
+        trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
+            compute.saved_to_recovery is off.
         trial_images: Training images, fixed with their noise, that each trial is judged on.
         damage: What the allocation adds up over the sampler's steps. "relative": log of the loss's ratio to the whole network's, which is
             in step with what images lose. "absolute": loss above the whole network's.
@@ -156,6 +157,8 @@ class StageConfig:
         clip: Largest gradient norm; None for no clipping.
         ema: Decay of the averaged weights; 0 turns averaging off. Shorter at the start of training.
         min_snr_gamma: Cap of the loss weight (arXiv:2303.09556), or None.
+        weighting: "plain" adds up squared errors as they are. "relative", for experts, divides them by what the base has at that timestep:
+            inside an interval errors differ several times, and plain sums leave the timesteps with small ones to chance.
         teacher: "none", "base", or "expert" (the full-size expert before the first cut).
         teacher_weight: Share of the distillation term in the loss.
     """
@@ -169,6 +172,7 @@ class StageConfig:
     clip: float | None = 1.0
     ema: float = 0.999
     min_snr_gamma: float | None = None
+    weighting: str = "plain"
     teacher: str = "none"
     teacher_weight: float = 0.5
 

@@ -255,3 +255,14 @@ def measured(
     hardness = (hardness - hardness.mean()) / max(float(hardness.std()), 1e-12)
     points = np.concatenate([directions, np.sqrt(weight) * hardness[:, None]], axis=1)
     return Intervals.at([edges[cut] for cut in best_cuts(squared_deviation(points), count)], schedule, "measured")
+
+
+def bins_of(members: Sequence[Interval], count: int) -> list[tuple[int, int, int]]:
+    """(interval, first, last timestep) of about `count` bins: every interval gets its share, and at least one."""
+    total = sum(member.timesteps for member in members)
+    found = []
+    for member in members:
+        parts = min(member.timesteps, max(1, round(count * member.timesteps / total)))
+        edges = [member.first + member.timesteps * part // parts for part in range(parts + 1)]
+        found += [(member.index, first, stop - 1) for first, stop in itertools.pairwise(edges)]
+    return found

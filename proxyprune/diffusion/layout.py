@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from proxyprune.diffusion.budgets import Budgets, Option, by_formula, by_measurement
+from proxyprune.diffusion.budgets import Budgets, Option, by_formula, by_measurement, smoothed
 from proxyprune.diffusion.checkpoint import read_json
 from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_db, uniform
 from proxyprune.diffusion.ledger import Entry, Ledger
-from proxyprune.diffusion.measure import measured_intervals, try_sizes
+from proxyprune.diffusion.measure import losses_of_base, measured_intervals, try_sizes
+from proxyprune.diffusion.objective import Losses
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
 from proxyprune.errors import InputError
 
 LAYOUT = "layout.json"
+_NO_LOSSES: Losses = ()
 _CURVE = 100  # points of the SNR curve in a layout
 
 
@@ -31,6 +33,7 @@ class Layout:
         budgets: What each gets.
         trials: Measured damage by interval, or nothing.
         ledger: What deciding cost.
+        base_losses: (timestep, loss) of the base, where experts are weighed against it.
     """
 
     intervals: Intervals
@@ -38,6 +41,7 @@ class Layout:
     budgets: Budgets
     trials: tuple[tuple[Option, ...], ...] = field(default=(), repr=False)
     ledger: Ledger = field(default_factory=Ledger)
+    base_losses: Losses = field(default=(), repr=False)
 
 
 def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[Intervals, tuple[Entry, ...]]:
@@ -64,20 +68,25 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
     intervals, entries = choose_intervals(setup, weights)
     members = intervals.over(setup.schedule)
     settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
+    whole, losses = setup.config.compute.base_share >= 1.0, _NO_LOSSES
+    if setup.config.experts.weighting == "relative" and weights is not None and not whole:
+        losses, entry = losses_of_base(setup, setup.base_model(weights), members)
+        entries = (*entries, entry)
     ledger = Ledger(None, entries)
-    if settings.method == "full" or setup.config.compute.base_share >= 1.0:
-        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger)
+    if settings.method == "full" or whole:
+        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger, losses)
     if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
-        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), (), ledger)
+        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), (), ledger, losses)
     if settings.method == "formula":
-        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger)
+        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger, losses)
     if weights is None:
         raise InputError("Measured budgets need a trained base; run the base stage first.")
-    trials = [try_sizes(setup, weights, member) for member in members]
+    trials = [try_sizes(setup, weights, member, losses) for member in members]
     for trial in trials:
         ledger = ledger.add(*trial.entries)
-    budgets = by_measurement([trial.options for trial in trials], counts, settings.target, setup.base_macs)
-    return Layout(intervals, members, budgets, tuple(trial.options for trial in trials), ledger)
+    options = tuple(trial.options for trial in trials)
+    budgets = by_measurement(smoothed(options), counts, settings.target, setup.base_macs)
+    return Layout(intervals, members, budgets, options, ledger, losses)
 
 
 def read_layout(folder: Path, setup: Setup) -> Layout | None:
@@ -87,7 +96,9 @@ def read_layout(folder: Path, setup: Setup) -> Layout | None:
         return None
     intervals = Intervals.from_dict(found["intervals"])
     trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
-    return Layout(intervals, intervals.over(setup.schedule), Budgets.from_dict(found["budgets"]), trials, Ledger.from_dict(found["ledger"]))
+    budgets, ledger = Budgets.from_dict(found["budgets"]), Ledger.from_dict(found["ledger"])
+    losses = tuple((time, loss) for time, loss in found.get("base_losses", ()))
+    return Layout(intervals, intervals.over(setup.schedule), budgets, trials, ledger, losses)
 
 
 def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
@@ -106,6 +117,7 @@ def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
         "budgets": layout.budgets.to_dict(),
         "trials": [[vars(option) for option in options] for options in layout.trials],
         "ledger": layout.ledger.to_dict(),
+        "base_losses": [list(pair) for pair in layout.base_losses],
         "curve": [[time, _finite(float(snr_db[time]))] for time in shown],
     }
 

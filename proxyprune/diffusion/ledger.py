@@ -21,7 +21,7 @@ class Entry:
     """One line.
 
     Attributes:
-        stage: "base", "intervals", "budgets" or "expert".
+        stage: "base", "intervals", "weights" (of the loss), "budgets" or "expert".
         interval: Index of the expert, or None.
         what: "training", "teacher", "scoring", "measuring" or "samples".
         images: Images (or passes of one image) that were run.

@@ -20,8 +20,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "budgets.damage": ("relative", "absolute"),
     "base.decay": _DECAYS,
     "base.teacher": ("none",),
+    "base.weighting": ("plain",),
     "experts.decay": _DECAYS,
     "experts.teacher": ("none", "base", "expert"),
+    "experts.weighting": ("plain", "relative"),
     "run.mixed_precision": ("no", "fp16", "bf16"),
 }
 AT_LEAST_ONE = (
@@ -114,6 +116,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         found.append(f"compute.expert_weights must hold {count} weights, found {len(weights)}")
     if values["experts.teacher"] == "expert" and values["compute.whole_share"] == 0.0:
         found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
+    if values["experts.weighting"] == "relative" and values["experts.min_snr_gamma"] is not None:
+        found.append("experts.weighting 'relative' and experts.min_snr_gamma are two weights for one loss; set one of them")
     if (values["noise.schedule"] == "flow") != (values["noise.prediction"] == "flow"):
         found.append("noise.schedule 'flow' and noise.prediction 'flow' go together")
     first, last = values["noise.beta_start"], values["noise.beta_end"]

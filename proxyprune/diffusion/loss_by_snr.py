@@ -5,7 +5,6 @@ It is evaluation and not training, so it is not in the ledger; the record says w
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from torch import nn
 
 from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.intervals import Interval
 from proxyprune.diffusion.measure import interval_loss
 from proxyprune.diffusion.objective import Objective, Process
 from proxyprune.diffusion.setup import Setup
@@ -49,17 +47,6 @@ class LossBin:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; None for an infinite SNR."""
         return {**vars(self), "snr_db": [value if math.isfinite(value) else None for value in self.snr_db]}
-
-
-def bins_of(members: Sequence[Interval], count: int) -> list[tuple[int, int, int]]:
-    """(interval, first, last timestep) of about `count` bins: every interval gets its share, and at least one."""
-    total = sum(member.timesteps for member in members)
-    found = []
-    for member in members:
-        parts = min(member.timesteps, max(1, round(count * member.timesteps / total)))
-        edges = [member.first + member.timesteps * part // parts for part in range(parts + 1)]
-        found += [(member.index, first, stop - 1) for first, stop in itertools.pairwise(edges)]
-    return found
 
 
 def measure_bins(

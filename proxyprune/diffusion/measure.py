@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from proxyprune.diffusion.budgets import Option
 from proxyprune.diffusion.draws import fixed_batches
-from proxyprune.diffusion.intervals import Interval, Intervals, measured
+from proxyprune.diffusion.intervals import Interval, Intervals, bins_of, measured
 from proxyprune.diffusion.ledger import Entry, training_macs
 from proxyprune.diffusion.loop import learning_rate, new_optimizer
-from proxyprune.diffusion.objective import NoisyBatch, Objective, Process
+from proxyprune.diffusion.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.shared import SharedScorer, told
@@ -29,6 +29,7 @@ from proxyprune.ranking import Ranking
 from proxyprune.read import trace
 from proxyprune.scoring import Brief, find, score
 
+_WEIGHT_BINS, _WEIGHT_IMAGES = 8, 256  # of every interval, and in each
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
 
 
@@ -78,7 +79,7 @@ class Judged:
         return prune_judged(model, setup.placed_inputs(), self.graph, self.ranking, macs, keep=settings.keep, **options)
 
 
-def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str) -> Judged:
+def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str, base_losses: Losses = ()) -> Judged:
     """Rank a network's blocks and channels on the timesteps of an interval.
 
     Args:
@@ -87,12 +88,13 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
         interval: Whose timesteps the calibration batches are drawn from.
         macs: The size in mind, for scorers that are told the goal.
         stage: For the ledger.
+        base_losses: Of the base, where experts are weighed against it.
     """
     settings = setup.config.pruning
     images = settings.calibration_batches * settings.calibration_images
     batches = fixed_batches(
         setup.data,
-        Process(setup.schedule, setup.config.experts.min_snr_gamma),
+        setup.process(setup.config.experts, interval.first, interval.last, base_losses),
         interval.first,
         interval.last,
         images=images,
@@ -171,6 +173,31 @@ def measured_intervals(setup: Setup, model: nn.Module) -> tuple[Intervals, Entry
     return measured(setup.schedule, settings.count, edges, gradients, losses, settings.loss_weight), entry
 
 
+def losses_of_base(setup: Setup, model: nn.Module, members: Sequence[Interval]) -> tuple[Losses, Entry]:
+    """Loss of the base by timestep, on training images: what experts are weighed against.
+
+    Returns:
+        (timestep, loss) in the middle of some bins of every interval, and what that cost.
+    """
+    objective, process, found = Objective(setup.calling), Process(setup.schedule), []
+    bins = bins_of(members, _WEIGHT_BINS * len(members))
+    for _, first, last in bins:
+        batches = fixed_batches(
+            setup.data,
+            process,
+            first,
+            last,
+            images=_WEIGHT_IMAGES,
+            batch_size=128,
+            seed=setup.config.seed,
+            held_out=False,
+            device=setup.device,
+        )
+        found.append(((first + last) / 2, interval_loss(model, objective, batches)))
+    images = len(bins) * _WEIGHT_IMAGES
+    return found, Entry("weights", None, "measuring", images, setup.base_macs * images)
+
+
 @dataclass(frozen=True)
 class Trial:
     """What pruning to each size costs in one interval.
@@ -188,13 +215,14 @@ class Trial:
     notes: tuple[str, ...] = ()
 
 
-def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> Trial:
-    """Prune to each size, train for a few steps, look at the loss; the whole network is trained as long.
+def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base_losses: Losses = ()) -> Trial:
+    """Prune to each size, train for a few steps, look at the loss; the whole network is trained, too.
 
+    Every size gets the same compute, as experts do: a smaller network recovers in more steps (`compute.saved_to_recovery`).
     Held-out images stay out of it: they judge the run afterwards.
     """
     settings = setup.config.budgets
-    objective, process = Objective(setup.calling), Process(setup.schedule)
+    objective, process = Objective(setup.calling), setup.process(setup.config.experts, interval.first, interval.last, base_losses)
     judged = fixed_batches(
         setup.data,
         process,
@@ -208,7 +236,7 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> T
     )
     entries, notes, found = [], [], []
     judged_base = judge(
-        setup, setup.base_model(weights).eval(), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets"
+        setup, setup.base_model(weights).eval(), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets", base_losses
     )
     entries.append(judged_base.entry)
     for fraction in (1.0, *sorted(settings.sizes, reverse=True)):
@@ -220,8 +248,10 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> T
                 notes.append(f"Interval {interval.index}: size {fraction} cannot be reached ({error})")
                 continue
             model, macs = result.model, result.plan.macs
-        _recover(setup, model, interval, settings.trial_steps)
-        images = settings.trial_steps * setup.config.run.batch_size
+        more = setup.base_macs / macs if setup.config.compute.saved_to_recovery else 1.0
+        steps = round(settings.trial_steps * more)
+        _recover(setup, model, interval, steps, base_losses)
+        images = steps * setup.config.run.batch_size
         entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))
         entries.append(Entry("budgets", interval.index, "measuring", settings.trial_images, macs * settings.trial_images))
         found.append((fraction, macs, interval_loss(model, objective, judged)))
@@ -231,10 +261,10 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval) -> T
     return Trial(options, tuple(loss for _, _, loss in found), tuple(entries), tuple(notes))
 
 
-def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int) -> None:
+def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int, base_losses: Losses) -> None:
     """A short training with the experts' settings, warmup and decay included; every process does the same."""
     stage = setup.config.experts
-    draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last)
+    draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last, base_losses)
     draws.rank, draws.world = 0, 1
     objective, optimizer = Objective(setup.calling), new_optimizer(model, stage)
     model.train()

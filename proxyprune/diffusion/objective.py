@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,8 @@ from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.schedule import NoiseSchedule
 
 Factors = tuple[Tensor, Tensor]
+Losses = Sequence[tuple[float, float]]
+"""(timestep, loss) of a network, by rising timestep."""
 
 TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda image, noise, a, s: noise,
@@ -46,6 +48,26 @@ def min_snr_weight(prediction: str, snr: Tensor, noise: Tensor, gamma: float) ->
     return capped
 
 
+def relative_weight(losses: Losses, first: int, last: int, timesteps: int) -> Tensor:
+    """Loss weight mean(L) / L(t), so that every timestep of first ... last counts alike in units of a network's own loss L.
+
+    The sum that is minimised is then, to first order, the sum of log losses, as in learned uncertainty weighting
+    (Kendall et al. 2018, arXiv:1705.07115, eq. 7; Karras et al. 2024, arXiv:2312.02696, section 2.2), with L measured instead of learned.
+
+    Args:
+        losses: (timestep, loss) of the network, by rising timestep; between them log-loss is linear.
+        first: First timestep of the mean.
+        last: Last timestep.
+        timesteps: Length of the result.
+
+    Returns:
+        Weights [timesteps], float64.
+    """
+    times, values = zip(*losses, strict=True)
+    curve = np.exp(np.interp(np.arange(timesteps), times, np.log(values)))
+    return torch.from_numpy(curve[first : last + 1].mean() / curve)
+
+
 @dataclass(frozen=True)
 class NoisyBatch:
     """Images with noise on them and what is to be predicted.
@@ -75,16 +97,18 @@ class Process:
     Attributes:
         schedule: The process.
         gamma: Cap of the min-SNR weight, or None for a weight of 1.
+        weights: Loss weight of every timestep in place of that, [timesteps], or None.
     """
 
     schedule: NoiseSchedule
     gamma: float | None = None
+    weights: Tensor | None = field(default=None, repr=False)
     _tables: tuple[Tensor, Tensor, Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         plan = self.schedule
         signal, noise = torch.from_numpy(plan.signal), torch.from_numpy(plan.noise)
-        weight = torch.ones_like(signal)
+        weight = torch.ones_like(signal) if self.weights is None else self.weights
         if self.gamma is not None:
             snr = torch.from_numpy(np.minimum(plan.signal**2 / np.maximum(plan.noise**2, 1e-30), 1e12))
             weight = min_snr_weight(plan.prediction, snr, noise, self.gamma)

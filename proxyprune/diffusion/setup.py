@@ -15,7 +15,7 @@ from proxyprune.diffusion.data import ImageData, load_data
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.draws import Draws
 from proxyprune.diffusion.ledger import training_macs
-from proxyprune.diffusion.objective import Process
+from proxyprune.diffusion.objective import Losses, Process, relative_weight
 from proxyprune.diffusion.presets import Source, image_size, source_of
 from proxyprune.diffusion.samplers import sampler, unusable_steps
 from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
@@ -125,9 +125,15 @@ class Setup:
             model.load_state_dict(weights)
         return model.to(self.device)
 
-    def draws(self, stage: str, settings: StageConfig, first: int, last: int) -> Draws:
+    def process(self, settings: StageConfig, first: int, last: int, base_losses: Losses = ()) -> Process:
+        """The noise process with the loss weights of a stage; those against the base need the base's losses, (timestep, loss)."""
+        if settings.weighting == "relative" and base_losses:
+            return Process(self.schedule, weights=relative_weight(base_losses, first, last, len(self.schedule.times)))
+        return Process(self.schedule, settings.min_snr_gamma)
+
+    def draws(self, stage: str, settings: StageConfig, first: int, last: int, base_losses: Losses = ()) -> Draws:
         """Batches of a stage."""
-        process = Process(self.schedule, settings.min_snr_gamma)
+        process = self.process(settings, first, last, base_losses)
         rank, world = (0, 1) if self.accelerator is None else (self.accelerator.process_index, self.accelerator.num_processes)
         return Draws(self.data, process, self.config.seed, stage, first, last, self.config.run.batch_size, rank, world)
 

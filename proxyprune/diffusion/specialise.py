@@ -21,7 +21,7 @@ from proxyprune.diffusion.intervals import Interval
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training, new_optimizer
 from proxyprune.diffusion.measure import judge
-from proxyprune.diffusion.objective import Objective
+from proxyprune.diffusion.objective import Losses, Objective
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.trackers import rewind
 from proxyprune.files import write_json, write_text
@@ -47,6 +47,7 @@ class Specialist:
         allowance_macs: Training compute that it may spend, scoring included.
         base: Weights of the base.
         folder: Where it goes.
+        base_losses: Of the base by timestep, where its loss is weighed against them.
     """
 
     setup: Setup
@@ -55,6 +56,7 @@ class Specialist:
     allowance_macs: int
     base: dict[str, Tensor]
     folder: Path
+    base_losses: Losses = ()
 
     @property
     def name(self) -> str:
@@ -116,7 +118,7 @@ class Specialist:
         target = int(self.setup.base_macs * self.fraction ** (number / rounds))
         ledger = training.ledger.add(self._spent(training), self._taught(training))
         training.model.eval()
-        judged = judge(self.setup, training.model, self.interval, target, "expert")
+        judged = judge(self.setup, training.model, self.interval, target, "expert", self.base_losses)
         result = judged.cut(self.setup, training.model, target)
         grown = Training(
             result.model,
@@ -195,7 +197,7 @@ class Specialist:
         config = self.setup.config
         objective = Objective(self.setup.calling, self._teacher(training.phase.number), config.experts.teacher_weight)
         first, last = self.interval.reach(config.intervals.margin, len(self.setup.schedule.times))
-        draws = self.setup.draws(self.name, config.experts, first, last)
+        draws = self.setup.draws(self.name, config.experts, first, last, self.base_losses)
         return Loop(self.name, self.folder, config.experts, config.run, draws, objective, self.setup.accelerator)
 
     def _finish(self, training: Training) -> dict[str, Any]:

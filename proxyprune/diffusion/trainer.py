@@ -16,12 +16,12 @@ from proxyprune.diffusion.checkpoint import Checkpoint, read_json
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.images import grid, save_picture
-from proxyprune.diffusion.intervals import Intervals
+from proxyprune.diffusion.intervals import Intervals, bins_of
 from proxyprune.diffusion.layout import LAYOUT, Layout, decide, layout_record, read_layout
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
-from proxyprune.diffusion.loss_by_snr import bins_of, evaluation_macs, measure_bins, write_losses
+from proxyprune.diffusion.loss_by_snr import evaluation_macs, measure_bins, write_losses
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
@@ -163,7 +163,8 @@ class StepAdaptiveTrainer:
         weights, layout = self.train_base(), self.layout()
         parts = split_allowance(self._left(layout), self.config.compute.expert_weights or (1.0,) * count)
         fraction = layout.budgets.fractions[index]
-        return Specialist(self.setup, layout.members[index], fraction, parts[index], weights, self._expert(index)).run()
+        member, folder = layout.members[index], self._expert(index)
+        return Specialist(self.setup, member, fraction, parts[index], weights, folder, layout.base_losses).run()
 
     def _expert(self, index: int) -> Path:
         return self.folder / f"expert-{index}"
