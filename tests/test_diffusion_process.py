@@ -13,11 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyprune.diffusion import limits
-from proxyprune.diffusion.budgets import Option, allocate, by_formula, by_measurement, formula, interpolated, solve_k, weighted_mean
+from proxyprune.diffusion.budgets import (
+    Option,
+    allocate,
+    by_formula,
+    by_measurement,
+    formula,
+    interpolated,
+    smoothed,
+    solve_k,
+    weighted_mean,
+)
 from proxyprune.diffusion.config import NoiseConfig, StepAdaptiveConfig, settings
 from proxyprune.diffusion.intervals import Intervals, best_cuts, dynamic, equal_db, measured, squared_deviation, uniform
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps
-from proxyprune.diffusion.objective import TARGETS, min_snr_weight
+from proxyprune.diffusion.objective import TARGETS, Process, min_snr_weight, relative_weight
 from proxyprune.diffusion.presets import CONFIGS
 from proxyprune.diffusion.samplers import LOWEST_DB, check_start, sampler, unusable_steps
 from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
@@ -311,6 +321,43 @@ def test_sizes_between_the_measured_ones_use_up_the_budget():
     assert budgets.fractions[0] > budgets.fractions[1]
 
 
+def trials(*slopes, sizes=(0.8, 0.6, 0.4), noise=0.0, seed=0):
+    """Sizes of one interval for each slope c, with damage c (1 / f - 1) and noise on it."""
+    source = np.random.default_rng(seed)
+    return [
+        [Option(1.0, 100, 0.0)] + [Option(f, round(100 * f), c * (1 / f - 1) + float(source.normal(0.0, noise))) for f in sizes]
+        for c in slopes
+    ]
+
+
+def test_smoothing_keeps_what_is_no_noise():
+    """Damage that follows the curve stays as it is, sizes and MACs in any case; a cut that seems to help has no damage."""
+    exact = trials(0.1, 0.4, 0.02)
+    for before, after in zip(exact, smoothed(exact), strict=True):
+        assert [(o.fraction, o.macs) for o in before] == [(o.fraction, o.macs) for o in after]
+        np.testing.assert_allclose([o.damage for o in after], [o.damage for o in before], atol=1e-12)
+    assert all(option.damage == 0.0 for option in smoothed(trials(0.3, -0.2))[1])
+    alone = [[Option(1.0, 100, 0.0)], trials(0.1)[0]]
+    assert smoothed(alone) == tuple(map(tuple, alone))
+
+
+def test_smoothing_draws_noisy_intervals_together():
+    """Over many noisy trials, the smoothed damage is nearer to the truth than what was measured and than a fit of each interval alone."""
+    slopes, errors = (0.10, 0.12, 0.14, 0.16), {"measured": [], "alone": [], "smoothed": []}
+    truth = [option.damage for options in trials(*slopes) for option in options]
+    for seed in range(200):
+        noisy = trials(*slopes, noise=0.06, seed=seed)
+        alone = [option for options in noisy for option in smoothed([options])[0]]
+        for name, found in (
+            ("measured", itertools.chain(*noisy)),
+            ("alone", alone),
+            ("smoothed", itertools.chain(*smoothed(noisy))),
+        ):
+            errors[name].append(np.square(np.subtract([option.damage for option in found], truth)).mean())
+    measured, alone, smooth = (np.mean(errors[name]) for name in ("measured", "alone", "smoothed"))
+    assert smooth < 0.8 * alone < 0.8 * measured
+
+
 def test_ledger_enforces_its_limit():
     """Entries add up to the last MAC, and one too many is refused."""
     ledger = Ledger(100).add(Entry("base", None, "training", 10, 60), Entry("expert", 1, "scoring", 1, 40))
@@ -335,6 +382,18 @@ def test_targets_give_the_clean_image_back(prediction):
     target = TARGETS[prediction](image, noise, torch.tensor(a), torch.tensor(s))
     back = {"epsilon": (x - s * target) / a, "v_prediction": a * x - s * target, "sample": target, "flow": x - s * target}[prediction]
     torch.testing.assert_close(back, image, rtol=1e-6, atol=1e-6)
+
+
+def test_relative_weights_make_timesteps_count_alike():
+    """Weight times loss is the same at every timestep, and its mean is the interval's mean loss; a batch carries the weights."""
+    curve = np.exp(np.linspace(-1.0, 2.0, 1000))
+    weight = relative_weight([(0, float(curve[0])), (999, float(curve[-1]))], 200, 399, 1000)
+    np.testing.assert_allclose(weight.numpy() * curve, curve[200:400].mean(), rtol=1e-12)
+    images, timesteps = torch.zeros(2, 1, 4, 4), torch.tensor([200, 399])
+    batch = Process(COSINE, weights=weight).batch(images, torch.ones_like(images), timesteps)
+    torch.testing.assert_close(batch.weight, weight[timesteps].float())
+    with pytest.raises(InputError, match="two weights for one loss"):
+        StepAdaptiveConfig().with_values({"experts.weighting": "relative", "experts.min_snr_gamma": 5.0})
 
 
 def test_min_snr_weights_agree_between_predictions():

@@ -323,6 +323,28 @@ def test_measured_intervals_and_budgets(tmp_path):
     assert trainer.ledger().share <= 1.0
 
 
+def test_experts_weigh_errors_against_the_base(tmp_path):
+    """The base's losses are measured once, kept in the layout and in the ledger, and the experts' batches carry their inverse."""
+    config = small_config(tmp_path, compute__reference_steps=60, experts__weighting="relative", budgets__method="measured")
+    config = config.with_values({"budgets.sizes": [0.6], "budgets.trial_steps": 3, "budgets.trial_images": 16})
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    trainer.train()
+    layout = StepAdaptiveTrainer(config, tmp_path / "run").layout()
+    times, losses = zip(*layout.base_losses, strict=True)
+    assert list(times) == sorted(times)
+    assert len(times) == 16
+    assert min(losses) > 0.0
+    stages = trainer.ledger().by_stage()
+    assert stages["weights measuring"] == 16 * 2 * trainer.setup.base_macs
+    member = layout.members[0]
+    batch = trainer.setup.draws("expert-0", config.experts, member.first, member.last, layout.base_losses).batch(0)
+    assert batch.weight.std() > 0.0
+    assert trainer.setup.draws("base", config.base, 0, 999, layout.base_losses).batch(0).weight.eq(1.0).all()
+    sizes = [entry for entry in layout.ledger.entries if (entry.stage, entry.interval, entry.what) == ("budgets", 0, "training")]
+    assert sizes[1].images > sizes[0].images  # the smaller network trains for as much compute, so on more images
+    assert sizes[1].macs == pytest.approx(sizes[0].macs, rel=0.2)
+
+
 def test_plan_and_evaluate_commands(finished, tmp_path):
     """`plan` shows intervals and budgets before anything trains; `evaluate` prints figures with what they depend on."""
     _, _, run = finished

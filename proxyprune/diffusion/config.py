@@ -97,7 +97,8 @@ class BudgetConfig:
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
             compute.saved_to_recovery is off.
-        trial_images: Training images, fixed with their noise, that each trial is judged on.
+        trial_images: Training images, fixed with their noise, that each trial is judged on; and the base in each interval, where experts
+            are weighed against it.
         damage: What the allocation adds up over the sampler's steps. "relative": log of the loss's ratio to the whole network's, which is
             in step with what images lose. "absolute": loss above the whole network's.
     """

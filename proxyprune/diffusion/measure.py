@@ -29,7 +29,7 @@ from proxyprune.ranking import Ranking
 from proxyprune.read import trace
 from proxyprune.scoring import Brief, find, score
 
-_WEIGHT_BINS, _WEIGHT_IMAGES = 8, 256  # of every interval, and in each
+_WEIGHT_BINS = 8  # of every interval
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
 
 
@@ -181,20 +181,21 @@ def losses_of_base(setup: Setup, model: nn.Module, members: Sequence[Interval]) 
     """
     objective, process, found = Objective(setup.calling), Process(setup.schedule), []
     bins = bins_of(members, _WEIGHT_BINS * len(members))
+    each = max(1, setup.config.budgets.trial_images // _WEIGHT_BINS)
     for _, first, last in bins:
         batches = fixed_batches(
             setup.data,
             process,
             first,
             last,
-            images=_WEIGHT_IMAGES,
+            images=each,
             batch_size=128,
             seed=setup.config.seed,
             held_out=False,
             device=setup.device,
         )
         found.append(((first + last) / 2, interval_loss(model, objective, batches)))
-    images = len(bins) * _WEIGHT_IMAGES
+    images = len(bins) * each
     return found, Entry("weights", None, "measuring", images, setup.base_macs * images)
 
 
