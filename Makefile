@@ -48,7 +48,7 @@ local-llm: $(STAMP) ## rank with a real language model on this machine (compiles
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[local]"
 	$(BIN)/python scripts/local_llm.py
 
-bench: $(STAMP) ## run the benchmarks that need nothing but time; results go to benchmarks/results/
+bench: $(STAMP) ## run the benchmarks that need nothing but time and Fashion-MNIST; results go to benchmarks/results/
 	@set -e; for script in $(filter-out $(APART),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean: ## remove what the other targets made, .venv included

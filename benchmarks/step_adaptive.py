@@ -93,6 +93,7 @@ class Experiment:
             "experts.learning_rate": 1e-2,
             "experts.warmup": 0.03,
             "experts.ema": 0.998,
+            "experts.weighting": "relative",
             "pruning.scorer": "taylor",
             "pruning.rounds": 2,
             "pruning.calibration_batches": 8,
@@ -162,7 +163,7 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-FOR_V: Mapping[str, Any] = {"intervals.count": 2, "experts.weighting": "relative"}
+FOR_V: Mapping[str, Any] = {"intervals.count": 2}
 """Settings of a network that predicts v; found on seed 0, see docs/benchmarks/step-adaptive.md."""
 CURVE = ("base_60", "base", "base_125")
 """Arms that show whether the base is done training."""

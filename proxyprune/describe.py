@@ -1,4 +1,4 @@
-"""A traced model as a graph and as text: what a scorer reads, and what `proxyprune describe` prints."""
+"""A traced model as a graph and as text: what `proxyprune describe` prints."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from proxyprune.cli.options import ModelOptions, json_option, model_options
 def describe(source: ModelOptions, as_json: bool) -> None:
     """Show a network's blocks, their cost, and how they are wired.
 
-    The text is the same for the same network, byte for byte; it is also what an LLM scorer reads.
+    The text is the same for the same network, byte for byte. A language model is shown another one, without names: `proxyprune score
+    --dry-run` prints it.
     """
     from proxyprune.cli.console import output
     from proxyprune.cli.loading import build

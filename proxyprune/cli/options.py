@@ -142,7 +142,7 @@ _PLAN = (
     click.option("--mode", type=click.Choice(["width", "depth", "both"]), default="width", show_default=True, help="What may be cut."),
     click.option("--metric", type=click.Choice(["macs", "params"]), default="macs", show_default=True, help="What the target budgets."),
     click.option(
-        "--round-to", type=click.IntRange(min=1), default=1, show_default=True, help="Make widths a multiple of this (8 or 16 runs faster)."
+        "--round-to", type=click.IntRange(min=1), default=1, show_default=True, help="Make widths a multiple of this, where they can be."
     ),
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
     click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
@@ -158,7 +158,13 @@ _PLAN = (
 )
 
 _RECOVERY = (
-    click.option("--recovery-steps", type=click.IntRange(min=0), default=None, metavar="N", help="Updates of fine-tuning after each cut."),
+    click.option(
+        "--recovery-steps",
+        type=click.IntRange(min=0),
+        default=None,
+        metavar="N",
+        help="Updates of fine-tuning after each cut (0 in search, 50 in compare).",
+    ),
     click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that fine-tuning (AdamW)."),
 )
 
