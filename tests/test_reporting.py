@@ -23,8 +23,8 @@ from proxyprune.cli import main
 from proxyprune.errors import ProxyPruneError, ResultFileError, StorageError
 from proxyprune.reporting import read_result, render, write_report
 from proxyprune.reporting.charts import Series, line_chart
-from proxyprune.reporting.layout import BLOCKS_A_LINE, NODE_HEIGHT, NODE_WIDTH, draw
 from proxyprune.reporting.network_map import Shades
+from proxyprune.reporting.placement import BLOCKS_A_LINE, NODE_HEIGHT, NODE_WIDTH, draw
 from proxyprune.reporting.reading import Result
 from proxyprune.reporting.structure import Structure
 from proxyprune.reporting.svg import Named, Scale, tag

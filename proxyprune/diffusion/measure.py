@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proxyprune.diffusion.broadcast import SharedScorer, told
 from proxyprune.diffusion.budgets import Option
 from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.intervals import Interval, Intervals, bins_of, measured
@@ -20,7 +21,6 @@ from proxyprune.diffusion.loop import learning_rate, new_optimizer
 from proxyprune.diffusion.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
-from proxyprune.diffusion.shared import SharedScorer, told
 from proxyprune.errors import TargetError
 from proxyprune.flow import PruneResult
 from proxyprune.flow import cut as prune_judged

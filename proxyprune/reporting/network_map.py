@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from proxyprune.reporting.layout import NODE_HEIGHT, NODE_WIDTH, Node, draw
+from proxyprune.reporting.placement import NODE_HEIGHT, NODE_WIDTH, Node, draw
 from proxyprune.reporting.structure import BlockRecord, Structure
 from proxyprune.reporting.svg import Named, picture, rect, tag, text
 from proxyprune.wording import quantity
