@@ -289,9 +289,9 @@ class Bench:
         return 3 * trainer.setup.base_macs * self.experiment.steps * self.experiment.batch_size
 
     def samples(self, folder: Path, pipeline: StepAdaptivePipeline, steps: int, seed: int) -> tuple[torch.Tensor, float]:
-        """Images in chunks that are kept; with the seconds that all of them took."""
+        """Images in chunks that are kept; with the seconds that all take at the pace of the median chunk, whatever interrupted others."""
         folder.mkdir(parents=True, exist_ok=True)
-        parts, seconds, size = [], 0.0, self.experiment.chunk
+        parts, paces, size = [], [], self.experiment.chunk
         for number in range(-(-self.experiment.images // size)):
             path = folder / f"{number:03d}.npz"
             if not path.is_file():
@@ -304,8 +304,8 @@ class Bench:
                 temporary.replace(path)
             with np.load(path, allow_pickle=False) as archive:
                 parts.append(torch.from_numpy(archive["images"]))
-                seconds += float(archive["seconds"])
-        return torch.cat(parts), seconds
+                paces.append(float(archive["seconds"]) / len(parts[-1]))
+        return torch.cat(parts), statistics.median(paces) * self.experiment.images
 
 
 def loss_by_snr(run: Path) -> list[list[float]]:
