@@ -169,6 +169,8 @@ CURVE = ("base_60", "base", "base_125")
 """Arms that show whether the base is done training."""
 SHOWN = ("base", "formula_80", "measured_80", "measured_50")
 """Arms whose samples are shown side by side."""
+TURNS = 5
+"""How often each pipeline is timed."""
 HEADLINE = {"base": "one full-size model", "measured_80": "step-adaptive", "measured_50": "step-adaptive"}
 """Arms of the picture that says it at a glance, and what they are called there."""
 
@@ -320,7 +322,7 @@ def summary(bench: Bench, name: str) -> None:
     if not lines:
         print("Nothing is finished yet.")
         return
-    rows = []
+    rows, seconds = [], paces(bench, RESULTS / f"{name}.json")
     for arm in ARMS:
         for sampler, steps in bench.experiment.samplers:
             found = [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler]
@@ -337,7 +339,7 @@ def summary(bench: Bench, name: str) -> None:
                     "KID": statistics.mean(line["kid"]["value"] for line in found),
                     "brightness": statistics.mean(line["brightness"] for line in found),
                     "sampling": f"{statistics.mean(line['relative_macs'] for line in found):.1%}",
-                    "s/image": statistics.mean(line["seconds_per_image"] for line in found),
+                    "ms/image": 1000 * seconds[arm][sampler] if arm in seconds else None,
                     "training": f"{statistics.mean(line['training_macs'] / line['reference_macs'] for line in found):.1%}",
                     "parameters": found[0]["params"],
                 }
@@ -345,7 +347,32 @@ def summary(bench: Bench, name: str) -> None:
     print_table(f"Fashion-MNIST, {bench.network['sample_size']} pixels, equal training compute", list(rows[0]), rows)
     plots(lines, bench, name)
     numbers = {"experiment": asdict(bench.experiment), "network": bench.network, "real_images": real_images(bench)}
-    save(name, {"environment": environment(), **numbers, "rows": rows, "runs": lines})
+    save(name, {"environment": environment(), **numbers, "rows": rows, "seconds_per_image": seconds, "runs": lines})
+
+
+def paces(bench: Bench, before: Path) -> dict[str, dict[str, float]]:
+    """Seconds an image by arm and sampler, of the first seed whose pipelines are here; arms take turns, so that they meet the same machine.
+
+    What another machine measured stays until all of its arms are here.
+    """
+    known = json.loads(before.read_text(encoding="utf-8")).get("seconds_per_image", {}) if before.is_file() else {}
+    seeds = sorted({line["seed"] for line in bench.lines()})
+    places = [{arm: bench.run(arm, seed) / "pipeline" for arm in ARMS if (bench.run(arm, seed) / "pipeline").is_dir()} for seed in seeds]
+    found = max(places, key=len)
+    if "base" not in found or len(found) < len(known):
+        return known
+    pipelines = {arm: StepAdaptivePipeline.from_pretrained(place) for arm, place in found.items()}
+    size, result = bench.experiment.sampling_batch, {arm: {} for arm in found}
+    for sampler, steps in bench.experiment.samplers:
+        times: dict[str, list[float]] = {arm: [] for arm in found}
+        for turn in range(TURNS):
+            for arm, pipeline in pipelines.items():
+                started = time.perf_counter()
+                pipeline.use(sampler).generate(size, steps=steps, batch_size=size, seed=turn)
+                times[arm].append((time.perf_counter() - started) / size)
+        for arm in found:
+            result[arm][sampler] = statistics.median(times[arm])
+    return result
 
 
 def real_images(bench: Bench) -> dict[str, float]:
