@@ -390,11 +390,13 @@ def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     sampler, steps = bench.experiment.samplers[0]
     found = {arm: [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler] for arm in ARMS}
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1.5, 1))
+    curve = all(found[arm] for arm in CURVE)
+    figure = Figure(figsize=(12 if curve else 9, 4.5), layout="constrained")
+    left, middle, *right = figure.subplots(1, 3 if curve else 2, width_ratios=(1.5, 1.5, 1)[: 3 if curve else 2])
     _distances_and_losses(left, middle, {arm: runs for arm, runs in found.items() if runs and arm not in CURVE[::2]})
     left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps")
-    _curve(right, lines, bench)
+    for axes in right:
+        _curve(axes, lines, bench)
     figure.savefig(RESULTS / f"{name}.png", dpi=130)
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     _headline(figure.subplots(), {arm: found[arm] for arm in HEADLINE if found[arm]}, f"{sampler}, {steps} steps")
@@ -432,9 +434,7 @@ def _curve(axes: Axes, lines: list[dict[str, Any]], bench: Bench) -> None:
         ]
         if points:
             axes.plot(*zip(*((100 * share, value) for share, value in points), strict=True), "o-", label=f"{sampler} {steps}")
-    axes.set(xlabel="training of the full base (%)", ylabel="Fréchet distance")
-    if axes.has_data():
-        axes.set_ylim(0, 1.15 * axes.dataLim.ymax)
+    axes.set(xlabel="training of the full base (%)", ylabel="Fréchet distance", ylim=(0, 1.15 * axes.dataLim.ymax))
     axes.legend(fontsize=7, frameon=False)
 
 
