@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import time
@@ -150,7 +151,7 @@ def generator(seed: int) -> torch.Generator:
 def command_line(*arguments: str) -> None:
     """Run proxyprune in a process of its own, as a user would, and show the command."""
     print(f"$ proxyprune {' '.join(arguments)}\n", flush=True)
-    subprocess.run([sys.executable, "-m", "proxyprune", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "proxyprune", *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def shown(path: Path) -> str:

@@ -8,6 +8,7 @@ The same through the command line: see docs/tutorials/step-adaptive.md.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def run(out: Path, steps: int = STEPS, samples: int = SAMPLES) -> None:
 def command(*arguments: str) -> None:
     """Run `proxyprune diffusion` in a process of its own, as a user would, and show the command."""
     print(f"$ proxyprune diffusion {' '.join(arguments)}\n", flush=True)
-    subprocess.run([sys.executable, "-m", "proxyprune", "diffusion", *arguments], check=True)
+    # One thread: the network is so small that more of them wait for each other, and for everything else that runs.
+    subprocess.run([sys.executable, "-m", "proxyprune", "diffusion", *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     print(flush=True)
 
 
