@@ -119,9 +119,12 @@ TINY = Experiment(
     sampling_batch=20,
     chunk=20,
     common=dict(Experiment().common)
-    | {"budgets.trial_steps": 1, "budgets.trial_images": 32, "pruning.calibration_batches": 1, "pruning.calibration_images": 16}
+    | {"pruning.calibration_batches": 1, "pruning.calibration_images": 16}
     | {"intervals.count": 3, "run.checkpoint_every": 20, "run.log_every": 10},
 )
+
+
+TINY_TRIALS: Mapping[str, Any] = {"budgets.trial_steps": 1, "budgets.trial_images": 32}
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,12 @@ class Bench:
     Attributes:
         experiment: The numbers.
         folder: Runs and results.
+        overrides: Settings that take the place of an arm's own.
     """
 
     experiment: Experiment
     folder: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> dict[str, Any]:
@@ -201,14 +206,19 @@ class Bench:
             "compute.reference_steps": round(self.experiment.steps * arm.compute),
             "compute.base_share": self.experiment.base_share,
         }
-        return StepAdaptiveConfig.preset("fashion16").with_values({"experts.teacher": "none"} | values | dict(arm.changes))
+        return StepAdaptiveConfig.preset("fashion16").with_values(
+            {"experts.teacher": "none"} | values | dict(arm.changes) | dict(self.overrides)
+        )
 
     def run(self, name: str, seed: int) -> Path:
         return self.folder / f"seed-{seed}" / name
 
     def lines(self) -> list[dict[str, Any]]:
+        """Evaluations that are there, of the arms as they are now; an arm with other settings is another arm."""
         path = self.folder / "evaluations.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        now = {name: json.loads(json.dumps(arm.changes)) for name, arm in ARMS.items()}
+        return [line for line in found if line.get("changes") == now.get(line["arm"])]
 
     def add(self, line: Mapping[str, Any]) -> None:
         with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
@@ -226,9 +236,7 @@ class Bench:
             print(f"{len(found['runs'])} evaluations taken over from {result.name}", flush=True)
 
     def done(self, name: str, seed: int, sampler: str) -> bool:
-        """Whether an evaluation is there, of the arm as it is now."""
-        asked = (name, seed, sampler, json.loads(json.dumps(ARMS[name].changes)))
-        return any((line["arm"], line["seed"], line["sampler_name"], line["changes"]) == asked for line in self.lines())
+        return any((line["arm"], line["seed"], line["sampler_name"]) == (name, seed, sampler) for line in self.lines())
 
     def arm(self, name: str, seed: int) -> None:
         """Train an arm, as far as that is still to be done, and evaluate it."""
@@ -489,7 +497,7 @@ def main() -> None:
     common = dict(experiment.common) | {"noise.prediction": arguments.prediction, "data.size": arguments.size}
     common |= FOR_V if arguments.prediction == "v_prediction" else {}
     experiment = replace(experiment, common=common, **chosen)
-    bench = Bench(experiment, arguments.folder or CACHE.with_name(name))
+    bench = Bench(experiment, arguments.folder or CACHE.with_name(name), TINY_TRIALS if arguments.tiny else {})
     bench.folder.mkdir(parents=True, exist_ok=True)
     (bench.folder / "network.json").write_text(json.dumps(bench.network), encoding="utf-8")
     frozen, text = bench.folder / "experiment.json", json.dumps(asdict(experiment), indent=1)
