@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # imported by benchmarks; or run by hand: a pipeline to judge, a folder, a peer, days of training, or the weights that all distances rest on
-APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py step_adaptive_ideas.py step_adaptive_swaps.py \
-           step_adaptive_starts.py train_speed.py train_features.py)
+APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py step_adaptive_plots.py step_adaptive_ideas.py \
+           step_adaptive_swaps.py step_adaptive_starts.py train_speed.py train_features.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs wheel local-llm bench clean

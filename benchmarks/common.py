@@ -54,13 +54,14 @@ def save(name: str, content: Mapping[str, Any]) -> Path:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row a mapping; floats with three digits, integers with separators."""
+    """One row a mapping; floats with three digits, integers with separators. Nothing is cut off: in a log, too, each row is one line."""
     table = Table(title=title)
     for column in columns:
-        table.add_column(column, justify="right" if rows and isinstance(rows[0].get(column), int | float) else "left")
+        table.add_column(column, no_wrap=True, justify="right" if rows and isinstance(rows[0].get(column), int | float) else "left")
     for row in rows:
         table.add_row(*(_shown(row.get(column)) for column in columns))
-    Console().print(table)
+    natural = Console(width=1000).measure(table).maximum
+    Console(width=max(Console().width, natural)).print(table)
 
 
 def _shown(value: Any) -> str:

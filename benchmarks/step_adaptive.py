@@ -24,22 +24,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from common import RESULTS, environment, print_table, save
+from step_adaptive_plots import draw
 
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
 from proxyprune.diffusion.data import load_data
 from proxyprune.diffusion.evaluate import evaluate
 from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.images import beside, grid, save_picture
+from proxyprune.diffusion.images import grid, save_picture
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 from proxyprune.diffusion.metrics import frechet_distance
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 CACHE = Path(__file__).parent / ".cache" / "step_adaptive"
 NETWORK: Mapping[str, Any] = {
@@ -168,14 +166,8 @@ ARMS: Mapping[str, Arm] = {
 
 FOR_V: Mapping[str, Any] = {"intervals.count": 2}
 """Settings of a network that predicts v; found on seed 0, see docs/benchmarks/step-adaptive.md."""
-CURVE = ("base_60", "base", "base_125")
-"""Arms that show whether the base is done training."""
-SHOWN = ("base", "formula_80", "measured_80", "measured_50")
-"""Arms whose samples are shown side by side."""
 TURNS = 5
 """How often each pipeline is timed."""
-HEADLINE = {"base": "one full-size model", "measured_80": "step-adaptive", "measured_50": "step-adaptive"}
-"""Arms of the picture that says it at a glance, and what they are called there."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +345,8 @@ def summary(bench: Bench, name: str) -> None:
                 }
             )
     print_table(f"Fashion-MNIST, {bench.network['sample_size']} pixels, equal training compute", list(rows[0]), rows)
-    plots(lines, bench, name)
+    in_order = sorted(lines, key=lambda line: list(ARMS).index(line["arm"]))
+    draw(in_order, bench.experiment.samplers, bench.run, RESULTS / name)
     numbers = {"experiment": asdict(bench.experiment), "network": bench.network, "real_images": real_images(bench)}
     save(name, {"environment": environment(), **numbers, "rows": rows, "seconds_per_image": seconds, "runs": lines})
 
@@ -389,91 +382,6 @@ def real_images(bench: Bench) -> dict[str, float]:
     real = data.train[: bench.experiment.images]
     distance = frechet_distance(features.of(data.held_out), features.of(real))
     return {"frechet": distance, "brightness": float(real.float().mean())}
-
-
-def plots(lines: list[dict[str, Any]], bench: Bench, name: str) -> None:
-    """Distance against compute, loss by noise level, the curve of the base; the headline alone; samples side by side."""
-    from matplotlib.figure import Figure
-
-    RESULTS.mkdir(exist_ok=True)
-    sampler, steps = bench.experiment.samplers[0]
-    found = {arm: [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler] for arm in ARMS}
-    curve = all(found[arm] for arm in CURVE)
-    figure = Figure(figsize=(12 if curve else 9, 4.5), layout="constrained")
-    left, middle, *right = figure.subplots(1, 3 if curve else 2, width_ratios=(1.5, 1.5, 1)[: 3 if curve else 2])
-    _distances_and_losses(left, middle, {arm: runs for arm, runs in found.items() if runs and arm not in CURVE[::2]})
-    left.set(xlabel="sampling MACs, % of the base", ylabel=f"Fréchet distance, {sampler} {steps} steps")
-    for axes in right:
-        _curve(axes, lines, bench)
-    figure.savefig(RESULTS / f"{name}.png", dpi=130)
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
-    _headline(figure.subplots(), {arm: found[arm] for arm in HEADLINE if found[arm]}, f"{sampler}, {steps} steps")
-    figure.savefig(RESULTS / f"{name}_headline.png", dpi=150)
-    seeds = sorted({line["seed"] for line in lines})
-    shown = [[bench.run(arm, seed) / f"samples-{sampler}" / "000.npz" for arm in SHOWN] for seed in seeds]
-    if paths := next((paths for paths in shown if all(path.is_file() for path in paths)), None):
-        save_picture(beside([grid(_first(path, 36), scale=2) for path in paths]), RESULTS / f"{name}_samples.png")
-
-
-def _distances_and_losses(left: Axes, middle: Axes, found: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Left a dot for each run; in the middle the mean loss of an arm by noise level, against the base's."""
-    base = _losses(found.get("base", []))
-    for arm, runs in found.items():
-        values = [line["frechet"]["value"] for line in runs]
-        (mark,) = left.plot([100 * line["relative_macs"] for line in runs], values, "o", markersize=5, alpha=0.8, label=ARMS[arm].what)
-        losses = _losses(runs)
-        same_bins = base is not None and losses is not None and np.allclose(losses[:, 0], base[:, 0])  # other intervals have other bins
-        if base is not None and losses is not None and arm != "base" and same_bins:
-            middle.plot(losses[:, 0], 100 * (losses[:, 1] / base[:, 1] - 1), color=mark.get_color(), linewidth=1.2)
-    left.set_ylim(0, 1.15 * left.dataLim.ymax)
-    left.legend(fontsize=7, frameon=False)
-    middle.axhline(0, color="0.6", linewidth=0.8)
-    middle.set(xlabel="SNR (dB)", ylabel="held-out loss against the full base (%)")
-
-
-def _curve(axes: Axes, lines: list[dict[str, Any]], bench: Bench) -> None:
-    """Is the base done training? Its distance after less, as much and more."""
-    for sampler, steps in bench.experiment.samplers:
-        points = [
-            (statistics.mean(line["training_macs"] / line["reference_macs"] for line in runs), statistics.mean(values))
-            for arm in CURVE
-            if (runs := [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler])
-            and (values := [line["frechet"]["value"] for line in runs])
-        ]
-        if points:
-            axes.plot(*zip(*((100 * share, value) for share, value in points), strict=True), "o-", label=f"{sampler} {steps}")
-    axes.set(xlabel="training of the full base (%)", ylabel="Fréchet distance", ylim=(0, 1.15 * axes.dataLim.ymax))
-    axes.legend(fontsize=7, frameon=False)
-
-
-def _headline(axes: Axes, found: Mapping[str, list[dict[str, Any]]], sampler: str) -> None:
-    """One row for each arm: a bar to the mean, a dot for each seed."""
-    for row, (arm, runs) in enumerate(found.items()):
-        values = [line["frechet"]["value"] for line in runs]
-        colour = "#7F7F7F" if arm == "base" else "#0072B2"
-        axes.barh(row, statistics.mean(values), height=0.55, color=colour, alpha=0.35)
-        axes.plot(values, [row] * len(values), "o", color=colour, markersize=6)
-    axes.set_yticks(
-        range(len(found)), [f"{HEADLINE[arm]}\n{_percent(runs)} of the sampling MACs" for arm, runs in found.items()], fontsize=9
-    )
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"Fréchet distance, {sampler}; smaller is better")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _percent(runs: list[dict[str, Any]]) -> str:
-    return f"{100 * statistics.mean(line['relative_macs'] for line in runs):.0f} %"
-
-
-def _first(path: Path, count: int) -> torch.Tensor:
-    with np.load(path, allow_pickle=False) as archive:
-        return torch.from_numpy(archive["images"][:count])
-
-
-def _losses(runs: list[dict[str, Any]]) -> np.ndarray | None:
-    """[SNR in dB, held-out loss], mean over runs."""
-    return np.mean([line["loss_by_snr"] for line in runs], axis=0) if runs else None
 
 
 def main() -> None:
