@@ -159,6 +159,7 @@ ARMS: Mapping[str, Arm] = {
     "measured_80_distil": Arm(
         "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
+    "measured_80_interval": Arm("measured, 80 %, every interval counts the same", {**_MEASURED_80, "budgets.damage_per": "interval"}),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }

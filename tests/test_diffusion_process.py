@@ -293,16 +293,28 @@ def test_allocation_is_optimal(data):
     option = st.tuples(st.integers(1, 30), st.integers(0, 50)).map(lambda v: Option(0.5, v[0], float(v[1])))
     options = [data.draw(st.lists(option, min_size=1, max_size=4)) for _ in range(count)]
     steps = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    weights = data.draw(st.none() | st.lists(st.integers(1, 9).map(float), min_size=count, max_size=count))
     limit = data.draw(st.integers(1, 600))
     fitting = [c for c in itertools.product(*options) if sum(n * o.macs for n, o in zip(steps, c, strict=True)) <= limit]
     if not fitting:
         with pytest.raises(TargetError):
-            allocate(options, steps, limit)
+            allocate(options, steps, limit, weights)
         return
-    chosen = allocate(options, steps, limit)
+    chosen = allocate(options, steps, limit, weights)
     assert sum(n * o.macs for n, o in zip(steps, chosen, strict=True)) <= limit
-    best = min(sum(n * o.damage for n, o in zip(steps, c, strict=True)) for c in fitting)
-    assert sum(n * o.damage for n, o in zip(steps, chosen, strict=True)) == pytest.approx(best)
+    best = min(sum(w * o.damage for w, o in zip(weights or steps, c, strict=True)) for c in fitting)
+    assert sum(w * o.damage for w, o in zip(weights or steps, chosen, strict=True)) == pytest.approx(best)
+
+
+def test_damage_per_interval_favours_short_intervals():
+    """Two intervals with the same curve: by steps both get the same size, by intervals the one that few steps pass gets the larger."""
+    curve = [Option(1.0, 4000, 0.0)] + [Option(f, round(4000 * f), 0.1 * (1 / f - 1)) for f in (0.8, 0.6, 0.4)]
+    by_step = by_measurement([curve, curve], (10, 30), 0.7, 4000)
+    by_interval = by_measurement([curve, curve], (10, 30), 0.7, 4000, "interval")
+    assert by_step.fractions[0] == pytest.approx(by_step.fractions[1], abs=0.1)
+    assert by_interval.fractions[0] > by_step.fractions[0] + 0.1
+    assert by_interval.mean <= 0.7
+    assert "an interval" in by_interval.notes[0]
 
 
 def test_sizes_between_the_measured_ones_use_up_the_budget():

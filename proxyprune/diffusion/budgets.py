@@ -174,8 +174,10 @@ def interpolated(options: Sequence[Option], base_macs: int) -> tuple[Option, ...
     return between if between[0].fraction == smallest.fraction else (smallest, *between)
 
 
-def allocate(options: Sequence[Sequence[Option]], steps: Sequence[int], limit_macs: int) -> tuple[Option, ...]:
-    """One option for each interval, so that damage summed over the sampler's steps is least and MACs fit.
+def allocate(
+    options: Sequence[Sequence[Option]], steps: Sequence[int], limit_macs: int, weights: Sequence[float] | None = None
+) -> tuple[Option, ...]:
+    """One option for each interval, so that the weighted sum of damages is least and MACs fit.
 
     This is a multiple-choice knapsack. States (MACs, damage) that another state beats on both counts are dropped, nothing else is, so
     the result is optimal; costs are integers, so the limit is met exactly. Ties go to fewer MACs.
@@ -184,6 +186,7 @@ def allocate(options: Sequence[Sequence[Option]], steps: Sequence[int], limit_ma
         options: For each interval.
         steps: Sampler steps in each interval.
         limit_macs: Most MACs over all steps of one image.
+        weights: What the damage of each interval counts; its sampler steps by default.
 
     Raises:
         TargetError: If even the smallest options are too large.
@@ -195,9 +198,9 @@ def allocate(options: Sequence[Sequence[Option]], steps: Sequence[int], limit_ma
             "Add smaller fractions to budgets.sizes or raise budgets.target."
         )
     states: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
-    for weight, choices in zip(steps, options, strict=True):
-        useful = choices if weight else (min(choices, key=lambda o: (o.damage, o.macs)),)  # another sampler may step into it
-        grown = [(m + weight * o.macs, d + weight * o.damage, (*chosen, o)) for m, d, chosen in states for o in useful]
+    for count, weight, choices in zip(steps, steps if weights is None else weights, options, strict=True):
+        useful = choices if count else (min(choices, key=lambda o: (o.damage, o.macs)),)  # another sampler may step into it
+        grown = [(m + count * o.macs, d + weight * o.damage, (*chosen, o)) for m, d, chosen in states for o in useful]
         states = _undominated([state for state in grown if state[0] <= limit_macs])
     return min(states, key=lambda state: (state[1], state[0]))[2]
 
@@ -210,14 +213,25 @@ def _undominated(states: list[tuple[int, float, tuple[Option, ...]]]) -> list[tu
     return kept
 
 
-def by_measurement(options: Sequence[Sequence[Option]], steps: Sequence[int], target: float, base_macs: int) -> Budgets:
+def by_measurement(
+    options: Sequence[Sequence[Option]], steps: Sequence[int], target: float, base_macs: int, damage_per: str = "step"
+) -> Budgets:
     """Budgets from measured damage.
 
     The sum over steps of MACs may be at most `target` of the whole network's. Every fortieth of the base is a size to choose from, with
     damage read off a curve through the sizes that were measured; of all choices on these curves, the one found has the least damage.
+
+    Args:
+        options: For each interval the sizes tried, the whole network among them.
+        steps: Sampler steps in each interval.
+        target: Mean fraction of the base's MACs over the sampler's steps.
+        base_macs: MACs of the whole network.
+        damage_per: "step" adds damage up over the sampler's steps, "interval" over intervals, each of which counts the same.
     """
     curves = [interpolated(each, base_macs) if len(each) > 1 else tuple(each) for each in options]
-    chosen = allocate(curves, steps, math.floor(target * base_macs * sum(steps)))
-    damage = sum(n * o.damage for n, o in zip(steps, chosen, strict=True)) / sum(steps)
-    note = f"The optimal choice of {math.prod(map(len, curves)):,}; mean damage {damage:.4g} a sampler step."
+    weights = [float(n) for n in steps] if damage_per == "step" else [1.0] * len(steps)
+    chosen = allocate(curves, steps, math.floor(target * base_macs * sum(steps)), weights)
+    damage = math.fsum(w * o.damage for w, o in zip(weights, chosen, strict=True)) / sum(weights)
+    kind = "a sampler step" if damage_per == "step" else "an interval"
+    note = f"The optimal choice of {math.prod(map(len, curves)):,}; mean damage {damage:.4g} {kind}."
     return Budgets(tuple(o.fraction for o in chosen), tuple(steps), "measured", None, (note,))

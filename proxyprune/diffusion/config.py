@@ -99,8 +99,9 @@ class BudgetConfig:
             compute.saved_to_recovery is off.
         trial_images: Training images, fixed with their noise, that each trial is judged on; and the base in each interval, where experts
             are weighed against it.
-        damage: What the allocation adds up over the sampler's steps. "relative": log of the loss's ratio to the whole network's, which is
-            in step with what images lose. "absolute": loss above the whole network's.
+        damage: What "measured" adds up. "relative": log of the loss's ratio to the whole network's, which is in step with what images
+            lose. "absolute": loss above the whole network's.
+        damage_per: Over what it is added up: the sampler's steps ("step"), or intervals, each of which counts the same ("interval").
     """
 
     method: str = "formula"
@@ -112,6 +113,7 @@ class BudgetConfig:
     trial_steps: int = 50
     trial_images: int = 256
     damage: str = "relative"
+    damage_per: str = "step"
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
     for trial in trials:
         ledger = ledger.add(*trial.entries)
     options = tuple(trial.options for trial in trials)
-    budgets = by_measurement(smoothed(options), counts, settings.target, setup.base_macs)
+    budgets = by_measurement(smoothed(options), counts, settings.target, setup.base_macs, settings.damage_per)
     return Layout(intervals, members, budgets, options, ledger, losses)
 
 

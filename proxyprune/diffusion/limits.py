@@ -18,6 +18,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "budgets.method": ("formula", "measured", "full", "even"),
     "budgets.capacity": ("clean", "noisy"),
     "budgets.damage": ("relative", "absolute"),
+    "budgets.damage_per": ("step", "interval"),
     "base.decay": _DECAYS,
     "base.teacher": ("none",),
     "base.weighting": ("plain",),
