@@ -38,7 +38,7 @@ class Series:
     Attributes:
         label: For its end, "" for none.
         points: (x, y).
-        class_: "line-N" or "dots".
+        class_: "line-N" or "dots", which a "fill-N line-N" may colour.
         step: Draw as stairs: a value holds until the next.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from proxyprune.diffusion.budgets import Option, smoothed
 from proxyprune.reporting.charts import Series, interval_strip, line_chart, share_bar, stacked_bar
 from proxyprune.reporting.diffusion_run import DiffusionRun, LoggedLoss, Range
 from proxyprune.reporting.parts import Cell, Column, Drawing, Gallery, Part, Row, Section, Table
@@ -129,17 +130,21 @@ def _decibels(entry: Range) -> str:
 
 
 def _trials(run: DiffusionRun) -> Section:
-    series = [
-        Series(f"interval {entry.index}", sorted((trial.fraction, trial.damage) for trial in entry.trials), f"line-{entry.index % 6}")
-        for entry in run.ranges
-        if entry.trials
-    ]
-    named = Named("trials-chart", "Damage by size", f"Measured damage to {len(series)} intervals at several sizes.")
+    tried = [entry for entry in run.ranges if entry.trials]
+    fitted = smoothed([[Option(trial.fraction, 0, trial.damage) for trial in entry.trials] for entry in tried])
+    series = []
+    for entry, options in zip(tried, fitted, strict=True):
+        colour = entry.index % 6
+        measured = sorted((trial.fraction, trial.damage) for trial in entry.trials if trial.fraction < 1.0)
+        series.append(Series("", measured, f"dots fill-{colour} line-{colour}"))
+        series.append(Series(f"interval {entry.index}", sorted((option.fraction, option.damage) for option in options), f"line-{colour}"))
+    named = Named("trials-chart", "Damage by size", f"Measured damage to {len(tried)} intervals at several sizes.")
     drawing = line_chart(named, series, ("share of the base's MACs", "damage"))
     return Section(
         "trials",
         "What pruning costs in each interval",
-        "The loss of the pruned network against that of the whole one, both after a short recovery; the budgets follow from it.",
+        "The loss of the pruned network against that of the whole one, both after a short recovery: dots as measured, lines as fitted "
+        "across sizes and intervals. Budgets are read off the lines.",
         (Drawing("Damage by size", drawing),),
     )
 
