@@ -355,6 +355,16 @@ def test_what_is_no_result_is_named(tmp_path, name, content, said):
     assert name in str(caught.value)
 
 
+def test_trials_of_no_size_are_named(tmp_path):
+    """A size of nothing has no place on the curve through trials."""
+    path = RESULTS["diffusion"](tmp_path)
+    layout = json.loads((path / "layout.json").read_text())
+    layout["trials"][1][0]["fraction"] = 0.0
+    written(path / "layout.json", layout)
+    with pytest.raises(ResultFileError, match=r"layout\.json.*from 0\.0001 to 1"):
+        read_result(path)
+
+
 def test_folders_that_are_no_result(tmp_path):
     """A missing path and a folder of something else are told apart."""
     with pytest.raises(StorageError, match="There is no result"):
@@ -375,8 +385,9 @@ _JSON = st.recursive(
 def test_damage_is_an_error_or_a_page(tmp_path_factory, data):
     """Whatever one value of a result is replaced with, out comes a whole page or an error of ours."""
     folder = tmp_path_factory.mktemp("damaged")
-    path = RESULTS[data.draw(st.sampled_from(["score", "structure", "search", "comparison"]))](folder)
-    content = json.loads(path.read_text())
+    path = RESULTS[data.draw(st.sampled_from(["score", "structure", "search", "comparison", "diffusion"]))](folder)
+    damaged = path / "layout.json" if path.is_dir() else path
+    content = json.loads(damaged.read_text())
     spot = content
     while isinstance(spot, dict | list) and spot:
         key = data.draw(st.sampled_from(sorted(spot)) if isinstance(spot, dict) else st.integers(0, len(spot) - 1))
@@ -385,13 +396,13 @@ def test_damage_is_an_error_or_a_page(tmp_path_factory, data):
             spot[key] = data.draw(_JSON)
             break
         spot = inner
-    path.write_text(json.dumps(content))
+    damaged.write_text(json.dumps(content))
     said = ""
     try:
         Checker(render(read_result(path)))
     except ProxyPruneError as error:
         said = str(error)
-    assert not said or path.name in said
+    assert not said or damaged.name in said
 
 
 @given(

@@ -16,6 +16,7 @@ BINS = "loss_by_snr.json"
 
 _MOST_PICTURE_BYTES = 4 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SMALLEST, _MOST_DAMAGE = 1e-4, 1e9  # beyond these a fit through trials is no number
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,15 @@ def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None
             None if done is None else done.optional_count("macs"),
             None if done is None else done.optional_count("params"),
             None if done is None else done.optional_count("steps"),
-            tuple(Trial(option.number("fraction") or 0.0, option.number("damage") or 0.0) for option in tried),
+            tuple(map(_trial, tried)),
         )
+
+
+def _trial(option: Fields) -> Trial:
+    fraction, damage = option.number("fraction"), option.number("damage")
+    if fraction is None or damage is None or not (_SMALLEST <= fraction <= 1.0 and abs(damage) <= _MOST_DAMAGE):
+        fail(option.where, f"expected a size from {_SMALLEST} to 1 and its damage, found {fraction} and {damage}")
+    return Trial(fraction, damage)
 
 
 def _curve(layout: Fields) -> Iterator[tuple[float, float]]:
