@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +117,26 @@ def save(result: Saveable, folder: str | Path) -> Path:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return Path(folder)
+
+
+def replace_weights(folder: Path, model: nn.Module) -> None:
+    """Give a saved network other weights; it stays loadable.
+
+    Args:
+        folder: What `save` wrote, where nobody reads it yet: the two files are written one after the other.
+        model: The network of that folder, trained since.
+
+    Raises:
+        StorageError: If that fails.
+        WeightsError: If its state cannot be saved.
+    """
+    tensors, shared = _stored_once(model)
+    with _storage_errors(f"save to '{folder}'"):
+        manifest = read_manifest(folder)
+        safetensors.torch.save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+        to_disk(folder / WEIGHTS)
+        hashes = dict(manifest.sha256) | {WEIGHTS: sha256_of(folder / WEIGHTS)}
+        _write(folder / MANIFEST, _json(replace(manifest, sha256=hashes, shared=shared).to_dict()))
 
 
 def load(folder: str | Path, factory: Factory) -> nn.Module:

@@ -324,6 +324,7 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
     if grid is None and out is None:
         raise click.UsageError("Say where the images go: --grid PICTURE, --out FILE.npz, or both.")
     with output(as_json) as shown:
+        images.check_places(grid, out)
         pipeline = drawing.open()
         started = time.perf_counter()
         settings: dict[str, Any] = {"steps": drawing.steps, "batch_size": drawing.batch_size, "seed": drawing.seed}

@@ -66,8 +66,11 @@ class Blueprint:
             raise StorageError(f"Expected a pipeline with schema {SCHEMA}, found {data.get('schema')!r}. Save it again.")
         try:
             channels, height, width = (int(size) for size in data["shape"])
+            intervals = Intervals.from_dict(data["intervals"])
+            if not len(data["macs"]) == len(data["params"]) == len(intervals):
+                raise ValueError(f"{len(intervals)} intervals, {len(data['macs'])} MACs and {len(data['params'])} numbers of parameters")
             return cls(
-                Intervals.from_dict(data["intervals"]),
+                intervals,
                 Calling(**data["calling"]),
                 (channels, height, width),
                 int(data["classes"]),

@@ -134,7 +134,7 @@ def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[s
         entry[key] = moved.clone() if isinstance(moved, Tensor) else moved
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = "Remove it to do that stage again.") -> Any:
     """Read JSON; None when there is no such file.
 
     Raises:
@@ -145,7 +145,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read: {error}. Remove it to do that stage again.") from error
+        raise StorageError(f"{path} cannot be read: {error}. {advice}") from error
 
 
 def rng_state() -> Tensor:

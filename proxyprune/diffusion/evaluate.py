@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,13 +17,14 @@ from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.features import Features
 from proxyprune.diffusion.intervals import Intervals
 from proxyprune.diffusion.measure import interval_loss
-from proxyprune.diffusion.metrics import Estimate, bootstrap, frechet, frechet_distance, kernel_distance, precision_recall
+from proxyprune.diffusion.metrics import Estimate, bootstrap, frechet, frechet_distance, kernel_distance, precision_recall, square_root
 from proxyprune.diffusion.objective import Objective, Process
 from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.schedule import NoiseSchedule
+from proxyprune.errors import InputError
 
 _MANIFOLD_IMAGES = 5000
-"""Images of each side for precision and recall, whose cost grows with the square."""
+"""Most images of each side for precision and recall, whose cost grows with the square."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Evaluation:
         kid: Kernel distance; smaller is better.
         precision: Share of generated images that look real.
         recall: Share of real images that can be generated.
+        real_frechet: Fréchet distance of as many real images that are not among the reference; None where there are fewer. What a perfect
+            denoiser would have: the distance is too large for few images.
         features: What images were compared by.
         images: Generated images.
         reference: Real images, and where they came from.
@@ -53,6 +56,7 @@ class Evaluation:
     kid: Estimate
     precision: float
     recall: float
+    real_frechet: float | None
     features: str
     images: int
     reference: str
@@ -71,6 +75,10 @@ class Evaluation:
         return {"schema": 1, **asdict(self), "losses": list(self.losses), "notes": list(self.notes)}
 
 
+_RESAMPLED = 2000
+"""Images that KID is resampled from, whose cost grows with the square."""
+_LEAST_IMAGES = 4
+"""What precision and recall need with three neighbours."""
 _IMAGES_A_FEATURE = 10
 _FEW = (
     "So few images make the Fréchet distance too large, by more than its interval says: it has to estimate a covariance. Compare only with "
@@ -81,16 +89,24 @@ _FEW = (
 def compare(real: Tensor, fake: Tensor, features: Features, *, rounds: int = 100, seed: int = 0) -> dict[str, Any]:
     """Distances of two sets of images, bytes [images, channels, height, width]: frechet, kid (Estimates), precision, recall, notes.
 
-    The bootstrap of KID goes over at most 2,000 generated images at a time.
+    Intervals are over generated images, for as many as there are. That of KID is resampled from at most 2,000 of them and narrowed by the
+    root of their share. Precision and recall compare equally many images of both sides, since either grows with its manifold's.
+
+    Raises:
+        DataError: If images are no bytes.
+        InputError: If there are fewer than 4 of either.
     """
     a, b = features.of(real), features.of(fake)
     mean, cov = a.mean(axis=0), np.cov(a, rowvar=False)
     frechet_distance(a[:2], b[:2])  # shapes and finiteness
-    found = bootstrap(lambda x: frechet(mean, cov, x.mean(axis=0), np.cov(x, rowvar=False)), b, rounds=rounds, seed=seed)
+    root = square_root(cov)
+    found = bootstrap(lambda x: frechet(mean, cov, x.mean(axis=0), np.cov(x, rowvar=False), root), b, rounds=rounds, seed=seed)
     kid_value = kernel_distance(a[:10000], b[:10000])
-    spread = bootstrap(lambda x: kernel_distance(a[:2000], x), b[:2000], rounds=min(rounds, 50), seed=seed)
-    kid = Estimate(kid_value, kid_value + spread.low - spread.value, kid_value + spread.high - spread.value)
-    precision, recall = precision_recall(a[:_MANIFOLD_IMAGES], b[:_MANIFOLD_IMAGES])
+    spread = bootstrap(lambda x: kernel_distance(a[:_RESAMPLED], x), b[:_RESAMPLED], rounds=min(rounds, 50), seed=seed)
+    narrower = (min(len(b), _RESAMPLED) / min(len(b), 10000)) ** 0.5
+    kid = Estimate(kid_value, kid_value + narrower * (spread.low - spread.value), kid_value + narrower * (spread.high - spread.value))
+    each = min(len(a), len(b), _MANIFOLD_IMAGES)
+    precision, recall = precision_recall(a[:each], b[:each])
     few = min(len(a), len(b)) < _IMAGES_A_FEATURE * a.shape[1]
     return {
         "frechet": found,
@@ -135,18 +151,26 @@ def evaluate(
     reference, known = (data.held_out, data.held_out_labels) if enough else (data.train, data.labels)
     if condition is None and pipeline.blueprint.calling.condition and known is not None:
         condition = repeated(known, images)
+    if images < _LEAST_IMAGES:
+        raise InputError(f"Figures of merit need at least {_LEAST_IMAGES} images, found {images}.")
+    if images_given is None and pipeline.experts.compile_options is not None:  # compiling is not sampling
+        first = min(batch_size, images)
+        pipeline.generate(first, steps=steps, batch_size=batch_size, condition=None if condition is None else condition[:first])
     started = time.perf_counter()
     if images_given is None:
         fake = pipeline.generate(images, steps=steps, batch_size=batch_size, seed=seed, condition=condition)
     else:
         fake = images_given
     seconds = time.perf_counter() - started if seconds_given is None else seconds_given
+    others = data.train if enough else data.held_out
+    as_many = others[: len(fake)] if len(others) >= len(fake) else None
     losses: tuple[float, ...] = ()
     if schedule is not None:
-        models = [pipeline.experts[index] for index in range(len(pipeline.experts))] if pipeline.experts.resident else []
+        models = (pipeline.experts[index] for index in range(len(pipeline.experts)))
         losses = held_out_losses(models, pipeline.blueprint.intervals, pipeline.blueprint.calling, data, schedule, seed=seed)
     return Evaluation(
         **compare(reference, fake, features, seed=seed),
+        real_frechet=None if as_many is None else frechet_distance(features.of(reference), features.of(as_many)),
         features=features.name,
         images=len(fake),
         reference=f"{len(reference):,} {'held-out' if enough else 'training'} images of {data.name}",
@@ -162,7 +186,7 @@ def evaluate(
 
 
 def held_out_losses(
-    models: Sequence[nn.Module],
+    models: Iterable[nn.Module],
     intervals: Intervals,
     calling: Calling,
     data: ImageData,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from proxyprune.diffusion.compiled import Compiled
@@ -18,7 +19,7 @@ from proxyprune.files import write_json, write_text
 from proxyprune.flow import PruneResult
 from proxyprune.manifest import MANIFEST
 from proxyprune.modelfile import load_weights
-from proxyprune.storage import load, save
+from proxyprune.storage import load, replace_weights, save
 from proxyprune.surgery import Surgery, perform
 
 WHOLE = "model.safetensors"
@@ -59,11 +60,41 @@ def load_expert(folder: Path, factory: Factory) -> nn.Module:
     """
     if (folder / MANIFEST).is_file():
         return load(folder, lambda: _cut_before(factory, folder / EARLIER)).eval()
-    if not (folder / WHOLE).is_file():
-        raise StorageError(f"'{folder}' holds no expert: there is neither {MANIFEST} nor {WHOLE}. Train or copy it again.")
+    check_expert(folder)
     model = factory()
     load_weights(model, folder / WHOLE)
     return model.eval()
+
+
+def copy_expert(source: Path, target: Path, model: nn.Module | None) -> None:
+    """Copy a saved expert; one that is in memory, and was changed there, with the weights that it has now.
+
+    Args:
+        source: What `save_expert` wrote.
+        target: Where to.
+        model: The expert in memory, or None.
+    """
+    shutil.copytree(source, target)
+    if model is None:
+        return
+    saved = load_file(target / WHOLE)  # `proxyprune.save` calls its weights so, too
+    held = model.state_dict()
+    if all(name in held and torch.equal(held[name].cpu(), tensor) for name, tensor in saved.items()):
+        return
+    if (target / MANIFEST).is_file():
+        replace_weights(target, model)
+    else:
+        save_model(model, str(target / WHOLE))
+
+
+def check_expert(folder: Path) -> None:
+    """Refuse a folder that holds no expert, without reading it.
+
+    Raises:
+        StorageError: If the file with its weights is missing.
+    """
+    if not (folder / WHOLE).is_file():
+        raise StorageError(f"'{folder}' holds no expert: there is no {WHOLE}. Copy the whole folder again, or train the expert.")
 
 
 def _cut_before(factory: Factory, folder: Path) -> nn.Module:
@@ -116,8 +147,19 @@ class Experts:
             if not self.resident:
                 self._held.clear()
                 self._compiled.clear()
-            self._held[index] = self.load(index).eval().requires_grad_(False).to(self.device)
+            model = self.load(index).eval().requires_grad_(False).to(self.device)
+            found = sum(parameter.numel() for parameter in model.parameters())
+            if found != self.params[index]:
+                raise StorageError(
+                    f"Expert {index} has {found:,} parameters where the record of the pipeline says {self.params[index]:,}: experts were "
+                    "moved or exchanged. Copy the whole folder again."
+                )
+            self._held[index] = model
         return self._held[index]
+
+    def held(self, index: int) -> nn.Module | None:
+        """The network of an interval, if it is in memory."""
+        return self._held.get(index)
 
     def callable(self, index: int) -> Any:
         """The network as it is called: compiled, when that was asked for."""

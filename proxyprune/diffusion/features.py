@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from proxyprune.diffusion.data import to_float
-from proxyprune.errors import UnknownNameError, WeightsError
+from proxyprune.errors import DataError, UnknownNameError, WeightsError
 
 FEATURES = 64
 WEIGHTS = Path(__file__).parent / "weights"
@@ -73,7 +73,17 @@ class Features:
     _embed: Callable[[Tensor], Tensor] = field(repr=False)
 
     def of(self, images: Tensor, batch_size: int = 250) -> NDArray[np.float64]:
-        """Features [images, D] of bytes [images, channels, height, width]."""
+        """Features [images, D] of bytes [images, channels, height, width].
+
+        Raises:
+            DataError: If images are something else.
+        """
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise DataError(
+                f"Expected a tensor of bytes (torch.uint8) [images, channels, height, width] with 1 or 3 channels, found {found}. "
+                "Bring pixels to 0 ... 255 first."
+            )
         with torch.inference_mode():
             parts = [self._embed(images[start : start + batch_size]).double() for start in range(0, len(images), batch_size)]
         return np.asarray(torch.cat(parts).numpy())

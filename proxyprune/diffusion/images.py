@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,26 @@ def beside(pictures: Sequence[Tensor], gap: int = 12) -> Tensor:
     return torch.cat(parts[:-1], dim=2)
 
 
+def check_places(picture: Path | None, arrays: Path | None) -> None:
+    """Refuse places that nothing can be written to, before any image is drawn for them.
+
+    Raises:
+        StorageError: If a picture has an ending that Pillow cannot write, a file is in the place of a folder, or the other way round.
+    """
+    from PIL import Image
+
+    if picture is not None and Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
+        raise StorageError(f"A picture cannot be written as '{picture.name}': its ending '{picture.suffix}' is no format. Use .png.")
+    for path in (picture, arrays):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise StorageError(f"{path} cannot be written: it is a folder. Name a file.")
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise StorageError(f"{path} cannot be written: '{above}' is no folder that can be written to. Choose another place.")
+
+
 def save_picture(picture: Tensor, path: Path) -> Path:
     """Write [channels, height, width] bytes as a picture.
 
@@ -61,7 +82,8 @@ def save_arrays(images: Tensor, path: Path) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, images=images.permute(0, 2, 3, 1).cpu().numpy())
+        with path.open("wb") as file:  # given a name, numpy would add its own ending
+            np.savez_compressed(file, images=images.permute(0, 2, 3, 1).cpu().numpy())
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}.") from error
     return path

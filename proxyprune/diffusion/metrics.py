@@ -28,21 +28,33 @@ class Estimate:
     high: float
 
 
-def frechet(mean_a: FloatArray, cov_a: FloatArray, mean_b: FloatArray, cov_b: FloatArray) -> float:
+def frechet(mean_a: FloatArray, cov_a: FloatArray, mean_b: FloatArray, cov_b: FloatArray, root_a: FloatArray | None = None) -> float:
     """Squared Fréchet distance of two normal distributions.
 
     |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of the root is the sum of the roots of the eigenvalues of
     cov_a^(1/2) cov_b cov_a^(1/2), which is symmetric, so no complex number turns up.
 
+    Args:
+        mean_a: Mean of one, [D].
+        cov_a: Its covariance, [D, D].
+        mean_b: Mean of the other.
+        cov_b: Its covariance.
+        root_a: `square_root` of cov_a, where it is known.
+
     Source:
         Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500.
     """
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    root = square_root(cov_a) if root_a is None else root_a
     mixed = np.linalg.eigvalsh(root @ cov_b @ root)
     cross = np.sqrt(np.clip(mixed, 0.0, None)).sum()
     difference = mean_a - mean_b
     return float(max(0.0, difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross))
+
+
+def square_root(cov: FloatArray) -> FloatArray:
+    """Symmetric square root of a covariance [D, D]."""
+    values, vectors = np.linalg.eigh(cov)
+    return np.asarray((vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T)
 
 
 def frechet_distance(a: FloatArray, b: FloatArray) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from proxyprune.diffusion.blueprint import RECORD, Blueprint
 from proxyprune.diffusion.checkpoint import read_json
 from proxyprune.diffusion.data import to_bytes
-from proxyprune.diffusion.experts import WHOLE, Experts, Factory, load_expert
+from proxyprune.diffusion.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
 from proxyprune.diffusion.presets import from_record
 from proxyprune.diffusion.progress import bar
 from proxyprune.diffusion.samplers import sampler
@@ -48,14 +48,26 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         self.blueprint = blueprint
         self.folders = tuple(folders) or (None,) * len(experts)
         self._trained_with = scheduler
+        self._rehearsed: set[str] = set()
 
     @property
     def device(self) -> torch.device:
         """Where the experts run."""
         return self.experts.device
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """What diffusers calls the parts of a pipeline: the scheduler; experts are no part that another pipeline could take."""
+        return {"scheduler": self.scheduler}
+
     def to(self, *args: Any, **kwargs: Any) -> StepAdaptivePipeline:
-        """Move the experts to a device."""
+        """Move the experts to a device.
+
+        Raises:
+            InputError: If a dtype is asked for.
+        """
+        if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args):
+            raise InputError("Experts run in the precision that they were saved in; to() takes a device only.")
         device = kwargs.get("device", next((arg for arg in args if isinstance(arg, str | int | torch.device)), None))
         if device is not None:
             self.experts.to(torch.device(device))
@@ -106,7 +118,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         return sampling.macs(steps) / (self.blueprint.base_macs * len(sampling.route(steps)))
 
     def _sampler(self) -> Sampler:
-        return Sampler(self.experts, self.blueprint.intervals, self.blueprint.calling, self.scheduler)
+        blueprint = self.blueprint
+        return Sampler(self.experts, blueprint.intervals, blueprint.calling, self.scheduler, self._trained_with, self._rehearsed)
 
     @torch.no_grad()
     def __call__(
@@ -132,6 +145,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         """
         if output_type not in ("pil", "np", "pt"):
             raise InputError(f"Expected output_type 'pil', 'np' or 'pt', found {output_type!r}.")
+        _at_least_one(batch_size=batch_size, num_inference_steps=num_inference_steps)
+        condition = self._checked(condition, batch_size)
         generators = _as_many(generator, batch_size) if generator is not None else image_generators(seed, 0, batch_size)
         found = to_bytes(self._batch(generators, num_inference_steps, condition, 0)).cpu()
         images: Any = found
@@ -155,6 +170,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             condition: Labels or embeddings for all of them, or None.
             progress: Show a bar on a terminal.
         """
+        _at_least_one(count=count, steps=steps, batch_size=batch_size)
+        condition = self._checked(condition, count)
         parts = []
         with bar("sampling", count, shown=progress) as advance:
             for first in range(0, count, batch_size):
@@ -163,6 +180,28 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
                 parts.append(to_bytes(self._batch(image_generators(seed, first, size), steps, given, first)).cpu())
                 advance(first + size, "images")
         return torch.cat(parts)
+
+    def _checked(self, condition: Any, count: int) -> Tensor | None:
+        """Labels or embeddings as a tensor, one for each image.
+
+        Raises:
+            InputError: If there are more or fewer, the networks take none, or a label is none of theirs.
+        """
+        if condition is None:
+            return None
+        blueprint = self.blueprint
+        if blueprint.calling.condition is None:
+            raise InputError("The networks of this pipeline take no labels or embeddings; leave the condition out.")
+        found = torch.as_tensor(condition)
+        if not found.ndim or len(found) != count:
+            raise InputError(
+                f"Expected one label or embedding for each of {count} images, found {len(found) if found.ndim else 'a single one'}."
+            )
+        if blueprint.classes and (found.is_floating_point() or found.ndim != 1 or int(found.min()) < 0):
+            raise InputError(f"Expected labels: whole numbers from 0 up, found {found.dtype} of shape {tuple(found.shape)}.")
+        if blueprint.classes and int(found.max()) >= blueprint.classes:
+            raise InputError(f"Expected labels from 0 to {blueprint.classes - 1}, found {int(found.max())}.")
+        return found
 
     def _batch(self, generators: Sequence[torch.Generator], steps: int, condition: Tensor | None, first: int) -> Tensor:
         wanted = self.blueprint.calling.condition
@@ -180,7 +219,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a folder: model_index.json and scheduler/ as diffusers does, step_adaptive.json, and experts/N with plans and safetensors.
 
-        Written beside its place and moved there when complete.
+        Written beside its place and moved there when complete; what else lies in an earlier pipeline's folder is kept. Experts that were
+        changed in memory are saved as they are now.
 
         Raises:
             StorageError: If the folder cannot be written, or holds something else.
@@ -195,7 +235,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
             try:
                 self._write(fresh)
-                put_folder(fresh, target)
+                put_folder(fresh, target, foreign=_not_ours)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
         except OSError as error:
@@ -217,7 +257,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         for index, source in enumerate(self.folders):
             place = folder / "experts" / str(index)
             if source is not None:
-                shutil.copytree(source, place)
+                copy_expert(source, place, self.experts.held(index))
                 continue
             from safetensors.torch import save_model
 
@@ -247,8 +287,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             StorageError: If the folder is no pipeline.
             ModelFileError: If the network cannot be built.
         """
-        folder = Path(pretrained_model_name_or_path).expanduser()
-        data, index = read_json(folder / RECORD), read_json(folder / INDEX)
+        folder = Path(pretrained_model_name_or_path).expanduser().resolve()
+        data, index = (read_json(folder / name, "Copy the whole pipeline again.") for name in (RECORD, INDEX))
         if not isinstance(data, Mapping) or not isinstance(index, Mapping):
             inside = folder / "pipeline"
             advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
@@ -259,12 +299,16 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         for place in folders:
             if not place.is_dir():
                 raise StorageError(f"'{folder}' lacks the expert {place.name} of {len(folders)}. Copy the whole folder again.")
+            check_expert(place)
         experts = Experts(
             blueprint.macs, blueprint.params, lambda number: load_expert(folders[number], build), resident, torch.device(device)
         )
         found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
         if TRAINED_WITH in index:
             found._trained_with = _scheduler(folder, index, TRAINED_WITH)
+        if resident:
+            for number in range(len(experts)):
+                experts[number]
         return found
 
 
@@ -277,8 +321,13 @@ def _factory(blueprint: Blueprint) -> Factory:
     return lambda: from_record(network)
 
 
+def _not_ours(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in (INDEX, RECORD, TRAINED_WITH, "scheduler", "experts")]
+
+
 def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Any:
-    name = index.get(entry, ["", ""])[1]
+    named = index.get(entry)
+    name = named[1] if isinstance(named, list) and len(named) == 2 else named
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
@@ -289,9 +338,15 @@ def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler")
         raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
 
 
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"Expected {name} of at least 1, found {count}.")
+
+
 def _as_many(generator: torch.Generator | Sequence[torch.Generator], count: int) -> list[torch.Generator]:
     if isinstance(generator, torch.Generator):
-        seeds = torch.randint(0, 2**62, (count,), generator=generator).tolist()
+        seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device).tolist()
         return [torch.Generator().manual_seed(seed) for seed in seeds]
     if len(generator) != count:
         raise InputError(f"Expected {count} generators, one for each image, found {len(generator)}.")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from proxyprune.diffusion.schedule import is_flow, snr_of_steps
 from proxyprune.errors import InputError, ProxyPruneError
@@ -43,9 +45,12 @@ _NOISE_SHARE = 0.01
 """Signal's share of the variance below which a process goes far beyond that."""
 _FEW = 5
 """Steps up to which a sampler may well begin in the middle: its steps are that long."""
-_FITTING = "ddim, ddpm and dpm++ fit every process that is trained here but straight paths; flow fits those."
+FITTING = "ddim, ddpm and dpm++ fit every process that is trained here but straight paths; flow fits those."
 _SAME_ALPHA = 1e-5
 """Difference of cumulative alphas that rounding makes."""
+
+_RAISED = (ImportError, NotImplementedError, AssertionError, ArithmeticError, ValueError, TypeError, AttributeError, LookupError)
+"""Each by some scheduler of diffusers; running out of memory, a RuntimeError, is not the scheduler's doing."""
 
 
 def sampler(name: str, scheduler: Any) -> Any:
@@ -89,10 +94,9 @@ def named(scheduler: str) -> Iterator[None]:
         yield
     except ProxyPruneError:
         raise
-    # Each of these is raised by some scheduler of diffusers; running out of memory, a RuntimeError, is not the scheduler's doing.
-    except (ImportError, NotImplementedError, ValueError, TypeError, AttributeError, LookupError) as error:
+    except _RAISED as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{scheduler} of diffusers does not sample this process: {type(error).__name__}: {reason}. {_FITTING}") from error
+        raise InputError(f"{scheduler} of diffusers does not sample this process: {type(error).__name__}: {reason}. {FITTING}") from error
 
 
 def _on_straight_paths(kind: Any, scheduler: Any) -> Any:
@@ -140,7 +144,7 @@ def _check_process(found: Any, scheduler: Any) -> None:
         raise InputError(
             f"{type(found).__name__} samples another process than the one that the network was trained on"
             f"{' (it cannot end in pure noise, as zero_terminal_snr has it)' if scheduler.config.get('rescale_betas_zero_snr') else ''}. "
-            f"{_FITTING}"
+            f"{FITTING}"
         )
 
 
@@ -178,6 +182,33 @@ def _clips(scheduler: Any) -> bool:
     At high noise they are the prediction's error divided by the signal's share, which can throw a sample out of the range for good.
     """
     return scheduler.config.get("prediction_type") == "epsilon" and bool(scheduler.config.get("clip_sample"))
+
+
+def step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """What a scheduler's step takes beside the prediction.
+
+    A scheduler that clips its estimate of the clean image and keeps the noise of the unclipped one mixes two states that do not belong
+    together; DDIM does so unless asked otherwise, and its images come out two to three times as far from the data.
+
+    Args:
+        scheduler: Any of diffusers.
+        generators: One for each image.
+    """
+    accepted = inspect.signature(scheduler.step).parameters
+    clips = bool(scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"))
+    found: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
+    return found | ({"use_clipped_model_output": True} if clips and "use_clipped_model_output" in accepted else {})
+
+
+def begin_at(scheduler: Any, place: int) -> None:
+    """Say which step comes first: schedulers look it up by its timestep, and find another where timesteps repeat.
+
+    Args:
+        scheduler: After `set_timesteps`.
+        place: Number of the step.
+    """
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(place)
 
 
 def unusable_steps(scheduler: Any) -> int:

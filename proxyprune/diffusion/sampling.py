@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +12,10 @@ from torch import Tensor
 from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals
-from proxyprune.diffusion.samplers import check_start, named, unusable_steps
+from proxyprune.diffusion.rehearsal import rehearse
+from proxyprune.diffusion.samplers import begin_at, check_start, named, step_arguments, unusable_steps
 from proxyprune.diffusion.schedule import snr_of_steps
+from proxyprune.errors import InputError
 from proxyprune.scoring.seeds import derived_seed
 
 
@@ -27,23 +28,33 @@ class Sampler:
         intervals: Which expert works at which SNR.
         calling: How a network is called.
         scheduler: A diffusers scheduler.
+        trained: The scheduler of the process that the experts were trained on; None if it is the same.
+        rehearsed: What has been tried without images: schedulers and numbers of steps that work.
     """
 
     experts: Experts
     intervals: Intervals
     calling: Calling
     scheduler: Any = field(repr=False)
+    trained: Any = field(default=None, repr=False)
+    rehearsed: set[str] = field(default_factory=set, repr=False)
 
     def route(self, steps: int) -> tuple[int, ...]:
         """Index of the expert of each call of the network.
 
         Raises:
-            InputError: If the scheduler does not begin at noise with so many steps.
+            InputError: If the scheduler does not lead from noise to images with so many steps.
         """
         with named(type(self.scheduler).__name__):
             self.scheduler.set_timesteps(steps)
             levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]
+        if not len(levels):
+            raise InputError(f"{type(self.scheduler).__name__} has none of its {steps} steps where the network can be asked; take more.")
         check_start(self.scheduler, steps, float(levels[0]))
+        key = f"{type(self.scheduler).__name__} {self.scheduler.config} {steps}"
+        if key not in self.rehearsed:
+            rehearse(self.scheduler, self.scheduler if self.trained is None else self.trained, steps)
+            self.rehearsed.add(key)
         return tuple(int(index) for index in self.intervals.interval_of(levels))
 
     def macs(self, steps: int) -> int:
@@ -52,30 +63,28 @@ class Sampler:
 
     @torch.no_grad()
     def denoise(self, noise: Tensor, steps: int, condition: Tensor | None, generators: Sequence[torch.Generator]) -> Tensor:
-        """Images [images, channels, height, width] in [-1, 1] from unit noise of the same shape."""
-        scheduler = self.scheduler
-        route = self.route(steps)
+        """Images [images, channels, height, width] in [-1, 1] from unit noise of the same shape.
+
+        Raises:
+            InputError: If the scheduler does not lead from noise to images, or the networks give something that is no number.
+        """
+        scheduler, route = self.scheduler, self.route(steps)
+        scheduler.set_timesteps(steps)
+        begin_at(scheduler, len(scheduler.timesteps) - len(route))
         images = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        extra = _extras(scheduler, generators)
+        extra = step_arguments(scheduler, generators)
         for time, index in zip(scheduler.timesteps[-len(route) :], route, strict=True):
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
             predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)
             with named(type(scheduler).__name__):
                 images = scheduler.step(predicted, time, images, **extra).prev_sample
+        if not bool(torch.isfinite(images).all()):
+            raise InputError(
+                f"{steps} steps of {type(scheduler).__name__} ended in NaN or infinite values. Take fewer steps or another sampler; if "
+                "that changes nothing, the networks are at fault: look at the log of their training."
+            )
         return images.clamp(-1.0, 1.0)
-
-
-def _extras(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """What a scheduler's step takes beside the prediction.
-
-    A scheduler that clips its estimate of the clean image and keeps the noise of the unclipped one mixes two states that do not belong
-    together; DDIM does so unless asked otherwise, and its images come out two to three times as far from the data.
-    """
-    accepted = inspect.signature(scheduler.step).parameters
-    clips = bool(scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"))
-    found: dict[str, Any] = {"generator": list(generators)} if "generator" in accepted else {}
-    return found | ({"use_clipped_model_output": True} if clips and "use_clipped_model_output" in accepted else {})
 
 
 def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
@@ -85,7 +94,7 @@ def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]
 
 def initial_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Unit noise [images, *shape]."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    return torch.stack([torch.randn(shape, generator=generator, device=generator.device) for generator in generators]).to(device)
 
 
 def conditions(classes: int, first: int, count: int) -> Tensor | None:

@@ -129,14 +129,15 @@ def training_scheduler(config: NoiseConfig) -> Any:
 def snr_of_steps(scheduler: Any) -> FloatArray:
     """SNR in dB of every step that a scheduler is about to take, after `set_timesteps`; the same scale as in training.
 
-    Sigmas are used where the scheduler has them, because respacing, Karras spacing and shifts show there; otherwise the timesteps
-    look cumulative alphas up, between two of them by interpolation of the SNR in dB.
+    Sigmas are used where the scheduler has them, because respacing, Karras spacing and shifts show there; otherwise, and where it calls
+    the network between two of its sigmas (KDPM2), the timesteps look cumulative alphas up, by interpolation of the SNR in dB.
     """
     timesteps = np.asarray(scheduler.timesteps.detach().cpu().double())
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) >= len(timesteps) and "DDPM" not in type(scheduler).__name__:
+    between = hasattr(scheduler, "sigmas_interpol")
+    if sigmas is not None and len(sigmas) >= len(timesteps) and not between and "DDPM" not in type(scheduler).__name__:
         values = np.asarray(sigmas.detach().cpu().double())[: len(timesteps)]
-        return snr_db(1.0 - values, values) if is_flow(scheduler) else snr_db(np.ones_like(values), values)
+        return snr_db(np.clip(1.0 - values, 0.0, None), values) if is_flow(scheduler) else snr_db(np.ones_like(values), values)
     abar = scheduler.alphas_cumprod.double().numpy()
     exact = snr_db(np.sqrt(abar), np.sqrt(1.0 - abar))
     finite = np.where(np.isfinite(exact), exact, -1e4)  # zero terminal SNR: far below every boundary
