@@ -104,7 +104,7 @@ def test_every_kind_of_denoiser(tmp_path, kind):
     if kind == "embeddings":
         embedded_digits(tmp_path / "digits.npz")
         changes = changes | {"data.source": str(tmp_path / "digits.npz"), "data.held_out": 40}
-    small = {"model": str(file), "compute.reference_steps": 8, "run.batch_size": 8, "run.checkpoint_every": 100, "budgets.target": 0.85}
+    small = {"model": str(file), "compute.reference_steps": 24, "run.batch_size": 8, "run.checkpoint_every": 100, "budgets.target": 0.85}
     config = tmp_path / "config.json"
     config.write_text(small_config(tmp_path).with_values(small | changes).to_text())
     command("train", "--config", str(config), "--out", str(tmp_path / "run"))
@@ -232,7 +232,7 @@ def test_every_process_trains_and_samples(tmp_path, process):
     """From training to images, by the saved sampler and by the others that fit; min-SNR weights included."""
     config, names = PROCESSES[process]
     changes = {f"noise.{name}": value for name, value in vars(config).items()}
-    small = {"compute.reference_steps": 10, "run.batch_size": 8, "run.checkpoint_every": 100, "experts.min_snr_gamma": 5.0}
+    small = {"compute.reference_steps": 30, "run.batch_size": 8, "run.checkpoint_every": 100, "experts.min_snr_gamma": 5.0}
     pipeline = StepAdaptiveTrainer(small_config(tmp_path).with_values(changes | small), tmp_path / "run").train()
     loaded = StepAdaptivePipeline.from_pretrained(tmp_path / "run" / "pipeline")
     images = pipeline.generate(2, steps=4, progress=False)

@@ -54,7 +54,7 @@ def install(folder: Path) -> None:
 
 
 def tiny(folder: Path, **changes: Any) -> StepAdaptiveConfig:
-    quick = {"compute__reference_steps": 12, "run__batch_size": 8, "run__checkpoint_every": 100, "run__loss_bins": 0}
+    quick = {"compute__reference_steps": 24, "run__batch_size": 8, "run__checkpoint_every": 100, "run__loss_bins": 0}
     return small_config(folder, **quick | changes)
 
 

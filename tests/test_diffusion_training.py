@@ -441,8 +441,8 @@ def test_a_checkpoint_that_another_job_is_writing_is_left_alone(tmp_path):
 
 def test_a_base_of_another_batch_size_is_not_taken_over(tmp_path):
     """It has seen other images a step, so it is not the base that this run would train."""
-    StepAdaptiveTrainer(small_config(tmp_path, compute__reference_steps=10), tmp_path / "base").train_base()
-    other = small_config(tmp_path, compute__reference_steps=10, run__batch_size=8)
+    StepAdaptiveTrainer(small_config(tmp_path, compute__reference_steps=20), tmp_path / "base").train_base()
+    other = small_config(tmp_path, compute__reference_steps=20, run__batch_size=8)
     with pytest.raises(InputError, match=r"another run\.batch_size: 16"):
         StepAdaptiveTrainer(other, tmp_path / "run", base=tmp_path / "base").train_base()
 

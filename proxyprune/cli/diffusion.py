@@ -165,10 +165,12 @@ def _check_run(run: Path, choice: Choice) -> None:
 def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
     from proxyprune.diffusion.layout import decide, read_layout
     from proxyprune.diffusion.setup import Setup
+    from proxyprune.diffusion.trainer import check_folder
 
     setup = Setup.of(config)
     found = None if run is None else read_layout(run, setup)
-    if found is not None:
+    if run is not None and found is not None:
+        check_folder(run, config)
         return setup, found
     if "measured" in (config.intervals.method, config.budgets.method):
         raise InputError(

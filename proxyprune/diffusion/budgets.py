@@ -108,7 +108,8 @@ def by_formula(target: float, steps: Sequence[int], capacity: str = "clean", k: 
     """Budgets by the formula, with k given or solved."""
     solved = solve_k(target, steps, capacity) if k is None else k
     fractions = formula(len(steps), solved, capacity)
-    note = f"k = {solved:.4f} {'was solved for the target' if k is None else 'was given'}; the larger experts work at the {capacity} end."
+    origin = "was solved for the target" if k is None else "was given, whatever the target"
+    note = f"k = {solved:.4f} {origin}; the larger experts work at the {capacity} end."
     return Budgets(fractions, tuple(steps), "formula", solved, (note,))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -146,6 +146,39 @@ def read_json(path: Path, advice: str = "Remove it to do that stage again.") -> 
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read: {error}. {advice}") from error
+
+
+def read_record(path: Path, *needed: str) -> dict[str, Any] | None:
+    """The record of a finished stage; None when there is none.
+
+    Args:
+        path: The JSON file.
+        needed: Names that it must hold.
+
+    Raises:
+        StorageError: If it cannot be read, or lacks one of them.
+    """
+    found = read_json(path)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or (missing := [name for name in needed if name not in found]):
+        lacking = ", ".join(missing) if isinstance(found, dict) else "everything"
+        raise StorageError(f"{path} is damaged: it lacks {lacking}. Remove it to do that stage again.")
+    return found
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of a finished stage.
+
+    Raises:
+        StorageError: If the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Remove result.json beside it to do that stage again."
+        ) from error
 
 
 def rng_state() -> Tensor:

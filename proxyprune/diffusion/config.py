@@ -15,6 +15,8 @@ from proxyprune.diffusion.limits import problems
 from proxyprune.errors import InputError, StorageError, UnknownNameError
 
 SCHEMA = 1
+_FOR_TRIALS = 0.05
+"""Share of the reference's compute that trials of measured budgets take, unless their steps are given."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class BudgetConfig:
         sampler_steps: Steps of the (evenly spaced) sampler that the mean is taken over.
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
-            compute.saved_to_recovery is off.
+            compute.saved_to_recovery is off. None takes as many as cost a twentieth of the reference's compute, all trials together.
         trial_images: Training images, fixed with their noise, that each trial is judged on; and the base in each interval, where experts
             are weighed against it.
         damage: What "measured" adds up. "relative": log of the loss's ratio to the whole network's, which is in step with what images
@@ -110,7 +112,7 @@ class BudgetConfig:
     k: float | None = None
     sampler_steps: int = 50
     sizes: tuple[float, ...] = (0.85, 0.7, 0.55, 0.4)
-    trial_steps: int = 50
+    trial_steps: int | None = None
     trial_images: int = 256
     damage: str = "relative"
     damage_per: str = "step"
@@ -212,7 +214,7 @@ class RunConfig:
         cpu: Stay on the CPU even where there is something faster.
         checkpoint_every: Steps between checkpoints; 1 loses nothing but the unfinished step.
         log_every: Steps between lines of the log.
-        sample_every: Steps between sample grids; 0 draws only at the end of a stage.
+        sample_every: Steps between sample grids; 0 draws none.
         trackers: Further trackers of accelerate, such as "tensorboard".
         divergence: Stop when the averaged loss is this many times the best so far.
         loss_bins: Bins of timesteps in which base and experts are compared at the end; 0 leaves that out.
@@ -262,6 +264,14 @@ class StepAdaptiveConfig:
     def cuts(self) -> bool:
         """Whether anything is pruned, so that a scorer is needed."""
         return self.budgets.method != "full" and self.compute.base_share < 1.0
+
+    @property
+    def trial_steps(self) -> int:
+        """Recovery steps of each trial of measured budgets."""
+        if self.budgets.trial_steps is not None:
+            return self.budgets.trial_steps
+        trials = self.intervals.count * (1 + len(self.budgets.sizes))
+        return max(1, round(_FOR_TRIALS * self.compute.reference_steps / trials))
 
     @classmethod
     def preset(cls, name: str) -> StepAdaptiveConfig:

@@ -7,13 +7,14 @@ one tensor, which no loader can be slower than.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SHUFFLE_SEED = 0
 """Held-out images are the same in every run, whatever the run's seed."""
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Bytes = NDArray[np.uint8]
 
@@ -57,11 +61,19 @@ class ImageData:
 
     def __post_init__(self) -> None:
         for what, images in (("training", self.train), ("held-out", self.held_out)):
-            if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
+            if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
                 raise DataError(
                     f"{self.name}: expected {what} images [images, channels, height, width] of bytes, at least one; found "
                     f"{tuple(images.shape)} of {images.dtype}."
                 )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """How many images there are, and a hash of all of them: whether a run goes on with what it began with."""
+        digest = hashlib.blake2b(digest_size=16)
+        for images in (self.train, self.held_out):
+            digest.update(f"{tuple(images.shape)}".encode())
+            digest.update(images.contiguous().numpy().tobytes())
+        return {"schema": 1, "train": len(self.train), "held_out": len(self.held_out), "blake2b": digest.hexdigest()}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -268,9 +280,33 @@ def _npz(config: DataConfig, size: int | None, path: Path) -> ImageData:
         key = next((key for key in ("labels", "y", "embeddings") if key in arrays), None)
         if key is None or len(arrays[key]) != len(images):
             raise DataError(f"Labels were asked for, but {path} has no array 'labels' or 'embeddings' with one entry for each image.")
-        labels = torch.from_numpy(arrays[key])
-        labels = labels.float() if labels.is_floating_point() else labels.long()
+        labels = _labels(path, key, arrays[key])
+    if size is not None and images.shape[-2] != images.shape[-1]:
+        images = _middle(images)
     return _split(str(path), _resized(images, size or int(images.shape[-1])), labels, config)
+
+
+def _labels(path: Path, name: str, values: NDArray[Any]) -> Tensor:
+    """Class labels [n] (int64), or embeddings [n, ...] (float32)."""
+    what = f"{path}: the array {name!r}"
+    if values.dtype.kind in "iub":
+        if values.ndim != 1 or values.min() < 0:
+            raise DataError(f"{what} holds whole numbers, so labels [images] from 0 up, found {values.shape} from {values.min()}.")
+        return torch.from_numpy(values.astype(np.int64))
+    if values.dtype.kind != "f" or values.ndim < 2 or not np.isfinite(values).all():
+        raise DataError(
+            f"{what} must hold labels (whole numbers from 0 up, [images]) or embeddings (finite numbers, [images, ...]), found "
+            f"{values.dtype} {values.shape}."
+        )
+    return torch.from_numpy(values).float()
+
+
+def _middle(images: Tensor) -> Tensor:
+    """The middle square of images [n, channels, height, width]."""
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[..., top : top + side, left : left + side].contiguous()
 
 
 def _picture(source: Any, label: Any, size: int, channels: int) -> Tensor:
@@ -279,7 +315,9 @@ def _picture(source: Any, label: Any, size: int, channels: int) -> Tensor:
 
     try:
         with Image.open(source) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
+            image = _bytes_of(opened, label).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{label} is no readable image ({type(error).__name__}: {error}). Remove or replace it.") from error
     side = min(image.size)
@@ -289,6 +327,17 @@ def _picture(source: Any, label: Any, size: int, channels: int) -> Tensor:
         image = image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
     pixels = np.asarray(image, np.uint8)
     return torch.from_numpy(pixels[None].copy() if channels == 1 else pixels.transpose(2, 0, 1).copy())
+
+
+def _bytes_of(image: Image.Image, label: Any) -> Image.Image:
+    """An image of 8 bits a channel; Pillow would cut 16 bits off at 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, np.float64) / 257.0).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{label} has 32 bits a pixel (mode {image.mode}), whose range is not known. Save it with 8 or 16 bits.")
+    return image
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -24,7 +24,8 @@ class AveragedWeights:
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Go on from saved values."""
-        self.state = {name: value.detach().clone() for name, value in state.items()}
+        places = {name: value.device for name, value in self.state.items()}  # a checkpoint is read into the memory of the CPU
+        self.state = {name: value.detach().to(places.get(name, value.device)).clone() for name, value in state.items()}
         self.updates = updates
         self._live = None
 

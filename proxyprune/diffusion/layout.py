@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from proxyprune.diffusion.measure import losses_of_base, measured_intervals, try
 from proxyprune.diffusion.objective import Losses
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, StorageError
 
 LAYOUT = "layout.json"
 _NO_LOSSES: Losses = ()
@@ -63,8 +63,30 @@ def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[I
     return (dynamic if settings.method == "dynamic" else equal_db)(setup.schedule, settings.count, clip), ()
 
 
-def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
-    """Intervals and budgets; without weights only what needs no measuring."""
+def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | None = None) -> Layout:
+    """Intervals and budgets; without weights only what needs no measuring.
+
+    Args:
+        setup: The run.
+        weights: Of the trained base, or None.
+        limit_macs: What measuring may cost at most, or None.
+
+    Raises:
+        ComputeError: If measuring costs more.
+        InputError: If something has to be measured and there is no base.
+    """
+    layout = _decide(setup, weights, limit_macs)
+    empty = [str(index) for index, count in enumerate(layout.budgets.steps) if not count]
+    if not empty:
+        return layout
+    note = (
+        f"None of the sampler's {sum(layout.budgets.steps)} steps falls into interval {', '.join(empty)}, whose experts are trained all "
+        "the same; take fewer intervals, or more steps (budgets.sampler_steps)."
+    )
+    return replace(layout, budgets=replace(layout.budgets, notes=(*layout.budgets.notes, note)))
+
+
+def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | None) -> Layout:
     intervals, entries = choose_intervals(setup, weights)
     members = intervals.over(setup.schedule)
     settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
@@ -72,7 +94,7 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
     if setup.config.experts.weighting == "relative" and weights is not None and not whole:
         losses, entry = losses_of_base(setup, setup.base_model(weights), members)
         entries = (*entries, entry)
-    ledger = Ledger(None, entries)
+    ledger = Ledger(limit_macs).add(*entries)
     if settings.method == "full" or whole:
         return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger, losses)
     if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
@@ -81,23 +103,32 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None) -> Layout:
         return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger, losses)
     if weights is None:
         raise InputError("Measured budgets need a trained base; run the base stage first.")
-    trials = [try_sizes(setup, weights, member, losses) for member in members]
-    for trial in trials:
-        ledger = ledger.add(*trial.entries)
+    trials = []
+    for member in members:
+        trials.append(try_sizes(setup, weights, member, losses))
+        ledger = ledger.add(*trials[-1].entries)
     options = tuple(trial.options for trial in trials)
     budgets = by_measurement(smoothed(options), counts, settings.target, setup.base_macs, settings.damage_per)
     return Layout(intervals, members, budgets, options, ledger, losses)
 
 
 def read_layout(folder: Path, setup: Setup) -> Layout | None:
-    """What a run decided; None when it has not yet."""
+    """What a run decided; None when it has not yet.
+
+    Raises:
+        StorageError: If the file is damaged.
+    """
     found = read_json(folder / LAYOUT)
     if found is None:
         return None
-    intervals = Intervals.from_dict(found["intervals"])
-    trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
-    budgets, ledger = Budgets.from_dict(found["budgets"]), Ledger.from_dict(found["ledger"])
-    losses = tuple((time, loss) for time, loss in found.get("base_losses", ()))
+    try:
+        intervals = Intervals.from_dict(found["intervals"])
+        trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
+        budgets, ledger = Budgets.from_dict(found["budgets"]), Ledger.from_dict(found["ledger"])
+        losses = tuple((time, loss) for time, loss in found.get("base_losses", ()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StorageError(f"{folder / LAYOUT} is malformed ({reason}). Remove it to decide intervals and budgets again.") from error
     return Layout(intervals, intervals.over(setup.schedule), budgets, trials, ledger, losses)
 
 

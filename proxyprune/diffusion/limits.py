@@ -25,6 +25,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "experts.decay": _DECAYS,
     "experts.teacher": ("none", "base", "expert"),
     "experts.weighting": ("plain", "relative"),
+    "pruning.mode": ("width", "depth", "both"),
     "run.mixed_precision": ("no", "fp16", "bf16"),
 }
 AT_LEAST_ONE = (
@@ -42,7 +43,10 @@ AT_LEAST_ONE = (
     "run.checkpoint_every",
     "run.log_every",
     "run.loss_images",
+    "pruning.round_to",
+    "data.size",
 )
+"""Whole numbers; those that may be None count when they are given."""
 SHARES = (
     "intervals.margin",
     "compute.whole_share",
@@ -66,7 +70,15 @@ ABOVE_ZERO = (
     "run.divergence",
 )
 """Finite and above 0; a clip and a gamma may be None."""
-NOT_NEGATIVE = ("base.weight_decay", "experts.weight_decay", "budgets.trial_steps", "run.sample_every", "run.loss_bins")
+NOT_NEGATIVE = (
+    "base.weight_decay",
+    "experts.weight_decay",
+    "intervals.loss_weight",
+    "budgets.trial_steps",
+    "run.sample_every",
+    "run.loss_bins",
+)
+"""Finite and at least 0; trial steps may be None."""
 
 
 def problems(config: StepAdaptiveConfig) -> list[str]:
@@ -89,7 +101,7 @@ def _choices(values: Mapping[str, Any]) -> list[str]:
 
 
 def _ranges(values: Mapping[str, Any]) -> list[str]:
-    found = [f"{name} must be at least 1, found {values[name]!r}" for name in AT_LEAST_ONE if values[name] < 1]
+    found = [f"{name} must be at least 1, found {values[name]!r}" for name in AT_LEAST_ONE if values[name] is not None and values[name] < 1]
     found += [f"{name} must lie in [0, 1], found {values[name]!r}" for name in SHARES if not 0.0 <= values[name] <= 1.0]
     found += [
         f"{name} must lie in (0, 1], found {values[name]!r}"
@@ -101,7 +113,16 @@ def _ranges(values: Mapping[str, Any]) -> list[str]:
         for name in ABOVE_ZERO
         if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0)
     ]
-    found += [f"{name} must not be negative, found {values[name]!r}" for name in NOT_NEGATIVE if not values[name] >= 0]
+    found += [
+        f"{name} must be finite and not negative, found {values[name]!r}"
+        for name in NOT_NEGATIVE
+        if values[name] is not None and not 0 <= values[name] < math.inf
+    ]
+    found += [
+        f"{stage}.betas must be two numbers in [0, 1), found {values[f'{stage}.betas']!r}"
+        for stage in ("base", "experts")
+        if len(values[f"{stage}.betas"]) != 2 or not all(0.0 <= beta < 1.0 for beta in values[f"{stage}.betas"])
+    ]
     sizes = values["budgets.sizes"]
     if not sizes or any(not 0.0 < size < 1.0 for size in sizes):
         found.append(f"budgets.sizes must be fractions between 0 and 1, found {sizes!r}")
@@ -115,6 +136,12 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     weights, count = values["compute.expert_weights"], values["intervals.count"]
     if weights and len(weights) != count:
         found.append(f"compute.expert_weights must hold {count} weights, found {len(weights)}")
+    if values["intervals.method"] == "measured" and values["intervals.bins"] < count:
+        found.append(f"intervals.bins must be at least intervals.count ({count}) to measure intervals, found {values['intervals.bins']}")
+    if values["budgets.sampler_steps"] > values["noise.timesteps"] >= 1:
+        found.append(
+            f"budgets.sampler_steps must be at most noise.timesteps ({values['noise.timesteps']}), found {values['budgets.sampler_steps']}"
+        )
     if values["experts.teacher"] == "expert" and values["compute.whole_share"] == 0.0:
         found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
     if values["experts.weighting"] == "relative" and values["experts.min_snr_gamma"] is not None:

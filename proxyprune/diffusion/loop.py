@@ -214,23 +214,35 @@ class Loop:
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
             raise self._diverged(training, f"the loss is {value}")
-        if self.stage.clip is not None:
-            self.accelerator.clip_grad_norm_(training.model.parameters(), self.stage.clip)
+        norm = self._clipped(training)
+        if norm is not None and not math.isfinite(norm):
+            raise self._diverged(training, f"the loss is {value:.4g}, and its gradient has the norm {norm}")
         optimizer.step()
         training.ema.update(training.model)
         return value
+
+    def _clipped(self, training: Training) -> float | None:
+        """Norm of the gradient, which is clipped where that is asked for; None where a gradient scaler leaves out infinite ones itself."""
+        parameters = [parameter for parameter in training.model.parameters() if parameter.grad is not None]
+        if self.stage.clip is not None:
+            norm = self.accelerator.clip_grad_norm_(parameters, self.stage.clip)
+        else:
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return None if self.accelerator.scaler is not None or norm is None else float(norm)
 
     def _after(self, training: Training, values: dict[str, Any]) -> None:
         step, last = training.step, training.step == training.phase.stop
         if step % self.run.log_every == 0 or last:
             self.accelerator.log({f"{self.name}/{key}": value for key, value in values.items()}, step=step)
+        if self.preview is not None and self.run.sample_every and step % self.run.sample_every == 0:
+            self.preview(training)  # first, so that a checkpoint of this step has its cost
+            training.model.train()
         if step % self.run.checkpoint_every == 0 or last:
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters()):
+                raise self._diverged(training, "some weights are no finite numbers any more")
             if self.accelerator.scaler is not None:
                 training.scaler = self.accelerator.scaler.state_dict()
             self.save(training)
-        if self.preview is not None and self.run.sample_every and step % self.run.sample_every == 0:
-            self.preview(training)
-            training.model.train()
 
     def _judge(self, training: Training, loss: float) -> None:
         before, lowest = training.smooth
@@ -242,12 +254,18 @@ class Loop:
     def _diverged(self, training: Training, what: str) -> DivergedError:
         path = self.folder / NAME
         found = Checkpoint.read(self.folder)
-        good = f"The last good checkpoint is {path}, step {found.record['step']}." if found is not None else "There is no checkpoint yet."
+        if found is None:
+            good = "There is no checkpoint yet."
+        elif found.record["step"] == training.step:
+            good = f"The checkpoint {path} was written right before, so it leads here again."
+        else:
+            good = f"The last good checkpoint is {path}, step {found.record['step']}."
         return DivergedError(
-            f"Training of {self.name} diverged at step {training.step}: {what}. {good} Lower the learning rate of that stage, lengthen its "
-            "warmup, or clip gradients (clip)."
+            f"Training of {self.name} diverged at step {training.step}: {what}. {good} In a new folder, lower the learning rate of that "
+            "stage, lengthen its warmup, or clip gradients (clip)."
         )
 
     def _load_scaler(self, training: Training) -> None:
-        if self.accelerator.scaler is not None and training.scaler:
-            self.accelerator.scaler.load_state_dict(training.scaler)
+        if self.accelerator.scaler is not None:  # a stage begins with a new one, whatever was trained before in this process
+            state = training.scaler or torch.amp.GradScaler(self.accelerator.device.type).state_dict()
+            self.accelerator.scaler.load_state_dict(state)

@@ -28,6 +28,7 @@ from proxyprune.graph import ModelGraph
 from proxyprune.ranking import Ranking
 from proxyprune.read import trace
 from proxyprune.scoring import Brief, find, score
+from proxyprune.scoring.seeds import derived_seed
 
 _WEIGHT_BINS = 8  # of every interval
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
@@ -159,7 +160,7 @@ def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, Flo
 
 def _projected(gradients: Sequence[Tensor], seed: int) -> FloatArray:
     """A gradient in fewer dimensions: signed sums over buckets, the same for every bin (count sketch)."""
-    flat = torch.cat([gradient.detach().reshape(-1).double().cpu() for gradient in gradients])
+    flat = torch.cat([gradient.detach().reshape(-1).cpu().double() for gradient in gradients])
     generator = torch.Generator().manual_seed(seed)
     bucket = torch.randint(0, _PROJECTED, (len(flat),), generator=generator)
     sign = torch.randint(0, 2, (len(flat),), generator=generator).double() * 2.0 - 1.0
@@ -250,7 +251,7 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
                 continue
             model, macs = result.model, result.plan.macs
         more = setup.base_macs / macs if setup.config.compute.saved_to_recovery else 1.0
-        steps = round(settings.trial_steps * more)
+        steps = round(setup.config.trial_steps * more)
         _recover(setup, model, interval, steps, base_losses)
         images = steps * setup.config.run.batch_size
         entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))
@@ -262,6 +263,21 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
     return Trial(options, tuple(loss for _, _, loss in found), tuple(entries), tuple(notes))
 
 
+def scoring_macs(setup: Setup) -> int:
+    """What judging channels once costs, of the whole network: nothing for scorers that look at no images."""
+    settings = setup.config.pruning
+    images = settings.calibration_batches * settings.calibration_images
+    return training_macs(setup.base_macs, images) if "gradients" in find(settings.scorer, dict(settings.options)).needs else 0
+
+
+def trial_macs(setup: Setup) -> int:
+    """The most that measured budgets may cost, all intervals together."""
+    settings = setup.config.budgets
+    images = setup.config.trial_steps * setup.config.run.batch_size
+    each = training_macs(setup.base_macs, images) + setup.base_macs * settings.trial_images
+    return setup.config.intervals.count * (scoring_macs(setup) + (1 + len(settings.sizes)) * each)
+
+
 def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int, base_losses: Losses) -> None:
     """A short training with the experts' settings, warmup and decay included; every process does the same."""
     stage = setup.config.experts
@@ -270,6 +286,7 @@ def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int, bas
     objective, optimizer = Objective(setup.calling), new_optimizer(model, stage)
     model.train()
     for step in range(steps):
+        torch.manual_seed(derived_seed(setup.config.seed, f"trial-{interval.index}", "dropout", step))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step / steps)
         optimizer.zero_grad(set_to_none=True)

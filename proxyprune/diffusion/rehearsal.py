@@ -40,6 +40,9 @@ def rehearse(scheduler: Any, trained: Any, steps: int) -> None:
         InputError: That says at which step what went wrong.
     """
     name = type(scheduler).__name__
+    kinds = [found.config.get("prediction_type") for found in (scheduler, trained)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise InputError(f"{name} takes what a network says for {kinds[0]}, and this one predicts {kinds[1]}. {FITTING}")
     process = NoiseSchedule.from_scheduler(trained)
     generator = torch.Generator().manual_seed(0)
     with named(name), torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ from proxyprune.diffusion.objective import Losses, Process, relative_weight
 from proxyprune.diffusion.presets import Source, image_size, source_of
 from proxyprune.diffusion.samplers import sampler, unusable_steps
 from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
-from proxyprune.errors import InputError, ModelFileError, ProxyPruneError
+from proxyprune.errors import InputError, ModelFileError, ProxyPruneError, StorageError
 from proxyprune.graph import ModelGraph
 from proxyprune.read import trace
 from proxyprune.scoring.registry import find
@@ -122,7 +122,13 @@ class Setup:
         """The unpruned network on the device, with weights when given."""
         model = self.source.build()
         if weights is not None:
-            model.load_state_dict(weights)
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise StorageError(
+                    f"The weights of the base do not fit the network {self.source.label}: {' '.join(str(error).split())[:300]}. Was its "
+                    "file changed? Restore it, or train in a new folder."
+                ) from error
         return model.to(self.device)
 
     def process(self, settings: StageConfig, first: int, last: int, base_losses: Losses = ()) -> Process:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from proxyprune.carry import carry_optimizer, carry_state
-from proxyprune.diffusion.checkpoint import Checkpoint, read_json
+from proxyprune.diffusion.checkpoint import Checkpoint, read_json, read_record, read_weights
+from proxyprune.diffusion.claim import claimed
 from proxyprune.diffusion.experts import read_surgery, save_expert
 from proxyprune.diffusion.intervals import Interval
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
@@ -24,6 +25,7 @@ from proxyprune.diffusion.measure import judge
 from proxyprune.diffusion.objective import Losses, Objective
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.trackers import rewind
+from proxyprune.errors import ComputeError
 from proxyprune.files import write_json, write_text
 from proxyprune.flow import PruneResult, make_report
 from proxyprune.plan import PrunePlan
@@ -80,9 +82,11 @@ class Specialist:
             DivergedError: If the loss is not finite any more.
             ComputeError: If scoring alone exceeds the allowance.
         """
-        done: dict[str, Any] | None = read_json(self.folder / RESULT)
-        if done is not None:
-            return done
+        with claimed(self.folder, mine=self.setup.accelerator.is_main_process):
+            done = read_record(self.folder / RESULT, "macs", "params", "ledger")
+            return self._train() if done is None else done
+
+    def _train(self) -> dict[str, Any]:
         training = self._restored()
         for number in range(training.phase.number, len(self._shares)):
             if number > training.phase.number:
@@ -91,6 +95,11 @@ class Specialist:
                 training.phase = self._phase(training, number)
             loop = self._loop(training)
             loop.train(training)
+        if training.step == 0:
+            raise ComputeError(
+                f"{self.allowance_macs:,} training MACs for {self.name} pay for no step of training after {training.ledger.spent_macs:,} "
+                "for judging channels. Raise compute.reference_steps, or judge with fewer images (pruning.calibration_batches)."
+            )
         return self._finish(training)
 
     def _restored(self) -> Training:
@@ -128,6 +137,7 @@ class Specialist:
             else new_optimizer(result.model, self.setup.config.experts),
             step=training.step,
             ledger=ledger.add(judged.entry),
+            scaler=training.scaler,
         )
         if training.ema.decay:
             training.ema.load(carry_state(training.ema.state, result.surgery, result.model), training.ema.updates)
@@ -151,7 +161,7 @@ class Specialist:
         if kind == "none" or (kind == "expert" and number == 0) or self.setup.config.experts.teacher_weight == 0.0:
             return None
         self.setup.accelerator.wait_for_everyone()
-        weights = self.base if kind == "base" else load_file(self.folder / TEACHER)
+        weights = self.base if kind == "base" else read_weights(self.folder / TEACHER)
         return self.setup.base_model(weights).eval().requires_grad_(False)
 
     def _macs(self, number: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
+from proxyprune.errors import StorageError
 from proxyprune.files import write_text
 
 LOG = "log.jsonl"
@@ -42,9 +43,12 @@ class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no ty
             lines.setdefault(stage, {"step": step})[name] = value
         for stage, line in lines.items():
             path = self.folder / stage / LOG
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise StorageError(f"The log {path} cannot be written: {error.strerror or error}. Check space and permissions.") from error
 
 
 def rewind(folder: Path, step: int) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from proxyprune.diffusion.blueprint import Blueprint
-from proxyprune.diffusion.checkpoint import Checkpoint, read_json
+from proxyprune.diffusion.checkpoint import Checkpoint, read_json, read_record, read_weights
+from proxyprune.diffusion.claim import claimed
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.images import grid, save_picture
@@ -22,6 +23,7 @@ from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, trainin
 from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 from proxyprune.diffusion.loss_by_snr import evaluation_macs, measure_bins, write_losses
+from proxyprune.diffusion.measure import scoring_macs, trial_macs
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
@@ -29,10 +31,10 @@ from proxyprune.diffusion.schedule import training_scheduler
 from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
 from proxyprune.diffusion.trackers import rewind
-from proxyprune.errors import InputError, StorageError, TrainingError
+from proxyprune.errors import ComputeError, InputError, StorageError, TrainingError
 from proxyprune.files import to_disk, write_json, write_text
 
-CONFIG, WEIGHTS, LEDGER, PIPELINE = "config.json", "base.safetensors", "ledger.json", "pipeline"
+CONFIG, DATA, WEIGHTS, LEDGER, PIPELINE = "config.json", "data.json", "base.safetensors", "ledger.json", "pipeline"
 PREVIEW = (20, 16)
 """Steps and images of a sample grid during training."""
 _FREE = {
@@ -63,12 +65,14 @@ class StepAdaptiveTrainer:
         self.config = config
         self.folder = Path(folder)
         self._base_run = None if base is None else Path(base)
-        _check_folder(self.folder, config)
+        check_folder(self.folder, config)
         self.accelerator = accelerator or make_accelerator(config, self.folder)
         self.setup = Setup.of(config, self.accelerator)
-        _check_layout(self.setup)
+        _check_compute(self.setup)
+        _check_data(self.folder, self.setup)
         if self.accelerator.is_main_process:
             write_text(self.folder / CONFIG, config.to_text())
+            write_json(self.folder / DATA, self.setup.data.fingerprint())
         self.accelerator.wait_for_everyone()
 
     def train(self) -> StepAdaptivePipeline:
@@ -83,13 +87,15 @@ class StepAdaptiveTrainer:
     def train_base(self) -> dict[str, Tensor]:
         """Stage 1: one denoiser for all timesteps; returns its (averaged) weights."""
         place = self.folder / "base"
-        if read_json(place / RESULT) is None:
-            if self._base_run is not None:
-                self._adopt(self._base_run, place)
-            else:
-                self._train_base(place)
+        if read_record(place / RESULT, "ledger") is None:
+            with claimed(place, mine=self.accelerator.is_main_process):
+                if read_json(place / RESULT) is None:  # another job may have trained it meanwhile
+                    if self._base_run is not None:
+                        self._adopt(self._base_run, place)
+                    else:
+                        self._train_base(place)
         self.accelerator.wait_for_everyone()  # also for a process that found the base there because another was quicker
-        return load_file(place / WEIGHTS)
+        return read_weights(place / WEIGHTS)
 
     def _train_base(self, place: Path) -> None:
         stage, run = self.config.base, self.config.run
@@ -124,6 +130,8 @@ class StepAdaptiveTrainer:
         if other.run.batch_size != self.config.run.batch_size:
             size = other.run.batch_size
             raise InputError(f"The base in {source} was trained with another run.batch_size: {size}. Take that, or train one for this run.")
+        if _fingerprint(source) not in (None, self.setup.data.fingerprint()):
+            raise InputError(f"The base in {source} was trained on other images. Train one for this run.")
         if read_json(source / "base" / RESULT) is None:
             raise TrainingError(
                 f"The base in {source} is not finished. Finish it first: proxyprune diffusion train --out {source} --stage base"
@@ -139,7 +147,8 @@ class StepAdaptiveTrainer:
         self.accelerator.wait_for_everyone()
         if found is not None:
             return found
-        layout = decide(self.setup, self.train_base())
+        weights = self.train_base()
+        layout = decide(self.setup, weights, self.setup.limit_macs - self._base_ledger().spent_macs)
         if self.accelerator.is_main_process:
             write_json(self.folder / LAYOUT, layout_record(layout, self.setup.schedule.snr_db))
         self.accelerator.wait_for_everyone()
@@ -175,18 +184,21 @@ class StepAdaptiveTrainer:
         Raises:
             TrainingError: If nothing is.
         """
-        spent = Ledger.from_dict(read_json(self.folder / "base" / RESULT)["ledger"]).spent_macs + layout.ledger.spent_macs
+        spent = self._base_ledger().spent_macs + layout.ledger.spent_macs
         left = self.setup.limit_macs - spent
         if left <= 0:
             raise TrainingError(
                 f"Base and measuring cost {spent:,} of {self.setup.limit_macs:,} training MACs; nothing is left for experts. "
-                "Lower compute.base_share or measure with less (budgets.trial_steps, budgets.sizes)."
+                f"In a new folder, measure with less (budgets.trial_steps, budgets.sizes); --base-from {self.folder} takes its base over."
             )
         return left
 
+    def _base_ledger(self) -> Ledger:
+        return Ledger.from_dict((read_record(self.folder / "base" / RESULT, "ledger") or {"ledger": Ledger().to_dict()})["ledger"])
+
     def ledger(self) -> Ledger:
         """What has been spent so far, against the full-size reference."""
-        parts = [read_json(path) for path in (self.folder / "base" / RESULT, self.folder / LAYOUT, *self._results())]
+        parts = [read_record(path, "ledger") for path in (self.folder / "base" / RESULT, self.folder / LAYOUT, *self._results())]
         return Ledger.merged(self.setup.limit_macs, [Ledger.from_dict(part["ledger"]) for part in parts if part is not None])
 
     def _results(self) -> list[Path]:
@@ -201,14 +213,15 @@ class StepAdaptiveTrainer:
         layout = self.layout()
         whole = self.config.compute.base_share >= 1.0
         intervals = Intervals((), "none") if whole else layout.intervals
-        records = [read_json(path) for path in ([self.folder / "base" / RESULT] if whole else self._results())]
+        records = [read_record(path, "macs", "ledger") for path in ([self.folder / "base" / RESULT] if whole else self._results())]
         if missing := [str(index) for index, record in enumerate(records) if record is None]:
             command = f"proxyprune diffusion train --out {self.folder} --interval {missing[0]}"
             raise TrainingError(f"Not finished yet: expert {', '.join(missing)}. Train each: {command}")
         ledger = self.ledger()
         if ledger.spent_macs > self.setup.limit_macs:
             raise TrainingError(f"The experts cost {ledger.spent_macs:,} training MACs, the full-size reference {self.setup.limit_macs:,}.")
-        macs = tuple(record["macs"] for record in records)
+        done = [record for record in records if record is not None]
+        macs = tuple(record["macs"] for record in done)
         if whole:
             experts = Experts.of([self.setup.base_model(self.train_base())], macs)
             folders: list[Path | None] = [None]
@@ -216,7 +229,8 @@ class StepAdaptiveTrainer:
             from proxyprune.diffusion.experts import load_expert
 
             places = [self._expert(index) / NETWORK for index in range(len(records))]
-            experts = Experts(macs, tuple(r["params"] for r in records), lambda index: load_expert(places[index], self.setup.source.build))
+            params = tuple(record["params"] for record in done)
+            experts = Experts(macs, params, lambda index: load_expert(places[index], self.setup.source.build))
             folders = list(places)
         experts.device = self.setup.device
         blueprint = Blueprint(
@@ -244,7 +258,7 @@ class StepAdaptiveTrainer:
         run = self.config.run
         if run.loss_bins == 0 or read_json(self.folder / LOSSES) is not None:
             return
-        bins, base = bins_of(layout.members, run.loss_bins), self.setup.base_model(load_file(self.folder / "base" / WEIGHTS))
+        bins, base = bins_of(layout.members, run.loss_bins), self.setup.base_model(read_weights(self.folder / "base" / WEIGHTS))
         found = measure_bins(self.setup, base, experts, bins, run.loss_images)
         macs = evaluation_macs(bins, run.loss_images, self.setup.base_macs, None if experts is None else experts.macs)
         write_losses(self.folder, found, run.loss_images, macs)
@@ -280,20 +294,80 @@ class StepAdaptiveTrainer:
             save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "base" / "samples" / f"{training.step:07d}.png")
 
 
-def _check_layout(setup: Setup) -> None:
-    """Decide intervals and budgets where nothing has to be measured, so that a target out of reach is told before a base is trained.
+def _check_compute(setup: Setup) -> None:
+    """Tell what cannot be done before a base is trained: a target out of reach, measuring that eats all compute, stages without a step.
 
     Raises:
         TargetError: If the target cannot be met.
+        ComputeError: If the base or an expert would not be trained for a single step.
         InputError: If the sampler cannot take so many steps.
     """
-    if "measured" in (setup.config.intervals.method, setup.config.budgets.method):
+    config, compute = setup.config, setup.config.compute
+    if affordable_steps(int(compute.base_share * setup.limit_macs), setup.base_macs, config.run.batch_size) < 1:
+        raise ComputeError(
+            f"{compute.base_share:.0%} of {compute.reference_steps} reference steps pay for no step of the base. Raise "
+            "compute.reference_steps (--steps) or compute.base_share."
+        )
+    if compute.base_share >= 1.0:
+        setup.sampler_snr()
+        return
+    left = setup.limit_macs - int(compute.base_share * setup.limit_macs)
+    fractions = (min(config.budgets.sizes),) * config.intervals.count
+    if "measured" in (config.intervals.method, config.budgets.method):
         setup.sampler_snr()
     else:
-        decide(setup, None)
+        fractions = decide(setup, None).budgets.fractions
+    cost = 0
+    if config.intervals.method == "measured":
+        cost += training_macs(setup.base_macs, config.intervals.bins * config.intervals.images)
+    if config.budgets.method == "measured":
+        cost += trial_macs(setup)
+    if cost >= left:
+        raise ComputeError(
+            f"Measuring would cost {cost:,} training MACs; {left:,} are left after the base, and experts need some of them. Measure with "
+            f"less (budgets.trial_steps, now {config.trial_steps}; budgets.sizes, budgets.trial_images, pruning.calibration_batches, "
+            "intervals.images), or raise compute.reference_steps."
+        )
+    allowances = split_allowance(left - cost, compute.expert_weights or (1.0,) * config.intervals.count)
+    for index, (fraction, allowance) in enumerate(zip(fractions, allowances, strict=True)):
+        judged = scoring_macs(setup) * config.pruning.rounds if fraction < 1.0 else 0
+        if affordable_steps(max(0, allowance - judged), int(fraction * setup.base_macs), config.run.batch_size) < 1:
+            raise ComputeError(
+                f"Expert {index} would not be trained for a single step: its share is {allowance:,} training MACs, of which judging "
+                f"channels takes {judged:,}. Raise compute.reference_steps (--steps), or judge with fewer images "
+                "(pruning.calibration_batches, pruning.rounds)."
+            )
 
 
-def _check_folder(folder: Path, config: StepAdaptiveConfig) -> None:
+def _check_data(folder: Path, setup: Setup) -> None:
+    """Refuse to go on with other images: some that were trained on would be among those that are held out.
+
+    Raises:
+        StorageError: If the run began with others.
+    """
+    before, now = _fingerprint(folder), setup.data.fingerprint()
+    if before is not None and before != now:
+        raise StorageError(
+            f"{folder} was begun with {before.get('train')} training and {before.get('held_out')} held-out images of "
+            f"{setup.data.name}, which has other images now ({now['train']} and {now['held_out']}). Restore them, or choose another folder."
+        )
+
+
+def _fingerprint(folder: Path) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = read_json(folder / DATA, "Remove it if the images are those that the run began with.")
+    return found
+
+
+def check_folder(folder: Path, config: StepAdaptiveConfig) -> None:
+    """Refuse a folder that holds a run with other settings.
+
+    Args:
+        folder: The run.
+        config: What is asked for.
+
+    Raises:
+        StorageError: If they differ in something that decides what is computed, or the folder is a file.
+    """
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"The run's folder {folder} is a file. Choose another name.")
     if not (folder / CONFIG).is_file():

@@ -1,0 +1,224 @@
+"""What a pipeline refuses before it draws, where its experts come from, and what saving keeps: with networks that were never trained."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusion_runs import NETWORK
+
+from proxyprune.cli import main
+from proxyprune.diffusion.blueprint import Blueprint
+from proxyprune.diffusion.config import NoiseConfig
+from proxyprune.diffusion.denoiser import Calling
+from proxyprune.diffusion.experts import Experts
+from proxyprune.diffusion.intervals import equal_db
+from proxyprune.diffusion.pipeline import StepAdaptivePipeline
+from proxyprune.diffusion.rehearsal import rehearse
+from proxyprune.diffusion.samplers import sampler
+from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
+from proxyprune.errors import InputError, StorageError
+
+COSINE = NoiseConfig(schedule="squaredcos_cap_v2")
+LINEAR = NoiseConfig(schedule="linear")
+
+
+def pipeline(noise: NoiseConfig = COSINE, *, classes: int = 0, experts: int = 2) -> StepAdaptivePipeline:
+    """Experts of random weights."""
+    torch.manual_seed(0)
+    record = {key: value for key, value in NETWORK.items() if key != "_class_name"} | ({"num_class_embeds": classes} if classes else {})
+    models = [diffusers.UNet2DModel(**record).eval() for _ in range(experts)]
+    held = Experts.of(models, [1000] * experts)
+    intervals = equal_db(NoiseSchedule.of(noise), experts)
+    calling = Calling("sample", "timestep", "class_labels" if classes else None)
+    network = {"class": "UNet2DModel", "config": record}
+    blueprint = Blueprint(intervals, calling, (1, 8, 8), classes, held.macs, held.params, 1000, network)
+    found = StepAdaptivePipeline(held, blueprint, sampler("ddim", training_scheduler(noise)))
+    found._trained_with = training_scheduler(noise)
+    return found
+
+
+@pytest.mark.parametrize("noise", [COSINE, LINEAR, NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction")])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++", "euler", "heun", "unipc"])
+@pytest.mark.parametrize("steps", [10, 100, 900])
+def test_samplers_that_fit_pass_the_rehearsal(noise, name, steps):
+    """From ten steps to nearly all, whatever the process; nothing of torch's global generator is used up."""
+    trained = training_scheduler(noise)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    rehearse(sampler(name, trained), trained, steps)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "said"),
+    [
+        (lambda trained: sampler("dpm++", trained), 1000, "no numbers"),  # timesteps that repeat, 0 / 0
+        (lambda trained: sampler("ddim", trained), 1, "times the noise"),  # one step, at the clean end
+        (lambda trained: sampler("UnCLIPScheduler", trained), 10, "times the noise"),  # has the alphas, steps by one of them
+        (lambda _: diffusers.FlowMatchEulerDiscreteScheduler(), 10, "does not"),
+        (lambda _: diffusers.EDMEulerScheduler(), 10, "does not"),
+        (lambda _: diffusers.DDIMScheduler(), 10, "does not"),  # other betas
+        (lambda trained: diffusers.DDIMScheduler.from_config(trained.config, prediction_type="v_prediction"), 10, "predicts epsilon"),
+    ],
+)
+def test_a_scheduler_that_cannot_end_at_images_is_refused(scheduler, steps, said):
+    """However it came to the pipeline: they all ran to the end before, and drew black or random images."""
+    found = pipeline()
+    found.scheduler = scheduler(found._trained_with)
+    with pytest.raises(InputError, match=said):
+        found.generate(1, steps=steps, progress=False)
+
+
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas"])
+@pytest.mark.parametrize("name", ["dpm++", "unipc", "DEISMultistepScheduler", "DPMSolverSinglestepScheduler"])
+def test_other_spacings_work_where_timesteps_repeat(name, spacing):
+    """At the noisy end of a cosine schedule several sigmas have one timestep, by which diffusers would look up where to begin."""
+    found = pipeline().use(name)
+    found.scheduler = type(found.scheduler).from_config(found.scheduler.config, **{spacing: True})
+    assert len(set(found._sampler().route(20))) == 2
+    assert found.generate(2, steps=20, progress=False).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
+@pytest.mark.parametrize("steps", [6, 10, 50])
+def test_midpoint_calls_have_the_noise_of_the_midpoint(name, steps):
+    """The SNR of each call is that of the timestep which the network is told."""
+    scheduler = sampler(name, training_scheduler(LINEAR))
+    scheduler.set_timesteps(steps)
+    times = np.asarray(scheduler.timesteps.double())
+    expected = np.interp(times, np.arange(1000), NoiseSchedule.of(LINEAR).snr_db)
+    np.testing.assert_allclose(snr_of_steps(scheduler), expected, atol=1e-3)
+    assert all(a < b for a, b in itertools.pairwise(snr_of_steps(scheduler)[::2]))
+
+
+def test_numbers_that_are_none_are_no_images():
+    """A network that gives NaN ends in an error, not in a black picture."""
+    found = pipeline()
+    with torch.no_grad():
+        next(found.experts[1].parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        found.generate(1, steps=4, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 1], "one label or embedding for each of 3 images, found 2"),
+        (torch.tensor(1), "found a single one"),
+        ([0, 1, 10], "labels from 0 to 9, found 10"),
+        ([0, 1, -1], "whole numbers from 0 up"),
+        ([0.0, 1.0, 2.0], "whole numbers from 0 up"),
+    ],
+)
+def test_labels_are_checked(labels, said):
+    """Before anything is drawn, in a call and for many images."""
+    found = pipeline(classes=10)
+    for draw in (lambda: found.generate(3, steps=2, condition=labels, progress=False), lambda: found(3, 2, condition=labels)):
+        with pytest.raises(InputError, match=said):
+            draw()
+    assert found.generate(3, steps=2, condition=[9, 0, 9], progress=False).shape[0] == 3
+
+
+def test_labels_for_networks_without_are_refused():
+    """They were left out without a word."""
+    with pytest.raises(InputError, match="take no labels"):
+        pipeline().generate(2, steps=2, condition=[0, 1], progress=False)
+
+
+@pytest.mark.parametrize("numbers", [{"count": 0}, {"count": 2, "batch_size": 0}, {"count": 2, "steps": 0}])
+def test_numbers_below_one_are_named(numbers):
+    """Instead of what torch says about them."""
+    with pytest.raises(InputError, match=r"at least 1, found 0"):
+        pipeline().generate(**{"steps": 2, "progress": False} | numbers)
+
+
+def test_a_loaded_pipeline_stands_on_its_own(tmp_path, monkeypatch):
+    """From a relative path, with the folder gone and another working directory: experts in memory need neither."""
+    pipeline().save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    lazy = StepAdaptivePipeline.from_pretrained("saved", resident=False)
+    loaded = StepAdaptivePipeline.from_pretrained("saved")
+    assert loaded.experts.in_memory == 2
+    monkeypatch.chdir("/")
+    expected = lazy.generate(2, steps=4, progress=False)
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    assert torch.equal(loaded.generate(2, steps=4, progress=False), expected)
+
+
+def test_an_expert_without_weights_is_told_when_the_pipeline_is_loaded(tmp_path):
+    """Not in the middle of the first images."""
+    pipeline().save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved/experts/1/model.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"experts.1.*no model\.safetensors"):
+        StepAdaptivePipeline.from_pretrained(tmp_path / "saved", resident=False)
+
+
+def test_what_was_changed_in_memory_is_saved(tmp_path):
+    """Whole experts here, cut ones in the run of `test_diffusion_training`; the unchanged one is copied."""
+    pipeline().save_pretrained(tmp_path / "first")
+    loaded = StepAdaptivePipeline.from_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        loaded.experts[0].conv_out.bias.add_(0.5)
+    loaded.save_pretrained(tmp_path / "second")
+    again = StepAdaptivePipeline.from_pretrained(tmp_path / "second")
+    assert torch.equal(again.generate(2, steps=4, progress=False), loaded.generate(2, steps=4, progress=False))
+    first, second = (tmp_path / name / "experts/1/model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_saving_again_keeps_what_is_not_ours(tmp_path):
+    """Notes and samples that a user put beside the pipeline."""
+    found = pipeline()
+    found.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved/README.md").write_text("mine")
+    (tmp_path / "saved/experts/0/model.safetensors").write_bytes(b"damaged")
+    found.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved/README.md").read_text() == "mine"
+    StepAdaptivePipeline.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "said"),
+    [
+        ("--grid", "picture", "its ending '' is no format"),
+        ("--grid", "picture.txt", r"its ending '\.txt' is no format"),
+        ("--out", "folder.npz", "it is a folder"),
+        ("--out", "file/x.npz", "is no folder that can be written to"),
+    ],
+)
+def test_places_are_checked_before_images_are_drawn(tmp_path, option, path, said):
+    """The pipeline, which does not exist, is not even looked for."""
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(main, ["diffusion", "sample", "--pipeline", str(tmp_path / "none"), option, str(tmp_path / path)])
+    assert done.exit_code == 2
+    assert re.search(said, " ".join(done.output.split()))
+
+
+def test_arrays_have_the_name_that_was_asked_for(tmp_path):
+    """Numpy would add its own ending."""
+    pipeline().save_pretrained(tmp_path / "saved")
+    place = tmp_path / "samples.bytes"
+    arguments = ["--pipeline", str(tmp_path / "saved"), "--steps", "2", "--count", "2", "--out", str(place)]
+    done = CliRunner().invoke(main, ["diffusion", "sample", *arguments])
+    assert done.exit_code == 0, done.output
+    assert np.load(place)["images"].shape == (2, 8, 8, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.bytes", "saved"]
+
+
+def test_generators_and_dtypes():
+    """Noise is drawn on a generator's own device; a dtype is refused instead of ignored."""
+    found = pipeline()
+    assert found.to("cpu") is found
+    with pytest.raises(InputError, match="takes a device only"):
+        found.to("cpu", torch.float16)
+    generator = torch.Generator().manual_seed(1)
+    assert len(found(2, 2, generator=generator).images) == 2
+    assert set(found.components) == {"scheduler"}
