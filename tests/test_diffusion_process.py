@@ -309,8 +309,8 @@ def test_allocation_is_optimal(data):
 def test_damage_per_interval_favours_short_intervals():
     """Two intervals with the same curve: by steps both get the same size, by intervals the one that few steps pass gets the larger."""
     curve = [Option(1.0, 4000, 0.0)] + [Option(f, round(4000 * f), 0.1 * (1 / f - 1)) for f in (0.8, 0.6, 0.4)]
-    by_step = by_measurement([curve, curve], (10, 30), 0.7, 4000)
-    by_interval = by_measurement([curve, curve], (10, 30), 0.7, 4000, "interval")
+    by_step = by_measurement([curve, curve], (10, 30), 0.7, 4000, "step")
+    by_interval = by_measurement([curve, curve], (10, 30), 0.7, 4000)
     assert by_step.fractions[0] == pytest.approx(by_step.fractions[1], abs=0.1)
     assert by_interval.fractions[0] > by_step.fractions[0] + 0.1
     assert by_interval.mean <= 0.7

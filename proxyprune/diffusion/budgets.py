@@ -215,7 +215,7 @@ def _undominated(states: list[tuple[int, float, tuple[Option, ...]]]) -> list[tu
 
 
 def by_measurement(
-    options: Sequence[Sequence[Option]], steps: Sequence[int], target: float, base_macs: int, damage_per: str = "step"
+    options: Sequence[Sequence[Option]], steps: Sequence[int], target: float, base_macs: int, damage_per: str = "interval"
 ) -> Budgets:
     """Budgets from measured damage.
 
@@ -227,7 +227,7 @@ def by_measurement(
         steps: Sampler steps in each interval.
         target: Mean fraction of the base's MACs over the sampler's steps.
         base_macs: MACs of the whole network.
-        damage_per: "step" adds damage up over the sampler's steps, "interval" over intervals, each of which counts the same.
+        damage_per: "interval" adds damage up over intervals, each of which counts the same, "step" over the sampler's steps.
     """
     curves = [interpolated(each, base_macs) if len(each) > 1 else tuple(each) for each in options]
     weights = [float(n) for n in steps] if damage_per == "step" else [1.0] * len(steps)

@@ -103,7 +103,7 @@ class BudgetConfig:
             are weighed against it.
         damage: What "measured" adds up. "relative": log of the loss's ratio to the whole network's, which is in step with what images
             lose. "absolute": loss above the whole network's.
-        damage_per: Over what it is added up: the sampler's steps ("step"), or intervals, each of which counts the same ("interval").
+        damage_per: Over what it is added up: intervals, each of which counts the same ("interval"), or the sampler's steps ("step").
     """
 
     method: str = "formula"
@@ -115,7 +115,7 @@ class BudgetConfig:
     trial_steps: int | None = None
     trial_images: int = 256
     damage: str = "relative"
-    damage_per: str = "step"
+    damage_per: str = "interval"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,264 @@
+"""What goes wrong around a training run: too little compute, gradients that explode, files that change or break, jobs that meet."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusion_runs import NETWORK, small_config
+from PIL import Image
+
+from proxyprune.cli import main
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
+from proxyprune.diffusion.checkpoint import Checkpoint
+from proxyprune.diffusion.claim import claimed
+from proxyprune.diffusion.config import DataConfig
+from proxyprune.diffusion.data import load_data
+from proxyprune.diffusion.ema import AveragedWeights
+from proxyprune.diffusion.features import load_features
+from proxyprune.diffusion.measure import try_sizes
+from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, StorageError
+
+EXPLODES = """
+import torch
+from diffusers import UNet2DModel
+
+class Spoiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+class Own(torch.nn.Module):
+    '''The loss stays finite; at its fifth training step the gradient does not.'''
+
+    def __init__(self):
+        super().__init__()
+        self.inner = UNet2DModel(**%s)
+        self.calls = 0
+
+    def forward(self, sample, timestep):
+        found = self.inner(sample, timestep).sample
+        self.calls += self.training
+        return Spoiled.apply(found) if self.calls == 5 and self.training else found
+
+def build_model():
+    return Own()
+"""
+
+
+def exploding(folder) -> str:
+    """A model file whose gradient is infinite once."""
+    record = {key: value for key, value in NETWORK.items() if key != "_class_name"}
+    (folder / "own.py").write_text(EXPLODES % record)
+    return str(folder / "own.py")
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_an_infinite_gradient_reaches_no_weight(tmp_path, clip):
+    """The run stops before the step, and the checkpoint that it names holds numbers."""
+    config = small_config(tmp_path, base__clip=clip, run__checkpoint_every=2).with_values({"model": exploding(tmp_path)})
+    with pytest.raises(DivergedError, match=r"gradient has the norm (inf|nan).*written right before"):
+        StepAdaptiveTrainer(config, tmp_path / "run").train_base()
+    found = Checkpoint.read(tmp_path / "run" / "base")
+    assert found.record["step"] == 4
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.model.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compute.reference_steps": 1}, "no step of the base"),
+        ({"compute.reference_steps": 6}, "Expert 1 would not be trained for a single step"),
+        ({"budgets.method": "measured", "budgets.trial_steps": 50}, "Measuring would cost"),
+        ({"intervals.method": "measured", "intervals.images": 100}, "Measuring would cost"),
+    ],
+)
+def test_compute_that_does_not_suffice_is_told_before_anything_is_spent(tmp_path, changes, said):
+    """All of it follows from the settings."""
+    with pytest.raises(ComputeError, match=said):
+        StepAdaptiveTrainer(small_config(tmp_path).with_values(changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_trials_take_a_twentieth_unless_told_otherwise():
+    """So that measured budgets work with every preset."""
+    for name in ("digits", "digits-small", "fashion16"):
+        config = StepAdaptiveConfig.preset(name).with_values({"budgets.method": "measured"})
+        trials = config.intervals.count * (1 + len(config.budgets.sizes))
+        assert config.trial_steps * trials <= 0.08 * config.compute.reference_steps
+    assert StepAdaptiveConfig().with_values({"budgets.trial_steps": 7}).trial_steps == 7
+
+
+def test_trials_repeat_with_dropout(tmp_path):
+    """Whatever state torch's global generator is in."""
+    network = tmp_path / "dropout.json"
+    network.write_text(json.dumps(NETWORK | {"dropout": 0.3}))
+    config = small_config(tmp_path, budgets__sizes=[0.6], budgets__trial_steps=2, budgets__trial_images=8)
+    trainer = StepAdaptiveTrainer(config.with_values({"model": str(network)}), tmp_path / "run")
+    weights, member = trainer.train_base(), trainer.layout().members[0]
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(try_sizes(trainer.setup, weights, member).losses)
+    assert found[0] == found[1]
+
+
+def archive(path, images: Any, **arrays: Any) -> str:
+    """An npz of images."""
+    np.savez(path, images=images, **arrays)
+    return str(path)
+
+
+def test_other_images_are_noticed(tmp_path):
+    """Held-out images are chosen from all of them, so after adding some, a few would have been trained on."""
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)
+    changes = {"data.source": archive(tmp_path / "data.npz", pixels[:50]), "data.held_out": 8}
+    config = small_config(tmp_path).with_values(changes)
+    StepAdaptiveTrainer(config, tmp_path / "run").train_base()
+    archive(tmp_path / "data.npz", pixels)
+    with pytest.raises(StorageError, match=r"42 training and 8 held-out.*\(52 and 8\)"):
+        StepAdaptiveTrainer(config, tmp_path / "run")
+    with pytest.raises(InputError, match="trained on other images"):
+        StepAdaptiveTrainer(config, tmp_path / "second", base=tmp_path / "run").train_base()
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory):
+    """A run with a base and a layout."""
+    folder = tmp_path_factory.mktemp("half")
+    config = small_config(folder)
+    trainer = StepAdaptiveTrainer(config, folder / "run")
+    trainer.layout()
+    return config, folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("base/base.safetensors", b"", r"base\.safetensors cannot be read"),
+        ("base/base.safetensors", None, r"base\.safetensors cannot be read"),
+        ("base/result.json", b"{}", r"result\.json is damaged: it lacks ledger"),
+        ("layout.json", b"{}", r"layout\.json is malformed"),
+        ("expert-1/result.json", b"[]", r"result\.json is damaged"),
+        ("data.json", b"{", r"data\.json cannot be read"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(half_done, name, content, said):
+    """With what to do about them, not with a traceback."""
+    config, run = half_done
+    path = run / name
+    before = path.read_bytes() if path.is_file() else None
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+    try:
+        with pytest.raises(StorageError, match=said):
+            StepAdaptiveTrainer(config, run).train()
+    finally:
+        path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+
+
+def test_a_model_file_that_was_changed_is_noticed(half_done):
+    """Its network has another shape than the base was trained with."""
+    config, run = half_done
+    path = run.parent / "network.json"
+    before = path.read_text()
+    path.write_text(json.dumps(NETWORK | {"block_out_channels": [8, 24]}))
+    try:
+        with pytest.raises(StorageError, match=r"do not fit the network.*file changed"):
+            StepAdaptiveTrainer(config, run).train_expert(1)
+    finally:
+        path.write_text(before)
+
+
+def test_a_plan_of_a_run_with_other_settings_is_refused(half_done):
+    """It showed the old plan, whatever was asked for."""
+    config, run = half_done
+    base = ["diffusion", "plan", "--run", str(run)]
+    assert CliRunner().invoke(main, base).exit_code == 0
+    done = CliRunner().invoke(main, [*base, "--target", "0.9"])
+    assert done.exit_code != 0
+    assert "budgets.target" in done.output
+    assert config.budgets.target != 0.9
+
+
+def test_a_second_job_waits(tmp_path):
+    """It goes on when the first has let go."""
+    order = []
+
+    def second() -> None:
+        with claimed(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with claimed(tmp_path):
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(timeout=30)
+    assert order == ["first", "second"]
+
+
+def test_averaged_weights_go_on_where_the_network_is():
+    """A checkpoint is read into the memory of the CPU; here the other device is one without values."""
+    model = torch.nn.Linear(2, 2, device="meta")
+    averaged = AveragedWeights(model, 0.9)
+    averaged.load({name: torch.zeros(value.shape) for name, value in model.state_dict().items()}, 3)
+    averaged.update(model)
+    assert all(value.is_meta for value in averaged.state.values())
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    """Pillow would cut them off at 255; 32 bits, whose range nobody knows, are refused."""
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for number in range(3):
+        Image.fromarray(ramp).save(tmp_path / f"{number}.png")
+    found = load_data(DataConfig(str(tmp_path), size=8, held_out=1, channels=1))
+    expected = np.rint(ramp / 257.0)
+    assert np.abs(found.train[0, 0].numpy() - expected).max() <= 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "3.tiff")
+    with pytest.raises(DataError, match=r"3\.tiff has 32 bits"):
+        load_data(DataConfig(str(tmp_path), size=8, held_out=1, channels=1))
+
+
+def test_the_middle_square_of_arrays(tmp_path):
+    """Of images that are no squares, as of those in a folder."""
+    pixels = np.zeros((4, 8, 16), np.uint8)
+    pixels[:, :, 4:12] = 200
+    found = load_data(DataConfig(archive(tmp_path / "wide.npz", pixels), size=8, held_out=1))
+    assert found.shape == (1, 8, 8)
+    assert bool((found.train == 200).all())
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([-1, 0, 1, 2]), "from 0 up"),
+        (np.eye(4, dtype=np.int64), "whole numbers"),
+        (np.array([0.0, 1.0, 2.0, 0.0]), r"embeddings \(finite numbers"),
+        (np.full((4, 2), np.nan, np.float32), r"embeddings \(finite numbers"),
+        (np.array(["a", "b", "c", "d"]), "must hold labels"),
+    ],
+)
+def test_labels_of_arrays_are_checked(tmp_path, labels, said):
+    """Before they reach a network as classes that it does not have, or as embeddings of one number."""
+    place = archive(tmp_path / "data.npz", np.zeros((4, 8, 8), np.uint8), labels=labels)
+    with pytest.raises(DataError, match=said):
+        load_data(DataConfig(place, held_out=1, labels=True))
+
+
+def test_images_that_are_no_bytes_are_not_compared():
+    """The same images in [-1, 1] came out 125 apart."""
+    images = torch.zeros(4, 1, 8, 8)
+    for wrong in (images, images.to(torch.uint8)[0], images.to(torch.uint8).permute(0, 2, 3, 1), images.numpy()):
+        with pytest.raises(DataError, match="bytes"):
+            load_features("digits").of(wrong)
