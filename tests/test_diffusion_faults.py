@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusion_runs import NETWORK, small_config
+from diffusion_runs import NETWORK, losses, small_config, start
 from PIL import Image
 
 from proxyprune.cli import main
@@ -262,3 +262,33 @@ def test_images_that_are_no_bytes_are_not_compared():
     for wrong in (images, images.to(torch.uint8)[0], images.to(torch.uint8).permute(0, 2, 3, 1), images.numpy()):
         with pytest.raises(DataError, match="bytes"):
             load_features("digits").of(wrong)
+
+
+UNUSED = """
+import torch
+from diffusers import UNet2DModel
+
+class Own(torch.nn.Module):
+    '''Has a layer that no prediction needs.'''
+
+    def __init__(self):
+        super().__init__()
+        self.inner = UNet2DModel(**%s)
+        self.spare = torch.nn.Linear(3, 3)
+
+    def forward(self, sample, timestep):
+        return self.inner(sample, timestep).sample
+
+def build_model():
+    return Own()
+"""
+
+
+def test_two_processes_train_a_network_with_a_part_that_is_not_used(tmp_path):
+    """Torch would wait for the gradients of that part, and stop in the second step."""
+    (tmp_path / "own.py").write_text(UNUSED % {key: value for key, value in NETWORK.items() if key != "_class_name"})
+    config = small_config(tmp_path, compute__reference_steps=20, model=str(tmp_path / "own.py"))
+    process = start(config, tmp_path / "run", processes=2, extra=("--stage", "base"))
+    said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, said
+    assert len(losses(tmp_path / "run", "base")) == 12

@@ -63,7 +63,17 @@ class Setup:
         shape = found._predicted_shape(model)
         if shape[1:] != data.shape:
             raise InputError(f"The network turns images {data.shape} into {shape[1:]}; a denoiser keeps the shape.")
+        if world > 1 and found._leaves_out(model):
+            from accelerate.utils import DistributedDataParallelKwargs
+
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)  # torch would wait for their gradients
         return found
+
+    def _leaves_out(self, model: nn.Module) -> bool:
+        """Whether some parameters of a network have no part in its prediction."""
+        output = self.calling.predict(model.eval(), *self._example())
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return any(gradient is None for gradient in torch.autograd.grad(output.square().mean(), parameters, allow_unused=True))
 
     def _predicted_shape(self, model: nn.Module) -> tuple[int, ...]:
         """Shape of a prediction for one image, at the last timestep and of the last class: embeddings that are too small show here."""
