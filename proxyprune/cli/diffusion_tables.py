@@ -54,6 +54,8 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_column("95 % interval", justify="right")
     for label, estimate in (("Fréchet distance", found.frechet), ("KID", found.kid)):
         table.add_row(label, f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}")
+    if found.real_frechet is not None:
+        table.add_row("Fréchet distance of as many real images", f"{found.real_frechet:.4f}", "")
     table.add_row("precision", f"{found.precision:.3f}", "")
     table.add_row("recall", f"{found.recall:.3f}", "")
     table.add_row("sampling MACs an image", quantity(found.sampling_macs), f"{found.relative_macs:.1%} of the base")
