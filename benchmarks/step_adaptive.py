@@ -99,6 +99,7 @@ class Experiment:
             "budgets.trial_steps": 60,
             "budgets.trial_images": 1024,
             "budgets.damage": "relative",
+            "budgets.damage_per": "step",
             "compute.between_share": 0.3,
             "run.checkpoint_every": 1000,
             "run.log_every": 50,
@@ -147,19 +148,21 @@ _WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
 _MEASURED = {"budgets.method": "measured", "budgets.trial_steps": 20, "budgets.trial_images": 512}
 _MEASURED_80 = {**_MEASURED, "budgets.target": 0.79, "budgets.sizes": [0.75, 0.5]}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.79, "budgets.capacity": "clean"}
+_SINGLE_80 = {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.79}
 ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
     "formula_80": Arm("step-adaptive, formula, 80 %", _FORMULA_80),
     "measured_80": Arm("step-adaptive, measured, 80 %", _MEASURED_80),
+    "measured_80_interval": Arm("measured, 80 %, every interval counts the same", {**_MEASURED_80, "budgets.damage_per": "interval"}),
     "measured_50": Arm("step-adaptive, measured, 50 %", {**_MEASURED, "budgets.target": 0.49, "budgets.sizes": [0.6, 0.35]}),
-    "single_80": Arm("one pruned model, 80 %", {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.79}),
+    "single_80": Arm("one pruned model, 80 %", _SINGLE_80),
+    "single_80_plain": Arm("one pruned model, 80 %, plain weights", {**_SINGLE_80, "experts.weighting": "plain"}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
     "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
     "measured_80_distil": Arm(
         "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
-    "measured_80_interval": Arm("measured, 80 %, every interval counts the same", {**_MEASURED_80, "budgets.damage_per": "interval"}),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }

@@ -52,7 +52,7 @@ def draw(lines: Lines, samplers: Sequence[tuple[str, int]], run: Callable[[str, 
     distance = f"Fréchet distance, {sampler}, {steps} steps"
     place.parent.mkdir(exist_ok=True)
 
-    curve = all(arm in found for arm in CURVE)
+    curve = "base" in found and sum(arm in found for arm in CURVE) > 1
     figure = Figure(figsize=(12 if curve else 9, 4.5), layout="constrained")
     left, middle, *right = figure.subplots(1, 3 if curve else 2, width_ratios=(1.5, 1.5, 1)[: 3 if curve else 2])
     _compute_and_noise(left, middle, {arm: found[arm] for arm in COMPARED if arm in found}, distance)
@@ -95,12 +95,12 @@ def _compute_and_noise(left: Axes, middle: Axes, found: Mapping[str, Lines], dis
 def _curve(axes: Axes, lines: Lines, samplers: Sequence[tuple[str, int]]) -> None:
     """Is the base done training? Its distance after less, as much and more: a dot for each seed, a line through the means."""
     for sampler, steps in samplers:
-        runs = {arm: [line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler] for arm in CURVE}
-        shares = {arm: 100 * statistics.mean(line["training_macs"] / line["reference_macs"] for line in runs[arm]) for arm in CURVE}
-        means = [statistics.mean(_distances(runs[arm])) for arm in CURVE]
-        (mark,) = axes.plot(list(shares.values()), means, "-", label=f"{sampler}, {steps} steps")
-        for arm in CURVE:
-            axes.plot([shares[arm]] * len(runs[arm]), _distances(runs[arm]), "o", color=mark.get_color(), markersize=4, alpha=0.7)
+        found = [[line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler] for arm in CURVE]
+        found = [runs for runs in found if runs]
+        shares = [100 * statistics.mean(line["training_macs"] / line["reference_macs"] for line in runs) for runs in found]
+        (mark,) = axes.plot(shares, [statistics.mean(_distances(runs)) for runs in found], "-", label=f"{sampler}, {steps} steps")
+        for share, runs in zip(shares, found, strict=True):
+            axes.plot([share] * len(runs), _distances(runs), "o", color=mark.get_color(), markersize=4, alpha=0.7)
     axes.set(xlabel="training of the full base (%)", ylabel="Fréchet distance", ylim=(0, 1.15 * axes.dataLim.ymax))
     axes.legend(fontsize=7, frameon=False)
 
