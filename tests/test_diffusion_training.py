@@ -41,7 +41,7 @@ from proxyprune.reporting.rendering import render
 def finished(tmp_path_factory):
     """A finished run with a teacher and two cuts, and its folder."""
     folder = tmp_path_factory.mktemp("finished")
-    config = small_config(folder, pruning__rounds=2, experts__teacher="base", run__sample_every=10, compute__reference_steps=80)
+    config = small_config(folder, pruning__rounds=2, experts__teacher="base", run__sample_every=8, compute__reference_steps=160)
     trainer = StepAdaptiveTrainer(config, folder / "run")
     return trainer, trainer.train(), folder / "run"
 
@@ -53,7 +53,8 @@ def test_run_ends_within_its_compute(finished):
     assert 0.9 < ledger.share <= 1.0
     assert {"base training", "base samples", "expert 1 scoring", "expert 1 teacher", "expert 1 training"} <= ledger.by_stage().keys()
     assert json.loads((run / "ledger.json").read_text())["spent_macs"] == ledger.spent_macs
-    assert list((run / "base" / "samples").glob("*.png"))
+    for stage in ("base", "expert-0", "expert-1"):
+        assert list((run / stage / "samples").glob("*.png")), stage
 
 
 def test_ledger_entries_are_what_was_computed(finished):

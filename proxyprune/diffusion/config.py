@@ -214,7 +214,7 @@ class RunConfig:
         cpu: Stay on the CPU even where there is something faster.
         checkpoint_every: Steps between checkpoints; 1 loses nothing but the unfinished step.
         log_every: Steps between lines of the log.
-        sample_every: Steps between sample grids; 0 draws none.
+        sample_every: Steps between sample grids of base and experts; 0 draws none.
         trackers: Further trackers of accelerate, such as "tensorboard".
         divergence: Stop when the averaged loss is this many times the best so far.
         loss_bins: Bins of timesteps in which base and experts are compared at the end; 0 leaves that out.

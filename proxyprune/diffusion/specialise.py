@@ -19,10 +19,11 @@ from proxyprune.diffusion.checkpoint import Checkpoint, read_json, read_record, 
 from proxyprune.diffusion.claim import claimed
 from proxyprune.diffusion.experts import read_surgery, save_expert
 from proxyprune.diffusion.intervals import Interval
-from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
+from proxyprune.diffusion.ledger import Entry, Ledger, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training, new_optimizer
 from proxyprune.diffusion.measure import judge
 from proxyprune.diffusion.objective import Losses, Objective
+from proxyprune.diffusion.preview import Preview, affordable_steps_and_grids
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import ComputeError
@@ -177,7 +178,7 @@ class Specialist:
         left = int(self._shares[number] * self.allowance_macs) - self._counted(training)
         teacher = self.setup.base_macs if self._has_teacher(number) else 0
         charged = planned if config.compute.saved_to_recovery else self.setup.base_macs
-        steps = max(0, affordable_steps(max(0, left), charged, config.run.batch_size, teacher))
+        steps = affordable_steps_and_grids(self.setup, max(0, left), charged, teacher, training.step)
         begin = training.ledger.spent_macs / self.allowance_macs if training.step else 0.0  # what scoring cost takes nothing off the warmup
         return Phase(number, training.step, training.step + steps, (min(begin, self._shares[number]), self._shares[number]))
 
@@ -208,7 +209,8 @@ class Specialist:
         objective = Objective(self.setup.calling, self._teacher(training.phase.number), config.experts.teacher_weight)
         first, last = self.interval.reach(config.intervals.margin, len(self.setup.schedule.times))
         draws = self.setup.draws(self.name, config.experts, first, last, self.base_losses)
-        return Loop(self.name, self.folder, config.experts, config.run, draws, objective, self.setup.accelerator)
+        preview = Preview(self.setup, self.folder, self._macs(training.phase.number), self.interval, self.base)
+        return Loop(self.name, self.folder, config.experts, config.run, draws, objective, self.setup.accelerator, preview)
 
     def _finish(self, training: Training) -> dict[str, Any]:
         """Save the network with its averaged weights, and the record."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from proxyprune.diffusion.checkpoint import Checkpoint, read_json, read_record, 
 from proxyprune.diffusion.claim import claimed
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.images import grid, save_picture
 from proxyprune.diffusion.intervals import Intervals, bins_of
 from proxyprune.diffusion.layout import LAYOUT, Layout, decide, layout_record, read_layout
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
@@ -26,7 +24,7 @@ from proxyprune.diffusion.loss_by_snr import evaluation_macs, measure_bins, writ
 from proxyprune.diffusion.measure import scoring_macs, trial_macs
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.pipeline import StepAdaptivePipeline
-from proxyprune.diffusion.sampling import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.preview import Preview, affordable_steps_and_grids
 from proxyprune.diffusion.schedule import training_scheduler
 from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
@@ -35,8 +33,6 @@ from proxyprune.errors import ComputeError, InputError, StorageError, TrainingEr
 from proxyprune.files import to_disk, write_json, write_text
 
 CONFIG, DATA, WEIGHTS, LEDGER, PIPELINE = "config.json", "data.json", "base.safetensors", "ledger.json", "pipeline"
-PREVIEW = (20, 16)
-"""Steps and images of a sample grid during training."""
 _FREE = {
     "run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence", "loss_bins", "loss_images"),
     "pruning": ("accept_unreliable",),
@@ -100,7 +96,7 @@ class StepAdaptiveTrainer:
     def _train_base(self, place: Path) -> None:
         stage, run = self.config.base, self.config.run
         allowance = int(self.config.compute.base_share * self.setup.limit_macs)
-        steps = affordable_steps(allowance - self._preview_macs(allowance), self.setup.base_macs, run.batch_size)
+        steps = affordable_steps_and_grids(self.setup, allowance, self.setup.base_macs)
         training = Training.begin(self.setup.base_model(), stage, Ledger(allowance))
         training.phase = Phase(0, 0, steps, (0.0, 1.0))
         found = Checkpoint.read(place)
@@ -109,7 +105,8 @@ class StepAdaptiveTrainer:
         if found is not None:
             training.restore(found, self.accelerator.process_index)
         draws = self.setup.draws("base", stage, 0, len(self.setup.schedule.times) - 1)
-        Loop("base", place, stage, run, draws, Objective(self.setup.calling), self.accelerator, self._preview).train(training)
+        preview = Preview(self.setup, place, self.setup.base_macs)
+        Loop("base", place, stage, run, draws, Objective(self.setup.calling), self.accelerator, preview).train(training)
         images = training.step * run.batch_size
         ledger = training.ledger.add(Entry("base", None, "training", images, training_macs(self.setup.base_macs, images)))
         if self.accelerator.is_main_process:
@@ -262,36 +259,6 @@ class StepAdaptiveTrainer:
         found = measure_bins(self.setup, base, experts, bins, run.loss_images)
         macs = evaluation_macs(bins, run.loss_images, self.setup.base_macs, None if experts is None else experts.macs)
         write_losses(self.folder, found, run.loss_images, macs)
-
-    def _preview_macs(self, allowance: int) -> int:
-        """What sample grids will cost at most while the base is trained."""
-        if not self.config.run.sample_every:
-            return 0
-        grids = affordable_steps(allowance, self.setup.base_macs, self.config.run.batch_size) // self.config.run.sample_every
-        return grids * math.prod(PREVIEW) * self.setup.base_macs
-
-    def _preview(self, training: Training) -> None:
-        """A grid of samples from the averaged weights; what it costs is in the ledger."""
-        steps, count = PREVIEW
-        with training.ema.swapped_in(training.model):
-            experts = Experts.of([training.model.eval()], [self.setup.base_macs])
-            experts.device = self.setup.device
-            generators = image_generators(self.config.seed, 0, count)
-            labels = conditions(self.setup.data.classes, 0, count)
-            if self.setup.calling.condition and labels is None and self.setup.data.labels is not None:
-                labels = self.setup.data.labels[:count]
-            noise = initial_noise(generators, self.setup.data.shape, self.setup.device)
-            source = Sampler(experts, Intervals((), "none"), self.setup.calling, self.setup.default_sampler())
-            condition = None if labels is None else labels.to(self.setup.device)
-            requires = [parameter.requires_grad for parameter in training.model.parameters()]
-            images = source.denoise(noise, steps, condition, generators)
-            for parameter, wanted in zip(training.model.parameters(), requires, strict=True):
-                parameter.requires_grad_(wanted)
-        training.ledger = training.ledger.add(Entry("base", None, "samples", count * steps, self.setup.base_macs * count * steps))
-        if self.accelerator.is_main_process:
-            from proxyprune.diffusion.data import to_bytes
-
-            save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "base" / "samples" / f"{training.step:07d}.png")
 
 
 def _check_compute(setup: Setup) -> None:
