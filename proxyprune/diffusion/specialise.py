@@ -148,6 +148,7 @@ class Specialist:
             write_json(place / "surgery.json", result.surgery.to_dict())
             write_json(place / "ranking.json", result.ranking.to_dict())
             write_text(place / "plan.json", result.plan.to_text())
+        self.setup.accelerator.wait_for_everyone()  # every process reads the plan from there
         self._loop(grown).save(grown)  # a run that is killed from here on does not prune again
         return grown
 
