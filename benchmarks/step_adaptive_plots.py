@@ -1,7 +1,7 @@
 """The pictures of the step-adaptive experiment, from the evaluations that are there; called by step_adaptive.py.
 
 `NAME.png`: distance against sampling compute, loss by noise level, distance of the base by length of training. `NAME_arms.png`: every arm
-in a row. `NAME_headline.png`: the three arms that say it at a glance. `NAME_samples.png`: samples from the same noise side by side.
+in a row. `NAME_headline.png`: the arms that say it at a glance. `NAME_samples.png`: samples from the same noise side by side.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMPARED = ("base", "experts_full", "single_80", "formula_80", "measured_80", "m
 """Arms of the plots by compute and by noise level; the others change one thing of these."""
 SHOWN = ("base", "formula_80", "measured_80", "measured_50")
 """Arms whose samples are shown side by side."""
-HEADLINE = {"base": "one full-size model", "measured_80": "step-adaptive", "measured_50": "step-adaptive"}
+HEADLINE = {"base": "one full-size model", "single_80": "one pruned model", "measured_80": "step-adaptive", "measured_50": "step-adaptive"}
 """Arms of the picture that says it at a glance, and what they are called there."""
 GREY, BLUE = "#7F7F7F", "#0072B2"
 
