@@ -356,15 +356,15 @@ def summary(bench: Bench, name: str) -> None:
 
 
 def paces(bench: Bench, before: Path) -> dict[str, dict[str, float]]:
-    """Seconds an image by arm and sampler, of the first seed whose pipelines are here; arms take turns, so that they meet the same machine.
+    """Seconds an image by arm and sampler, of the seed with most pipelines here; arms take turns, so that they meet the same machine.
 
     What another machine measured stays until all of its arms are here.
     """
     known = json.loads(before.read_text(encoding="utf-8")).get("seconds_per_image", {}) if before.is_file() else {}
     seeds = sorted({line["seed"] for line in bench.lines()})
     places = [{arm: bench.run(arm, seed) / "pipeline" for arm in ARMS if (bench.run(arm, seed) / "pipeline").is_dir()} for seed in seeds]
-    found = max(places, key=len)
-    if "base" not in found or len(found) < len(known):
+    found = max((place for place in places if "base" in place), key=len, default={})
+    if not found or len(found) < len(known):
         return known
     pipelines = {arm: StepAdaptivePipeline.from_pretrained(place) for arm, place in found.items()}
     size, result = bench.experiment.sampling_batch, {arm: {} for arm in found}
