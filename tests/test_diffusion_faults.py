@@ -150,7 +150,7 @@ def half_done(tmp_path_factory):
         ("base/result.json", b"{}", r"result\.json is damaged: it lacks ledger"),
         ("layout.json", b"{}", r"layout\.json is malformed"),
         ("expert-1/result.json", b"[]", r"result\.json is damaged"),
-        ("data.json", b"{", r"data\.json cannot be read"),
+        ("images.json", b"{", r"images\.json cannot be read"),
     ],
 )
 def test_damaged_files_of_a_run_are_named(half_done, name, content, said):

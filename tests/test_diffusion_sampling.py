@@ -24,9 +24,7 @@ from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
 from proxyprune.errors import InputError, StorageError
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # diffusers, once for every step of some samplers
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, at every step of some schedulers of diffusers
 
 COSINE = NoiseConfig(schedule="squaredcos_cap_v2")
 LINEAR = NoiseConfig(schedule="linear")

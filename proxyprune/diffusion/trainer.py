@@ -32,7 +32,7 @@ from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import ComputeError, InputError, StorageError, TrainingError
 from proxyprune.files import to_disk, write_json, write_text
 
-CONFIG, DATA, WEIGHTS, LEDGER, PIPELINE = "config.json", "data.json", "base.safetensors", "ledger.json", "pipeline"
+CONFIG, IMAGES, WEIGHTS, LEDGER, PIPELINE = "config.json", "images.json", "base.safetensors", "ledger.json", "pipeline"
 _FREE = {
     "run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence", "loss_bins", "loss_images"),
     "pruning": ("accept_unreliable",),
@@ -68,7 +68,7 @@ class StepAdaptiveTrainer:
         _check_data(self.folder, self.setup)
         if self.accelerator.is_main_process:
             write_text(self.folder / CONFIG, config.to_text())
-            write_json(self.folder / DATA, self.setup.data.fingerprint())
+            write_json(self.folder / IMAGES, self.setup.data.fingerprint())
         self.accelerator.wait_for_everyone()
 
     def train(self) -> StepAdaptivePipeline:
@@ -321,7 +321,7 @@ def _check_data(folder: Path, setup: Setup) -> None:
 
 
 def _fingerprint(folder: Path) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = read_json(folder / DATA, "Remove it if the images are those that the run began with.")
+    found: dict[str, Any] | None = read_json(folder / IMAGES, "Remove it if the images are those that the run began with.")
     return found
 
 
