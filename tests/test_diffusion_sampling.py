@@ -163,7 +163,7 @@ def test_an_expert_without_weights_is_told_when_the_pipeline_is_loaded(tmp_path)
 
 
 def test_what_was_changed_in_memory_is_saved(tmp_path):
-    """Whole experts here, cut ones in the run of `test_diffusion_training`; the unchanged one is copied."""
+    """Whole experts here, cut ones in `test_diffusion_training`; the unchanged one is copied."""
     pipeline().save_pretrained(tmp_path / "first")
     loaded = StepAdaptivePipeline.from_pretrained(tmp_path / "first")
     with torch.no_grad():

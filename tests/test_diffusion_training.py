@@ -196,6 +196,21 @@ def test_a_pipeline_that_was_saved_with_another_sampler_keeps_its_process(finish
     pipeline.scheduler = before
 
 
+def test_a_cut_expert_that_was_changed_in_memory_is_saved(finished, tmp_path):
+    """With the weights that it has now, beside its plan and under a manifest that fits them; the caller's folder stays as it was."""
+    _, pipeline, run = finished
+    expected = pipeline.generate(2, steps=6, progress=False)
+    loaded = StepAdaptivePipeline.from_pretrained(run / "pipeline")
+    with torch.no_grad():
+        loaded.experts[1].conv_out.bias.add_(0.5)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved/experts/1/manifest.json").is_file()
+    again = StepAdaptivePipeline.from_pretrained(tmp_path / "saved").generate(2, steps=6, progress=False)
+    assert torch.equal(again, loaded.generate(2, steps=6, progress=False))
+    assert not torch.equal(again, expected)
+    assert torch.equal(StepAdaptivePipeline.from_pretrained(run / "pipeline").generate(2, steps=6, progress=False), expected)
+
+
 def test_warmup_never_exceeds_its_peak():
     """However short the warmup is."""
     stage = dataclasses.replace(StepAdaptiveConfig().base, warmup=1e-4)
