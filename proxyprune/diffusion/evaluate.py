@@ -86,8 +86,12 @@ _FEW = (
 )
 
 
-def compare(real: Tensor, fake: Tensor, features: Features, *, rounds: int = 100, seed: int = 0) -> dict[str, Any]:
+def compare(
+    real: Tensor, fake: Tensor, features: Features, *, others: Tensor | None = None, rounds: int = 100, seed: int = 0
+) -> dict[str, Any]:
     """Distances of two sets of images, bytes [images, channels, height, width]: frechet, kid (Estimates), precision, recall, notes.
+
+    With `others`, real images beside the reference, also real_frechet, their distance from it; without, that is None.
 
     Intervals are over generated images, for as many as there are. That of KID is resampled from at most 2,000 of them and narrowed by the
     root of their share. Precision and recall compare equally many images of both sides, since either grows with its manifold's.
@@ -113,6 +117,7 @@ def compare(real: Tensor, fake: Tensor, features: Features, *, rounds: int = 100
         "kid": kid,
         "precision": precision,
         "recall": recall,
+        "real_frechet": None if others is None else frechet_distance(a, features.of(others)),
         "notes": (_FEW.format(_IMAGES_A_FEATURE * a.shape[1]),) * few,
     }
 
@@ -169,8 +174,7 @@ def evaluate(
         models = (pipeline.experts[index] for index in range(len(pipeline.experts)))
         losses = held_out_losses(models, pipeline.blueprint.intervals, pipeline.blueprint.calling, data, schedule, seed=seed)
     return Evaluation(
-        **compare(reference, fake, features, seed=seed),
-        real_frechet=None if as_many is None else frechet_distance(features.of(reference), features.of(as_many)),
+        **compare(reference, fake, features, others=as_many, seed=seed),
         features=features.name,
         images=len(fake),
         reference=f"{len(reference):,} {'held-out' if enough else 'training'} images of {data.name}",
