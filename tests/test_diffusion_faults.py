@@ -23,7 +23,8 @@ from proxyprune.diffusion.data import load_data
 from proxyprune.diffusion.ema import AveragedWeights
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.measure import try_sizes
-from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, StorageError
+from proxyprune.diffusion.specialise import RESULT, TEACHER
+from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, MissingNeedError, StorageError
 
 EXPLODES = """
 import torch
@@ -256,6 +257,14 @@ def test_labels_of_arrays_are_checked(tmp_path, labels, said):
         load_data(DataConfig(place, held_out=1, labels=True))
 
 
+def test_labels_and_embeddings_at_once_are_refused(tmp_path):
+    """One of them would go unused in silence."""
+    arrays = {"labels": np.arange(4), "embeddings": np.ones((4, 2), np.float32)}
+    place = archive(tmp_path / "data.npz", np.zeros((4, 8, 8), np.uint8), **arrays)
+    with pytest.raises(DataError, match="'labels' and 'embeddings'"):
+        load_data(DataConfig(place, held_out=1, labels=True))
+
+
 def test_images_that_are_no_bytes_are_not_compared():
     """The same images in [-1, 1] came out 125 apart."""
     images = torch.zeros(4, 1, 8, 8)
@@ -287,8 +296,52 @@ def build_model():
 def test_two_processes_train_a_network_with_a_part_that_is_not_used(tmp_path):
     """Torch would wait for the gradients of that part, and stop in the second step."""
     (tmp_path / "own.py").write_text(UNUSED % {key: value for key, value in NETWORK.items() if key != "_class_name"})
-    config = small_config(tmp_path, compute__reference_steps=20, model=str(tmp_path / "own.py"))
+    changes = {"model": str(tmp_path / "own.py"), "pruning.options": {"unused": "zero"}}
+    config = small_config(tmp_path, compute__reference_steps=20).with_values(changes)
     process = start(config, tmp_path / "run", processes=2, extra=("--stage", "base"))
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
     assert len(losses(tmp_path / "run", "base")) == 12
+
+
+DETACHED = """
+import torch
+from diffusers import UNet2DModel
+
+class Own(torch.nn.Module):
+    '''Has channels that the loss learns nothing about.'''
+
+    def __init__(self):
+        super().__init__()
+        self.inner = UNet2DModel(**%s)
+        self.aside = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 1))
+
+    def forward(self, sample, timestep):
+        return self.inner(sample, timestep).sample + self.aside(sample).detach()
+
+def build_model():
+    return Own()
+"""
+
+
+def test_a_scorer_that_cannot_judge_the_network_says_so_before_a_base_is_trained(tmp_path):
+    """Taylor has no gradient for some channels; with the option that its message names, the run begins."""
+    (tmp_path / "own.py").write_text(DETACHED % {key: value for key, value in NETWORK.items() if key != "_class_name"})
+    config = small_config(tmp_path, model=str(tmp_path / "own.py"), pruning__scorer="taylor")
+    with pytest.raises(MissingNeedError, match=r"aside.*pruning\.options"):
+        StepAdaptiveTrainer(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "base").exists()
+    before = torch.get_rng_state()
+    StepAdaptiveTrainer(config.with_values({"pruning.options": {"unused": "zero"}}), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_teacher_that_is_gone_is_named_with_the_folder_of_its_expert(tmp_path):
+    """An expert that learned from its whole self cannot go on without it."""
+    config = small_config(tmp_path, compute__whole_share=0.3, experts__teacher="expert", experts__teacher_weight=0.5)
+    folder = tmp_path / "run" / "expert-1"
+    StepAdaptiveTrainer(config, tmp_path / "run").train_expert(1)
+    for name in (RESULT, TEACHER):
+        (folder / name).unlink()
+    with pytest.raises(StorageError, match=rf"{TEACHER} cannot be read .*Remove {folder} to train this expert again"):
+        StepAdaptiveTrainer(config, tmp_path / "run").train_expert(1)

@@ -167,8 +167,12 @@ def read_record(path: Path, *needed: str) -> dict[str, Any] | None:
     return found
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, advice: str = "Remove result.json beside it to do that stage again.") -> dict[str, Tensor]:
     """Weights of a finished stage.
+
+    Args:
+        path: A safetensors file.
+        advice: What to do when it is gone.
 
     Raises:
         StorageError: If the file is missing or damaged.
@@ -176,9 +180,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Remove result.json beside it to do that stage again."
-        ) from error
+        raise StorageError(f"{path} cannot be read ({type(error).__name__}: {error}). {advice}") from error
 
 
 def rng_state() -> Tensor:

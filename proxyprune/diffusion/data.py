@@ -31,6 +31,8 @@ FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SHUFFLE_SEED = 0
+_CONDITIONS = ("labels", "y", "embeddings")
+"""Names of what an npz tells a denoiser about each image."""
 """Held-out images are the same in every run, whatever the run's seed."""
 
 if TYPE_CHECKING:
@@ -277,7 +279,10 @@ def _npz(config: DataConfig, size: int | None, path: Path) -> ImageData:
         images = images.permute(0, 3, 1, 2).contiguous()
     labels = None
     if config.labels:
-        key = next((key for key in ("labels", "y", "embeddings") if key in arrays), None)
+        there = [key for key in _CONDITIONS if key in arrays]
+        if len(there) > 1:
+            raise DataError(f"{path} holds {' and '.join(map(repr, there))}, and a denoiser here is told one of them. Leave one out.")
+        key = there[0] if there else None
         if key is None or len(arrays[key]) != len(images):
             raise DataError(f"Labels were asked for, but {path} has no array 'labels' or 'embeddings' with one entry for each image.")
         labels = _labels(path, key, arrays[key])

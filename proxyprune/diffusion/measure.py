@@ -21,7 +21,7 @@ from proxyprune.diffusion.loop import learning_rate, new_optimizer
 from proxyprune.diffusion.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
-from proxyprune.errors import TargetError
+from proxyprune.errors import MissingNeedError, ProxyPruneError, TargetError
 from proxyprune.flow import PruneResult
 from proxyprune.flow import cut as prune_judged
 from proxyprune.graph import ModelGraph
@@ -92,18 +92,9 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
         base_losses: Of the base, where experts are weighed against it.
     """
     settings = setup.config.pruning
+    process = setup.process(setup.config.experts, interval.first, interval.last, base_losses)
     images = settings.calibration_batches * settings.calibration_images
-    batches = fixed_batches(
-        setup.data,
-        setup.process(setup.config.experts, interval.first, interval.last, base_losses),
-        interval.first,
-        interval.last,
-        images=images,
-        batch_size=settings.calibration_images,
-        seed=setup.config.seed,
-        held_out=False,
-        device=setup.device,
-    )
+    batches = _training_batches(setup, process, interval.first, interval.last, images, settings.calibration_images)
     loss = CountedLoss(Objective(setup.calling))
     scorer = SharedScorer(find(settings.scorer, dict(settings.options)), setup.accelerator)
     inputs = setup.placed_inputs()
@@ -123,6 +114,36 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
     return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent))
 
 
+def rehearse_judging(setup: Setup) -> None:
+    """Have the untrained network judged by two images: what a scorer misses, it shall say before a base is trained.
+
+    What else goes wrong may come from the weights, which training changes, and counts when the scorer is asked in earnest. One that asks
+    another machine is not asked twice.
+
+    Raises:
+        MissingNeedError: If the scorer cannot judge this network.
+    """
+    settings, last = setup.config.pruning, len(setup.schedule.times) - 1
+    scorer = find(settings.scorer, dict(settings.options))
+    if "network" in scorer.needs:
+        return
+    batches = _training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
+    brief = Brief(setup.base_macs, mode=settings.mode)
+    with torch.random.fork_rng():
+        try:
+            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=Objective(setup.calling), brief=brief)
+        except MissingNeedError as error:
+            raise MissingNeedError(f"{error} Here options are settings: --set pruning.options.NAME=VALUE.") from error
+        except ProxyPruneError:
+            return
+
+
+def _training_batches(setup: Setup, process: Process, first: int, last: int, images: int, batch_size: int = 128) -> Sequence[NoisyBatch]:
+    """Training images with noise, from timesteps first ... last; the same ones whenever they are asked for."""
+    seed, device = setup.config.seed, setup.device
+    return fixed_batches(setup.data, process, first, last, images=images, batch_size=batch_size, seed=seed, held_out=False, device=device)
+
+
 def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, FloatArray, Entry]:
     """Loss and gradient of the base in bins of timesteps.
 
@@ -138,17 +159,7 @@ def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, Flo
     gradients, losses = [], []
     model.eval()
     for first, stop in itertools.pairwise(edges):
-        (batch,) = fixed_batches(
-            setup.data,
-            process,
-            first,
-            stop - 1,
-            images=settings.images,
-            batch_size=settings.images,
-            seed=setup.config.seed,
-            held_out=False,
-            device=setup.device,
-        )
+        (batch,) = _training_batches(setup, process, first, stop - 1, settings.images, settings.images)
         loss = objective(model, batch)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         gradients.append(_projected([gradient for gradient in found if gradient is not None], setup.config.seed))
@@ -184,17 +195,7 @@ def losses_of_base(setup: Setup, model: nn.Module, members: Sequence[Interval]) 
     bins = bins_of(members, _WEIGHT_BINS * len(members))
     each = max(1, setup.config.budgets.trial_images // _WEIGHT_BINS)
     for _, first, last in bins:
-        batches = fixed_batches(
-            setup.data,
-            process,
-            first,
-            last,
-            images=each,
-            batch_size=128,
-            seed=setup.config.seed,
-            held_out=False,
-            device=setup.device,
-        )
+        batches = _training_batches(setup, process, first, last, each)
         found.append(((first + last) / 2, interval_loss(model, objective, batches)))
     images = len(bins) * each
     return found, Entry("weights", None, "measuring", images, setup.base_macs * images)
@@ -225,17 +226,7 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
     """
     settings = setup.config.budgets
     objective, process = Objective(setup.calling), setup.process(setup.config.experts, interval.first, interval.last, base_losses)
-    judged = fixed_batches(
-        setup.data,
-        process,
-        interval.first,
-        interval.last,
-        images=settings.trial_images,
-        batch_size=128,
-        seed=setup.config.seed,
-        held_out=False,
-        device=setup.device,
-    )
+    judged = _training_batches(setup, process, interval.first, interval.last, settings.trial_images)
     entries, notes, found = [], [], []
     judged_base = judge(
         setup, setup.base_model(weights).eval(), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets", base_losses

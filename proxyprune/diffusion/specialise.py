@@ -163,7 +163,7 @@ class Specialist:
         if kind == "none" or (kind == "expert" and number == 0) or self.setup.config.experts.teacher_weight == 0.0:
             return None
         self.setup.accelerator.wait_for_everyone()
-        weights = self.base if kind == "base" else read_weights(self.folder / TEACHER)
+        weights = self.base if kind == "base" else read_weights(self.folder / TEACHER, f"Remove {self.folder} to train this expert again.")
         return self.setup.base_model(weights).eval().requires_grad_(False)
 
     def _macs(self, number: int) -> int:

@@ -21,7 +21,7 @@ from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, trainin
 from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 from proxyprune.diffusion.loss_by_snr import evaluation_macs, measure_bins, write_losses
-from proxyprune.diffusion.measure import scoring_macs, trial_macs
+from proxyprune.diffusion.measure import rehearse_judging, scoring_macs, trial_macs
 from proxyprune.diffusion.objective import Objective
 from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.preview import Preview, affordable_steps_and_grids
@@ -66,6 +66,8 @@ class StepAdaptiveTrainer:
         self.setup = Setup.of(config, self.accelerator)
         _check_compute(self.setup)
         _check_data(self.folder, self.setup)
+        if config.cuts and base is None and read_json(self.folder / "base" / RESULT) is None:
+            rehearse_judging(self.setup)
         if self.accelerator.is_main_process:
             write_text(self.folder / CONFIG, config.to_text())
             write_json(self.folder / IMAGES, self.setup.data.fingerprint())
