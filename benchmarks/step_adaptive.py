@@ -203,7 +203,7 @@ class Bench:
             "compute.base_share": self.experiment.base_share,
         }
         return StepAdaptiveConfig.preset("fashion16").with_values(
-            {"experts.teacher": "none"} | values | dict(arm.changes) | dict(self.overrides)
+            {"experts.teacher_weight": 0.3} | values | dict(arm.changes) | dict(self.overrides)
         )
 
     def run(self, name: str, seed: int) -> Path:

@@ -118,7 +118,7 @@ _FASHION: dict[str, Any] = {
     "data": {"source": "fashion-mnist"},
     "noise": {"schedule": "squaredcos_cap_v2"},
     "base": {"learning_rate": 1e-3, "ema": 0.999},
-    "experts": {"learning_rate": 5e-4, "ema": 0.998, "teacher": "base", "teacher_weight": 0.3},
+    "experts": {"learning_rate": 5e-4, "ema": 0.998, "weighting": "relative"},
     "pruning": {"rounds": 2},
     "compute": {"reference_steps": 12000},
 }
@@ -135,7 +135,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "data": {"source": "hub:uoft-cs/cifar10", "held_out": 5000},
         "noise": {"schedule": "linear"},
         "base": {"learning_rate": 2e-4, "warmup": 0.0125, "decay": "constant", "ema": 0.9999},
-        "experts": {"learning_rate": 1e-4, "ema": 0.9999, "teacher": "base", "teacher_weight": 0.3},
+        "experts": {"learning_rate": 1e-4, "ema": 0.9999},
         "compute": {"reference_steps": 800000},
         "run": {"batch_size": 128, "checkpoint_every": 1000},
     },
