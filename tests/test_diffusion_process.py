@@ -286,6 +286,23 @@ def test_unreachable_target_is_refused():
         solve_k(0.5, (1, 1, 1, 1))
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(0.05, 1.0), st.sampled_from(["clean", "noisy"]))
+def test_below_the_formula_its_proportions_stay(steps, share, end):
+    """The target is met, the fractions go over into the formula's where it begins, and rise towards the same end."""
+    lowest = formula(len(steps), 0.0, end)
+    found = by_formula(share * weighted_mean(lowest, steps), steps, end)
+    assert found.k == 0.0
+    assert found.fractions == pytest.approx([share * fraction for fraction in lowest])
+    assert found.mean == pytest.approx(share * weighted_mean(lowest, steps))
+
+
+@pytest.mark.parametrize("target", [0.0, -0.5, 1.2])
+def test_targets_that_are_no_share_are_refused(target):
+    """Neither scaled nor solved."""
+    with pytest.raises(TargetError):
+        by_formula(target, (1, 1))
+
+
 @given(st.data())
 def test_allocation_is_optimal(data):
     """No choice that fits has less damage: compared with all of them."""
@@ -406,6 +423,8 @@ def test_relative_weights_make_timesteps_count_alike():
     torch.testing.assert_close(batch.weight, weight[timesteps].float())
     with pytest.raises(InputError, match="two weights for one loss"):
         StepAdaptiveConfig().with_values({"experts.weighting": "relative", "experts.min_snr_gamma": 5.0})
+    with pytest.raises(InputError, match=r"size of at most budgets\.target"):
+        StepAdaptiveConfig().with_values({"budgets.method": "measured", "budgets.target": 0.3})
 
 
 def test_min_snr_weights_agree_between_predictions():

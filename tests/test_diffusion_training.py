@@ -219,8 +219,8 @@ def test_warmup_never_exceeds_its_peak():
 
 def test_an_unreachable_target_is_told_before_the_base_is_trained(tmp_path):
     """Nothing is written, so the corrected setting can use the same folder."""
-    with pytest.raises(TargetError):
-        StepAdaptiveTrainer(small_config(tmp_path, intervals__count=4, budgets__method="formula", budgets__target=0.5), tmp_path / "run")
+    with pytest.raises(TargetError, match=r"expert would be 0\.4% of the base.*Raise budgets\.target"):
+        StepAdaptiveTrainer(small_config(tmp_path, intervals__count=4, budgets__method="formula", budgets__target=0.01), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
 
 

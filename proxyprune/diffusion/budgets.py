@@ -99,18 +99,26 @@ def solve_k(target: float, steps: Sequence[int], capacity: str = "clean") -> flo
     if not 0.0 < k <= 1.0:
         raise TargetError(
             f"With {count} intervals and {tuple(steps)} sampler steps in them, the formula gives a mean above {lowest:.3f} and at most 1, "
-            f"so {target} cannot be reached with k in (0, 1]. Use more intervals, the other end (budgets.capacity), or the measured method."
+            f"so {target} cannot be reached with k in (0, 1]."
         )
     return k
 
 
 def by_formula(target: float, steps: Sequence[int], capacity: str = "clean", k: float | None = None) -> Budgets:
-    """Budgets by the formula, with k given or solved."""
+    """Budgets by the formula, with k given or solved.
+
+    Its mean is lowest at k = 0. For a target below that, which the formula has no answer to, the fractions of k = 0 keep their proportions.
+    """
+    end = f"the larger experts work at the {capacity} end."
+    lowest = formula(len(steps), 0.0, capacity)
+    reached = weighted_mean(lowest, steps)
+    if k is None and 0.0 < target <= reached:
+        scaled = tuple(fraction * target / reached for fraction in lowest)
+        note = f"The formula's lowest mean is {reached:.3f}, at k = 0; experts are {target / reached:.3f} times as large as there; {end}"
+        return Budgets(scaled, tuple(steps), "formula", 0.0, (note,))
     solved = solve_k(target, steps, capacity) if k is None else k
-    fractions = formula(len(steps), solved, capacity)
     origin = "was solved for the target" if k is None else "was given, whatever the target"
-    note = f"k = {solved:.4f} {origin}; the larger experts work at the {capacity} end."
-    return Budgets(fractions, tuple(steps), "formula", solved, (note,))
+    return Budgets(formula(len(steps), solved, capacity), tuple(steps), "formula", solved, (f"k = {solved:.4f} {origin}; {end}",))
 
 
 @dataclass(frozen=True)

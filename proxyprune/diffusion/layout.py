@@ -16,7 +16,9 @@ from proxyprune.diffusion.measure import losses_of_base, measured_intervals, try
 from proxyprune.diffusion.objective import Losses
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
-from proxyprune.errors import InputError, StorageError
+from proxyprune.errors import InputError, StorageError, TargetError
+from proxyprune.scoring import score
+from proxyprune.solve import make_plan
 
 LAYOUT = "layout.json"
 _NO_LOSSES: Losses = ()
@@ -73,9 +75,12 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | No
 
     Raises:
         ComputeError: If measuring costs more.
+        TargetError: If the network cannot be pruned to the size of an expert.
         InputError: If something has to be measured and there is no base.
     """
     layout = _decide(setup, weights, limit_macs)
+    if not layout.trials:  # sizes that were tried can be reached
+        check_size(setup, min(layout.budgets.fractions))
     empty = [str(index) for index, count in enumerate(layout.budgets.steps) if not count]
     if not empty:
         return layout
@@ -110,6 +115,25 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
     options = tuple(trial.options for trial in trials)
     budgets = by_measurement(smoothed(options), counts, settings.target, setup.base_macs, settings.damage_per)
     return Layout(intervals, members, budgets, options, ledger, losses)
+
+
+def check_size(setup: Setup, fraction: float) -> None:
+    """Refuse a size that no choice of widths and blocks brings the network to.
+
+    Raises:
+        TargetError: If that is so; with the smallest size that there is.
+    """
+    if not setup.config.cuts or fraction >= 1.0:
+        return
+    settings = setup.config.pruning
+    options: dict[str, Any] = {"mode": settings.mode, "round_to": settings.round_to, "keep": settings.keep}
+    try:
+        make_plan(setup.graph, score(setup.graph, "random"), int(fraction * setup.base_macs), **options)
+    except TargetError as error:
+        raise TargetError(
+            f"An expert would be {fraction:.1%} of the base. {error} Raise budgets.target (--target), or share it more evenly "
+            "(budgets.method even, or fewer intervals)."
+        ) from error
 
 
 def read_layout(folder: Path, setup: Setup) -> Layout | None:

@@ -138,6 +138,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         found.append(f"compute.expert_weights must hold {count} weights, found {len(weights)}")
     if values["intervals.method"] == "measured" and values["intervals.bins"] < count:
         found.append(f"intervals.bins must be at least intervals.count ({count}) to measure intervals, found {values['intervals.bins']}")
+    if values["budgets.method"] == "measured" and 0.0 < values["budgets.target"] < min(values["budgets.sizes"], default=0.0):
+        found.append(f"budgets.sizes must hold a size of at most budgets.target ({values['budgets.target']}) to measure budgets")
     if values["budgets.sampler_steps"] > values["noise.timesteps"] >= 1:
         found.append(
             f"budgets.sampler_steps must be at most noise.timesteps ({values['noise.timesteps']}), found {values['budgets.sampler_steps']}"

@@ -16,7 +16,7 @@ from proxyprune.diffusion.claim import claimed
 from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals, bins_of
-from proxyprune.diffusion.layout import LAYOUT, Layout, decide, layout_record, read_layout
+from proxyprune.diffusion.layout import LAYOUT, Layout, check_size, decide, layout_record, read_layout
 from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
@@ -284,6 +284,7 @@ def _check_compute(setup: Setup) -> None:
     fractions = (min(config.budgets.sizes),) * config.intervals.count
     if "measured" in (config.intervals.method, config.budgets.method):
         setup.sampler_snr()
+        check_size(setup, config.budgets.target)  # some expert will be as small
     else:
         fractions = decide(setup, None).budgets.fractions
     cost = 0
