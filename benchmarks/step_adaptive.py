@@ -157,6 +157,7 @@ ARMS: Mapping[str, Arm] = {
     "measured_80_interval": Arm("measured, 80 %, every interval counts the same", {**_MEASURED_80, "budgets.damage_per": "interval"}),
     "measured_50": Arm("step-adaptive, measured, 50 %", {**_MEASURED, "budgets.target": 0.49, "budgets.sizes": [0.6, 0.35]}),
     "formula_50": Arm("step-adaptive, formula, 50 %", {**_FORMULA_80, "budgets.target": 0.49}),
+    "single_full": Arm("one full-size model, relative weights", {"intervals.count": 1, "budgets.method": "full"}),
     "single_80": Arm("one pruned model, 80 %", _SINGLE_80),
     "single_80_plain": Arm("one pruned model, 80 %, plain weights", {**_SINGLE_80, "experts.weighting": "plain"}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),

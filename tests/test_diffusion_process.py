@@ -423,6 +423,15 @@ def test_relative_weights_make_timesteps_count_alike():
     torch.testing.assert_close(batch.weight, weight[timesteps].float())
     with pytest.raises(InputError, match="two weights for one loss"):
         StepAdaptiveConfig().with_values({"experts.weighting": "relative", "experts.min_snr_gamma": 5.0})
+    with pytest.raises(InputError, match="without a weight"):
+        StepAdaptiveConfig().with_values(
+            {
+                "noise.prediction": "v_prediction",
+                "noise.zero_terminal_snr": True,
+                "experts.min_snr_gamma": 5.0,
+                "experts.weighting": "plain",
+            }
+        )
     with pytest.raises(InputError, match=r"size of at most budgets\.target"):
         StepAdaptiveConfig().with_values({"budgets.method": "measured", "budgets.target": 0.3})
 

@@ -22,7 +22,7 @@ from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.rehearsal import rehearse
 from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
-from proxyprune.errors import InputError, StorageError
+from proxyprune.errors import InputError, ModelFileError, StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, at every step of some schedulers of diffusers
 
@@ -224,3 +224,25 @@ def test_generators_and_dtypes():
     generator = torch.Generator().manual_seed(1)
     assert len(found(2, 2, generator=generator).images) == 2
     assert set(found.components) == {"scheduler"}
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler"])
+def test_an_assigned_scheduler_of_another_process_is_refused(name):
+    """Diffusers' default betas are others than the cosine schedule's, and images come out a little worse, without an error."""
+    found = pipeline()
+    found.scheduler = getattr(diffusers, name)()
+    with pytest.raises(InputError, match="another process"):
+        found.generate(1, steps=20, progress=False)
+
+
+def test_a_network_that_takes_other_arguments_is_refused(tmp_path):
+    """Given as the factory of a saved pipeline whose network came from a model file."""
+
+    class Other(diffusers.UNet2DModel):
+        def forward(self, sample, level):
+            return super().forward(sample, level)
+
+    place = pipeline().save_pretrained(tmp_path / "saved") or tmp_path / "saved"
+    record = {key: value for key, value in NETWORK.items() if key != "_class_name"}
+    with pytest.raises(ModelFileError, match="so timestep is missing"):
+        StepAdaptivePipeline.from_pretrained(place, factory=lambda: Other(**record))

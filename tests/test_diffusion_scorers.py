@@ -14,6 +14,7 @@ from diffusion_runs import small_config, start, weights
 from proxyprune.cli import main
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
 from proxyprune.errors import UnreliableRankingError
+from proxyprune.scoring import scorers
 from proxyprune.testing import Asked, FakeLLMServer, SimulatedProxy
 
 PLUGIN = '''
@@ -81,6 +82,13 @@ def test_a_plugin_cuts_the_experts(tmp_path, monkeypatch):
     assert ranking["scorer"] == "halves"
     member = json.loads((tmp_path / "run" / "layout.json").read_text())["members"][1]
     assert ranking["notes"][0].endswith(f" to {member['high_snr_db']:.1f} dB")
+
+
+@pytest.mark.parametrize("name", [info.name for info in scorers() if info.needs is not None and "network" not in info.needs])
+def test_every_scorer_at_hand_can_judge_a_denoiser(tmp_path, name):
+    """Plug-ins among them; a run begins with it."""
+    StepAdaptiveTrainer(tiny(tmp_path, pruning__scorer=name), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("options", [{"pruning.scorer": "halve"}, {"pruning.options": {"norm": "l9"}}, {"pruning.scorer": "local"}])

@@ -32,7 +32,7 @@ from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
 from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
 from proxyprune.diffusion.specialise import split_allowance
-from proxyprune.errors import DivergedError, InputError, StorageError, TargetError, TrainingError
+from proxyprune.errors import ComputeError, DivergedError, InputError, StorageError, TargetError, TrainingError
 from proxyprune.reporting.reading import read_result
 from proxyprune.reporting.rendering import render
 
@@ -299,6 +299,16 @@ def test_intervals_can_be_trained_in_jobs_of_their_own(finished, tmp_path):
     job.train_expert(0)
     job.assemble()
     assert all(torch.equal(weights(out)[name], tensor) for name, tensor in weights(run).items())
+    (out / "expert-0" / "network" / "model.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"expert-0.*holds no expert"):
+        job.assemble()
+
+
+def test_merging_in_a_new_folder_trains_nothing(tmp_path):
+    """It says what is missing at once."""
+    with pytest.raises(TrainingError, match="expert 0, 1"):
+        StepAdaptiveTrainer(small_config(tmp_path), tmp_path / "run").assemble()
+    assert not (tmp_path / "run" / "base").exists()
 
 
 def test_another_run_can_use_the_base(tmp_path):
@@ -310,8 +320,11 @@ def test_another_run_can_use_the_base(tmp_path):
     assert pipeline.relative_macs(10) == 1.0
     assert second.ledger().by_stage()["base training"] > 0
     other = config.with_values({"base.learning_rate": 1e-4})
-    with pytest.raises(InputError, match="base"):
-        StepAdaptiveTrainer(other, tmp_path / "third", base=tmp_path / "first").train_base()
+    short = config.with_values({"compute.reference_steps": 8})
+    for wrong, error in ((other, InputError), (short, ComputeError)):
+        with pytest.raises(error, match="base"):
+            StepAdaptiveTrainer(wrong, tmp_path / "third", base=tmp_path / "first")
+    assert not (tmp_path / "third" / "config.json").exists()  # the corrected settings can use the folder
 
 
 def test_measured_intervals_and_budgets(tmp_path):

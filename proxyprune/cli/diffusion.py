@@ -155,7 +155,7 @@ def _check_run(run: Path, choice: Choice) -> None:
     Raises:
         StorageError: If it has no configuration and none is named.
     """
-    if choice.preset is None and choice.config is None and not (run / "config.json").is_file():
+    if not run.is_dir() or (choice.preset is None and choice.config is None and not (run / "config.json").is_file()):
         raise StorageError(
             f"'{run}' is no run: it has no config.json. Look for a typing mistake in the name, or say which configuration it is to have "
             "(--preset, --config)."
@@ -358,7 +358,9 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 @drawing_options(count=2000)
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
 @click.option(
-    "--features", metavar="NAME", help="fashion-mnist, digits, inception or inception:WEIGHTS.pth; follows from the data by default."
+    "--features",
+    metavar="NAME",
+    help="fashion-mnist, digits, inception or inception:WEIGHTS.pth; by default those of the data, which digits and fashion-mnist have.",
 )
 @json_option
 @traceback_option

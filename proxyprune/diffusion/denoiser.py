@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proxyprune.errors import ModelFileError
 
-_TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_level")
+_TIME_NAMES = ("timestep", "timesteps", "t", "time")
 _CONDITION_NAMES = ("class_labels", "encoder_hidden_states", "y", "labels", "label", "context", "condition", "cond", "classes")
 
 
@@ -60,6 +60,21 @@ class Calling:
                 f"{', '.join(_CONDITION_NAMES)}. Turn data.labels off, or let it take one."
             )
         return cls(names[0], time, found if conditional else None)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network that is called in another way.
+
+        Raises:
+            ModelFileError: If its forward lacks an argument.
+        """
+        parameters = inspect.signature(model.forward).parameters
+        named = [name for name in (self.image, self.time, self.condition) if name is not None]
+        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if missing := [name for name in named if name not in parameters and not anything]:
+            raise ModelFileError(
+                f"The network takes ({', '.join(parameters)}); the one that was trained took {', '.join(named)}, so {', '.join(missing)} "
+                "is missing. Give the model file that it was trained with (--model)."
+            )
 
     def arguments(self, images: Tensor, times: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
         """Keyword arguments of the forward."""

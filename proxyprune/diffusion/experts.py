@@ -73,7 +73,11 @@ def copy_expert(source: Path, target: Path, model: nn.Module | None) -> None:
         source: What `save_expert` wrote.
         target: Where to.
         model: The expert in memory, or None.
+
+    Raises:
+        StorageError: If there is none.
     """
+    check_expert(source)
     shutil.copytree(source, target)
     if model is None:
         return

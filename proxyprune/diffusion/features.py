@@ -102,7 +102,10 @@ def load_features(name: str) -> Features:
     if kind == "inception":
         return Features("inception-v3-compat (torch-fidelity)", _inception(Path(path) if path else None))
     if name not in SIZES:
-        raise UnknownNameError(f"There are no features {name!r}; there are {', '.join(SIZES)} and inception (--features).")
+        raise UnknownNameError(
+            f"There are no features of their own for {name!r}: those of {', '.join(SIZES)} are part of the package. Take one of them, or "
+            "inception (--features), which needs torch-fidelity."
+        )
     size, widths = SIZES[name]
     network = FeatureNet(widths)
     load_into(network, WEIGHTS / f"{name}.safetensors")

@@ -128,10 +128,10 @@ def rehearse_judging(setup: Setup) -> None:
     if "network" in scorer.needs:
         return
     batches = _training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
-    brief = Brief(setup.base_macs, mode=settings.mode)
+    given: dict[str, Any] = {"example_inputs": setup.placed_inputs(), "brief": Brief(setup.base_macs, mode=settings.mode)}
     with torch.random.fork_rng():
         try:
-            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=Objective(setup.calling), brief=brief)
+            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=Objective(setup.calling), **given)
         except MissingNeedError as error:
             raise MissingNeedError(f"{error} Here options are settings: --set pruning.options.NAME=VALUE.") from error
         except ProxyPruneError:

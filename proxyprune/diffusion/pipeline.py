@@ -300,9 +300,13 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             if not place.is_dir():
                 raise StorageError(f"'{folder}' lacks the expert {place.name} of {len(folders)}. Copy the whole folder again.")
             check_expert(place)
-        experts = Experts(
-            blueprint.macs, blueprint.params, lambda number: load_expert(folders[number], build), resident, torch.device(device)
-        )
+
+        def expert(number: int) -> torch.nn.Module:
+            model = load_expert(folders[number], build)
+            blueprint.calling.check(model)
+            return model
+
+        experts = Experts(blueprint.macs, blueprint.params, expert, resident, torch.device(device))
         found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
         if TRAINED_WITH in index:
             found._trained_with = _scheduler(folder, index, TRAINED_WITH)

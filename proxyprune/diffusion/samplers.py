@@ -76,7 +76,7 @@ def sampler(name: str, scheduler: Any) -> Any:
         if is_flow(scheduler) and "FlowMatch" not in kind.__name__:
             return _on_straight_paths(kind, scheduler)
         found = kind(**_settings(kind, scheduler))
-    _check_process(found, scheduler)
+    check_process(found, scheduler)
     return found
 
 
@@ -131,8 +131,12 @@ def _settings(kind: Any, scheduler: Any) -> dict[str, Any]:
     return found
 
 
-def _check_process(found: Any, scheduler: Any) -> None:
+def check_process(found: Any, scheduler: Any) -> None:
     """Refuse a sampler of another process: its images would be far from the data, and nothing would say so.
+
+    Args:
+        found: The sampler.
+        scheduler: Of the process that the network was trained on.
 
     Raises:
         InputError: If its cumulative alphas are not those that the network was trained with.

@@ -13,7 +13,7 @@ from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals
 from proxyprune.diffusion.rehearsal import rehearse
-from proxyprune.diffusion.samplers import begin_at, check_start, named, step_arguments, unusable_steps
+from proxyprune.diffusion.samplers import begin_at, check_process, check_start, named, step_arguments, unusable_steps
 from proxyprune.diffusion.schedule import snr_of_steps
 from proxyprune.errors import InputError
 from proxyprune.scoring.seeds import derived_seed
@@ -45,6 +45,8 @@ class Sampler:
         Raises:
             InputError: If the scheduler does not lead from noise to images with so many steps.
         """
+        if self.trained is not None:
+            check_process(self.scheduler, self.trained)
         with named(type(self.scheduler).__name__):
             self.scheduler.set_timesteps(steps)
             levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]

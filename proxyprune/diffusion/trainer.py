@@ -66,8 +66,11 @@ class StepAdaptiveTrainer:
         self.setup = Setup.of(config, self.accelerator)
         _check_compute(self.setup)
         _check_data(self.folder, self.setup)
-        if config.cuts and base is None and read_json(self.folder / "base" / RESULT) is None:
-            rehearse_judging(self.setup)
+        if read_json(self.folder / "base" / RESULT) is None:
+            if self._base_run is not None:
+                self._check_base(self._base_run)
+            elif config.cuts:
+                rehearse_judging(self.setup)
         if self.accelerator.is_main_process:
             write_text(self.folder / CONFIG, config.to_text())
             write_json(self.folder / IMAGES, self.setup.data.fingerprint())
@@ -120,8 +123,14 @@ class StepAdaptiveTrainer:
             record = {"schema": 1, "steps": training.step, "macs": self.setup.base_macs, "ledger": ledger.to_dict()}
             write_json(place / RESULT, record)
 
-    def _adopt(self, source: Path, place: Path) -> None:
-        """Take over the base of another run, if that is the base that this one would train."""
+    def _check_base(self, source: Path) -> None:
+        """Refuse the base of another run, unless it is finished and the one that this run would train.
+
+        Raises:
+            InputError: If it is another.
+            TrainingError: If it is not finished.
+            ComputeError: If it cost more than this run may.
+        """
         other = StepAdaptiveConfig.from_json(source / CONFIG)
         for part in ("model", "weights", "seed", "data", "noise", "base"):
             if getattr(other, part) != getattr(self.config, part):
@@ -131,10 +140,21 @@ class StepAdaptiveTrainer:
             raise InputError(f"The base in {source} was trained with another run.batch_size: {size}. Take that, or train one for this run.")
         if _fingerprint(source) not in (None, self.setup.data.fingerprint()):
             raise InputError(f"The base in {source} was trained on other images. Train one for this run.")
-        if read_json(source / "base" / RESULT) is None:
+        record = read_record(source / "base" / RESULT, "ledger")
+        if record is None:
             raise TrainingError(
                 f"The base in {source} is not finished. Finish it first: proxyprune diffusion train --out {source} --stage base"
             )
+        spent = Ledger.from_dict(record["ledger"]).spent_macs
+        if spent > self.setup.limit_macs:
+            raise ComputeError(
+                f"The base in {source} cost {spent:,} training MACs, and all of this run may cost {self.setup.limit_macs:,}. Raise "
+                "compute.reference_steps (--steps)."
+            )
+
+    def _adopt(self, source: Path, place: Path) -> None:
+        """Take over the base of another run."""
+        self._check_base(source)
         if self.accelerator.is_main_process:
             place.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / "base" / WEIGHTS, place / WEIGHTS)
@@ -209,14 +229,13 @@ class StepAdaptiveTrainer:
         Raises:
             TrainingError: If an expert is not finished, or the ledger's limit was exceeded.
         """
-        layout = self.layout()
         whole = self.config.compute.base_share >= 1.0
-        intervals = Intervals((), "none") if whole else layout.intervals
         records = [read_record(path, "macs", "ledger") for path in ([self.folder / "base" / RESULT] if whole else self._results())]
         if missing := [str(index) for index, record in enumerate(records) if record is None]:
             command = f"proxyprune diffusion train --out {self.folder} --interval {missing[0]}"
             raise TrainingError(f"Not finished yet: expert {', '.join(missing)}. Train each: {command}")
-        ledger = self.ledger()
+        layout, ledger = self.layout(), self.ledger()
+        intervals = Intervals((), "none") if whole else layout.intervals
         if ledger.spent_macs > self.setup.limit_macs:
             raise TrainingError(f"The experts cost {ledger.spent_macs:,} training MACs, the full-size reference {self.setup.limit_macs:,}.")
         done = [record for record in records if record is not None]
