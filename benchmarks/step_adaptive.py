@@ -152,18 +152,18 @@ _SINGLE_80 = {"intervals.count": 1, "budgets.method": "even", "budgets.target": 
 ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
-    "formula_80": Arm("step-adaptive, formula, 80 %", _FORMULA_80),
-    "measured_80": Arm("step-adaptive, measured, 80 %", _MEASURED_80),
-    "measured_80_interval": Arm("measured, 80 %, every interval counts the same", {**_MEASURED_80, "budgets.damage_per": "interval"}),
-    "measured_50": Arm("step-adaptive, measured, 50 %", {**_MEASURED, "budgets.target": 0.49, "budgets.sizes": [0.6, 0.35]}),
-    "formula_50": Arm("step-adaptive, formula, 50 %", {**_FORMULA_80, "budgets.target": 0.49}),
+    "formula_80": Arm("formula, 80 %", _FORMULA_80),
+    "measured_80": Arm("measured by sampler step, 80 %", _MEASURED_80),
+    "measured_80_interval": Arm("measured by interval, 80 %", {**_MEASURED_80, "budgets.damage_per": "interval"}),
+    "measured_50": Arm("measured by sampler step, 50 %", {**_MEASURED, "budgets.target": 0.49, "budgets.sizes": [0.6, 0.35]}),
+    "formula_50": Arm("formula, 50 %", {**_FORMULA_80, "budgets.target": 0.49}),
     "single_full": Arm("one full-size model, relative weights", {"intervals.count": 1, "budgets.method": "full"}),
     "single_80": Arm("one pruned model, 80 %", _SINGLE_80),
     "single_80_plain": Arm("one pruned model, 80 %, plain weights", {**_SINGLE_80, "experts.weighting": "plain"}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
     "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
     "measured_80_distil": Arm(
-        "measured, 80 %, distilled from the base", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
+        "measured by sampler step, 80 %, distilled", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
     ),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
@@ -216,7 +216,7 @@ class Bench:
         path = self.folder / "evaluations.jsonl"
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
         now = {name: json.loads(json.dumps(arm.changes)) for name, arm in ARMS.items()}
-        return [line for line in found if line.get("changes") == now.get(line["arm"])]
+        return [line | {"what": ARMS[line["arm"]].what} for line in found if line.get("changes") == now.get(line["arm"])]
 
     def add(self, line: Mapping[str, Any]) -> None:
         with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
@@ -354,6 +354,7 @@ def summary(bench: Bench, name: str) -> None:
     in_order = sorted(lines, key=lambda line: list(ARMS).index(line["arm"]))
     draw(in_order, bench.experiment.samplers, bench.run, RESULTS / name)
     numbers = {"experiment": asdict(bench.experiment), "network": bench.network, "real_images": real_images(bench)}
+    numbers["images_of_a_seed"] = f"chunk number k of {bench.experiment.chunk} images is drawn with the seed 100000 * seed + k"
     save(name, {"environment": environment(), **numbers, "rows": rows, "seconds_per_image": seconds, "runs": lines})
 
 
