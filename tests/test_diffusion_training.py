@@ -327,6 +327,17 @@ def test_another_run_can_use_the_base(tmp_path):
     assert not (tmp_path / "third" / "config.json").exists()  # the corrected settings can use the folder
 
 
+def test_budgets_are_met_for_the_sampler_that_is_named(tmp_path):
+    """Its steps stand elsewhere than DDIM's, and the pipeline begins with it."""
+    config = small_config(tmp_path, budgets__sampler="dpm++", budgets__sampler_steps=9, budgets__target=0.7, compute__reference_steps=24)
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    pipeline = trainer.train()
+    assert type(pipeline.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    other = StepAdaptiveTrainer(config.with_values({"budgets.sampler": None}), tmp_path / "other").layout()
+    assert trainer.layout().budgets.steps != other.budgets.steps
+    assert 0.65 < pipeline.relative_macs(9) <= 0.7
+
+
 def test_measured_intervals_and_budgets(tmp_path):
     """Both are decided on the base, are in the ledger, and meet the target; a teacher that is the full expert is remembered."""
     config = small_config(

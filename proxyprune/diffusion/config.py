@@ -95,7 +95,9 @@ class BudgetConfig:
         target: Mean sampling MACs over the sampler's timesteps, as a fraction of the base.
         capacity: Which end the formula favours: "clean" (low noise) or "noisy".
         k: k of the formula; None solves it from the target.
-        sampler_steps: Steps of the (evenly spaced) sampler that the mean is taken over.
+        sampler_steps: Steps of the sampler that the mean is taken over.
+        sampler: That sampler, which the pipeline then has: a short name ("ddim", "dpm++", ...) or a class of diffusers. None takes DDIM, or
+            Euler for flow matching.
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
             compute.saved_to_recovery is off. None takes as many as cost a twentieth of the reference's compute, all trials together.
@@ -111,6 +113,7 @@ class BudgetConfig:
     capacity: str = "clean"
     k: float | None = None
     sampler_steps: int = 50
+    sampler: str | None = None
     sizes: tuple[float, ...] = (0.85, 0.7, 0.55, 0.4)
     trial_steps: int | None = None
     trial_images: int = 256

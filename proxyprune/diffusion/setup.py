@@ -154,9 +154,9 @@ class Setup:
         return Draws(self.data, process, self.config.seed, stage, first, last, self.config.run.batch_size, rank, world)
 
     def default_sampler(self) -> Any:
-        """The scheduler that budgets are counted with and grids are drawn with: DDIM, or Euler for flow matching."""
-        scheduler = training_scheduler(self.config.noise)
-        return scheduler if self.config.noise.schedule == "flow" else sampler("ddim", scheduler)
+        """The scheduler that budgets are counted with and grids are drawn with: the one asked for, or DDIM, or Euler for flow matching."""
+        scheduler, name = training_scheduler(self.config.noise), self.config.budgets.sampler
+        return scheduler if name is None and self.config.noise.schedule == "flow" else sampler(name or "ddim", scheduler)
 
     def sampler_snr(self) -> FloatArray:
         """SNR of the steps of that sampler, in dB."""
