@@ -82,6 +82,7 @@ def test_an_infinite_gradient_reaches_no_weight(tmp_path, clip):
         ({"compute.reference_steps": 6}, "Expert 1 would not be trained for a single step"),
         ({"budgets.method": "measured", "budgets.trial_steps": 50}, "Measuring would cost"),
         ({"intervals.method": "measured", "intervals.images": 100}, "Measuring would cost"),
+        ({"pruning.scorer": "ablation", "pruning.calibration_batches": 8}, "judging channels takes"),
     ],
 )
 def test_compute_that_does_not_suffice_is_told_before_anything_is_spent(tmp_path, changes, said):

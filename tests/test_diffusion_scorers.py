@@ -87,7 +87,7 @@ def test_a_plugin_cuts_the_experts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [info.name for info in scorers() if info.needs is not None and "network" not in info.needs])
 def test_every_scorer_at_hand_can_judge_a_denoiser(tmp_path, name):
     """Plug-ins among them; a run begins with it."""
-    StepAdaptiveTrainer(tiny(tmp_path, pruning__scorer=name), tmp_path / "run")
+    StepAdaptiveTrainer(tiny(tmp_path, pruning__scorer=name, compute__reference_steps=400), tmp_path / "run")
     assert (tmp_path / "run" / "config.json").is_file()
 
 

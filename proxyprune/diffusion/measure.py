@@ -114,11 +114,14 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
     return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent))
 
 
-def rehearse_judging(setup: Setup) -> None:
+def rehearse_judging(setup: Setup) -> float:
     """Have the untrained network judged by two images: what a scorer misses, it shall say before a base is trained.
 
     What else goes wrong may come from the weights, which training changes, and counts when the scorer is asked in earnest. One that asks
     another machine is not asked twice.
+
+    Returns:
+        How often the scorer looks at each image.
 
     Raises:
         MissingNeedError: If the scorer cannot judge this network.
@@ -126,16 +129,20 @@ def rehearse_judging(setup: Setup) -> None:
     settings, last = setup.config.pruning, len(setup.schedule.times) - 1
     scorer = find(settings.scorer, dict(settings.options))
     if "network" in scorer.needs:
-        return
-    batches = _training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
+        return 0.0
+    batches, loss = (
+        _training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2),
+        CountedLoss(Objective(setup.calling)),
+    )
     given: dict[str, Any] = {"example_inputs": setup.placed_inputs(), "brief": Brief(setup.base_macs, mode=settings.mode)}
     with torch.random.fork_rng():
         try:
-            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=Objective(setup.calling), **given)
+            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=loss, **given)
         except MissingNeedError as error:
             raise MissingNeedError(f"{error} Here options are settings: --set pruning.options.NAME=VALUE.") from error
         except ProxyPruneError:
-            return
+            return 1.0
+    return loss.images / 2
 
 
 def _training_batches(setup: Setup, process: Process, first: int, last: int, images: int, batch_size: int = 128) -> Sequence[NoisyBatch]:
@@ -254,19 +261,27 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
     return Trial(options, tuple(loss for _, _, loss in found), tuple(entries), tuple(notes))
 
 
-def scoring_macs(setup: Setup) -> int:
-    """What judging channels once costs, of the whole network: nothing for scorers that look at no images."""
+def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
+    """What judging channels once costs, of the whole network.
+
+    Args:
+        setup: The run.
+        looks: How often the scorer looks at each image; nothing for one that looks at none.
+    """
     settings = setup.config.pruning
-    images = settings.calibration_batches * settings.calibration_images
-    return training_macs(setup.base_macs, images) if "gradients" in find(settings.scorer, dict(settings.options)).needs else 0
+    images = round(settings.calibration_batches * settings.calibration_images * looks)
+    needs = find(settings.scorer, dict(settings.options)).needs
+    if "gradients" in needs:
+        return training_macs(setup.base_macs, images)
+    return setup.base_macs * images if "loss" in needs else 0
 
 
-def trial_macs(setup: Setup) -> int:
-    """The most that measured budgets may cost, all intervals together."""
+def trial_macs(setup: Setup, looks: float = 1.0) -> int:
+    """The most that measured budgets may cost, all intervals together; looks as for `scoring_macs`."""
     settings = setup.config.budgets
     images = setup.config.trial_steps * setup.config.run.batch_size
     each = training_macs(setup.base_macs, images) + setup.base_macs * settings.trial_images
-    return setup.config.intervals.count * (scoring_macs(setup) + (1 + len(settings.sizes)) * each)
+    return setup.config.intervals.count * (scoring_macs(setup, looks) + (1 + len(settings.sizes)) * each)
 
 
 def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int, base_losses: Losses) -> None:

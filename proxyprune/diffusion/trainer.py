@@ -64,13 +64,11 @@ class StepAdaptiveTrainer:
         check_folder(self.folder, config)
         self.accelerator = accelerator or make_accelerator(config, self.folder)
         self.setup = Setup.of(config, self.accelerator)
-        _check_compute(self.setup)
+        new = read_json(self.folder / "base" / RESULT) is None
+        _check_compute(self.setup, rehearse_judging(self.setup) if new and config.cuts else 1.0)
         _check_data(self.folder, self.setup)
-        if read_json(self.folder / "base" / RESULT) is None:
-            if self._base_run is not None:
-                self._check_base(self._base_run)
-            elif config.cuts:
-                rehearse_judging(self.setup)
+        if new and self._base_run is not None:
+            self._check_base(self._base_run)
         if self.accelerator.is_main_process:
             write_text(self.folder / CONFIG, config.to_text())
             write_json(self.folder / IMAGES, self.setup.data.fingerprint())
@@ -282,8 +280,12 @@ class StepAdaptiveTrainer:
         write_losses(self.folder, found, run.loss_images, macs)
 
 
-def _check_compute(setup: Setup) -> None:
+def _check_compute(setup: Setup, looks: float) -> None:
     """Tell what cannot be done before a base is trained: a target out of reach, measuring that eats all compute, stages without a step.
+
+    Args:
+        setup: The run.
+        looks: How often its scorer looks at each image.
 
     Raises:
         TargetError: If the target cannot be met.
@@ -310,7 +312,7 @@ def _check_compute(setup: Setup) -> None:
     if config.intervals.method == "measured":
         cost += training_macs(setup.base_macs, config.intervals.bins * config.intervals.images)
     if config.budgets.method == "measured":
-        cost += trial_macs(setup)
+        cost += trial_macs(setup, looks)
     if cost >= left:
         raise ComputeError(
             f"Measuring would cost {cost:,} training MACs; {left:,} are left after the base, and experts need some of them. Measure with "
@@ -319,7 +321,7 @@ def _check_compute(setup: Setup) -> None:
         )
     allowances = split_allowance(left - cost, compute.expert_weights or (1.0,) * config.intervals.count)
     for index, (fraction, allowance) in enumerate(zip(fractions, allowances, strict=True)):
-        judged = scoring_macs(setup) * config.pruning.rounds if fraction < 1.0 else 0
+        judged = scoring_macs(setup, looks) * config.pruning.rounds if fraction < 1.0 else 0
         if affordable_steps(max(0, allowance - judged), int(fraction * setup.base_macs), config.run.batch_size) < 1:
             raise ComputeError(
                 f"Expert {index} would not be trained for a single step: its share is {allowance:,} training MACs, of which judging "
