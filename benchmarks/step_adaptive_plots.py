@@ -24,11 +24,17 @@ Lines = Sequence[Mapping[str, Any]]
 
 CURVE = ("base_60", "base", "base_125")
 """Arms that show whether the base is done training."""
-COMPARED = ("base", "experts_full", "single_80", "formula_80", "measured_80", "measured_50")
+COMPARED = ("base", "experts_full", "single_80", "formula_80", "measured_80", "measured_50", "formula_50")
 """Arms of the plots by compute and by noise level; the others change one thing of these."""
 SHOWN = ("base", "formula_80", "measured_80", "measured_50")
 """Arms whose samples are shown side by side."""
-HEADLINE = {"base": "one full-size model", "single_80": "one pruned model", "measured_80": "step-adaptive", "measured_50": "step-adaptive"}
+HEADLINE = {
+    "base": "one full-size model",
+    "single_80": "one pruned model",
+    "measured_80": "step-adaptive, measured",
+    "measured_50": "step-adaptive, measured",
+    "formula_50": "step-adaptive, formula",
+}
 """Arms of the picture that says it at a glance, and what they are called there."""
 GREY, BLUE = "#7F7F7F", "#0072B2"
 
