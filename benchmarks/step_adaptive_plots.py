@@ -94,7 +94,8 @@ def _compute_and_noise(left: Axes, middle: Axes, found: Mapping[str, Lines], dis
     left.legend(fontsize=7, frameon=False)
     middle.axhline(0, color="0.6", linewidth=0.8)
     middle.set_yscale("symlog", linthresh=10)
-    middle.set_yticks(ticks := (-70, -40, -20, -10, -5, 0, 5, 10), map(str, ticks))
+    low, high = middle.get_ylim()
+    middle.set_yticks(ticks := [tick for tick in (-70, -40, -20, -10, -5, 0, 5, 10) if low <= tick <= high], map(str, ticks))
     middle.set(xlabel="SNR (dB)", ylabel="held-out loss against the full base (%)")
 
 
