@@ -423,17 +423,16 @@ def test_relative_weights_make_timesteps_count_alike():
     torch.testing.assert_close(batch.weight, weight[timesteps].float())
     with pytest.raises(InputError, match="two weights for one loss"):
         StepAdaptiveConfig().with_values({"experts.weighting": "relative", "experts.min_snr_gamma": 5.0})
-    with pytest.raises(InputError, match="without a weight"):
-        StepAdaptiveConfig().with_values(
-            {
-                "noise.prediction": "v_prediction",
-                "noise.zero_terminal_snr": True,
-                "experts.min_snr_gamma": 5.0,
-                "experts.weighting": "plain",
-            }
-        )
     with pytest.raises(InputError, match=r"size of at most budgets\.target"):
         StepAdaptiveConfig().with_values({"budgets.method": "measured", "budgets.target": 0.3})
+
+
+@pytest.mark.parametrize("prediction", list(TARGETS))
+def test_where_sampling_begins_there_is_a_weight(prediction):
+    """At a timestep without signal min-SNR's own weight is nothing, for all but noise."""
+    weight = min_snr_weight(prediction, torch.tensor([1.0, 0.0]), torch.tensor([0.5, 1.0]), 5.0)
+    assert weight[1] == 1.0
+    assert 0.0 < weight[0] <= 1.0
 
 
 def test_min_snr_weights_agree_between_predictions():

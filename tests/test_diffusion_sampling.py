@@ -64,9 +64,9 @@ def test_samplers_that_fit_pass_the_rehearsal(noise, name, steps):
         (lambda trained: sampler("dpm++", trained), 1000, "no numbers"),  # timesteps that repeat, 0 / 0
         (lambda trained: sampler("ddim", trained), 1, "times the noise"),  # one step, at the clean end
         (lambda trained: sampler("UnCLIPScheduler", trained), 10, "times the noise"),  # has the alphas, steps by one of them
-        (lambda _: diffusers.FlowMatchEulerDiscreteScheduler(), 10, "does not"),
-        (lambda _: diffusers.EDMEulerScheduler(), 10, "does not"),
-        (lambda _: diffusers.DDIMScheduler(), 10, "does not"),  # other betas
+        (lambda _: diffusers.FlowMatchEulerDiscreteScheduler(), 10, "another process"),
+        (lambda _: diffusers.EDMEulerScheduler(), 10, "another process"),
+        (lambda _: diffusers.DDIMScheduler(), 10, "another process"),  # other betas
         (lambda trained: diffusers.DDIMScheduler.from_config(trained.config, prediction_type="v_prediction"), 10, "predicts epsilon"),
     ],
 )

@@ -148,10 +148,6 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         found.append("experts.teacher 'expert' needs a full-size expert: set compute.whole_share above 0")
     if values["experts.weighting"] == "relative" and values["experts.min_snr_gamma"] is not None:
         found.append("experts.weighting 'relative' and experts.min_snr_gamma are two weights for one loss; set one of them")
-    if values["noise.zero_terminal_snr"] and (values["base.min_snr_gamma"] or values["experts.min_snr_gamma"]):
-        found.append(
-            "noise.zero_terminal_snr and min_snr_gamma leave the last timestep, where sampling begins, without a weight; set one of them"
-        )
     if (values["noise.schedule"] == "flow") != (values["noise.prediction"] == "flow"):
         found.append("noise.schedule 'flow' and noise.prediction 'flow' go together")
     first, last = values["noise.beta_start"], values["noise.beta_end"]

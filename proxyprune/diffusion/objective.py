@@ -26,7 +26,9 @@ TARGETS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def min_snr_weight(prediction: str, snr: Tensor, noise: Tensor, gamma: float) -> Tensor:
-    """Loss weight min(SNR, gamma), brought from the clean image's error to that of the prediction.
+    """Loss weight min(SNR, gamma), brought from the clean image's error to that of the prediction; 1 where there is no signal at all.
+
+    Sampling begins at that timestep, so it has to be trained, and a weight of 0 would leave it out.
 
     Source:
         Hang et al. 2023, arXiv:2303.09556, eq. 6 and section 3.4. For flow the same derivation: the clean image is x - s * prediction, so
@@ -40,12 +42,12 @@ def min_snr_weight(prediction: str, snr: Tensor, noise: Tensor, gamma: float) ->
     """
     capped = snr.clamp(max=gamma)
     if prediction == "epsilon":
-        return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), torch.ones_like(snr))
-    if prediction == "v_prediction":
-        return capped / (snr + 1.0)
-    if prediction == "flow":
-        return capped * noise**2
-    return capped
+        weight = capped / snr.clamp(min=torch.finfo(snr.dtype).tiny)
+    elif prediction == "v_prediction":
+        weight = capped / (snr + 1.0)
+    else:
+        weight = capped * noise**2 if prediction == "flow" else capped
+    return torch.where(snr > 0, weight, torch.ones_like(snr))
 
 
 def relative_weight(losses: Losses, first: int, last: int, timesteps: int) -> Tensor:
