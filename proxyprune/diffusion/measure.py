@@ -130,10 +130,8 @@ def rehearse_judging(setup: Setup) -> float:
     scorer = find(settings.scorer, dict(settings.options))
     if "network" in scorer.needs:
         return 0.0
-    batches, loss = (
-        _training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2),
-        CountedLoss(Objective(setup.calling)),
-    )
+    batches = _training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
+    loss = CountedLoss(Objective(setup.calling))
     given: dict[str, Any] = {"example_inputs": setup.placed_inputs(), "brief": Brief(setup.base_macs, mode=settings.mode)}
     with torch.random.fork_rng():
         try:
