@@ -145,8 +145,8 @@ class Arm:
 
 _WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
 # Budgets are met for 50 steps of DDIM; one point lower, 20 steps of DPM-Solver++, which stand elsewhere, meet them too.
-_MEASURED = {"budgets.method": "measured", "budgets.trial_steps": 20, "budgets.trial_images": 512}
-_MEASURED_80 = {**_MEASURED, "budgets.target": 0.79, "budgets.sizes": [0.75, 0.5]}
+_MEASURED = {"budgets.method": "measured", "budgets.trial_steps": None, "budgets.trial_images": 512}
+_MEASURED_80 = {**_MEASURED, "budgets.target": 0.79}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.79, "budgets.capacity": "clean"}
 _SINGLE_80 = {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.79}
 ARMS: Mapping[str, Arm] = {
@@ -155,7 +155,7 @@ ARMS: Mapping[str, Arm] = {
     "formula_80": Arm("formula, 80 %", _FORMULA_80),
     "measured_80": Arm("measured by sampler step, 80 %", _MEASURED_80),
     "measured_80_interval": Arm("measured by interval, 80 %", {**_MEASURED_80, "budgets.damage_per": "interval"}),
-    "measured_50": Arm("measured by sampler step, 50 %", {**_MEASURED, "budgets.target": 0.49, "budgets.sizes": [0.6, 0.35]}),
+    "measured_50": Arm("measured by sampler step, 50 %", {**_MEASURED, "budgets.target": 0.49}),
     "formula_50": Arm("formula, 50 %", {**_FORMULA_80, "budgets.target": 0.49}),
     "single_full": Arm("one full-size model, relative weights", {"intervals.count": 1, "budgets.method": "full"}),
     "single_80": Arm("one pruned model, 80 %", _SINGLE_80),
@@ -289,7 +289,8 @@ class Bench:
             "loss_by_snr": loss_by_snr(self.run(name, seed)),
             "ledger": ledger.by_stage(),
         }
-        line["trials"] = [[asdict(option) for option in options] for options in trainer.layout().trials]
+        if (measured := trainer.layout().measured) is not None:
+            line["measured"] = measured.to_dict()
         self.add(line)
         print(f"{name}, seed {seed}, {sampler}: Frechet {found.frechet.value:.3f} at {found.relative_macs:.1%}", flush=True)
 

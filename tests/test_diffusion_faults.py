@@ -111,7 +111,8 @@ def test_trials_repeat_with_dropout(tmp_path):
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(try_sizes(trainer.setup, weights, member).losses)
+        trial = try_sizes(trainer.setup, weights, member)
+        found.append((trial.sizes, trial.whole_loss))
     assert found[0] == found[1]
 
 

@@ -19,8 +19,6 @@ from proxyprune.diffusion.budgets import (
     by_formula,
     by_measurement,
     formula,
-    interpolated,
-    smoothed,
     solve_k,
     weighted_mean,
 )
@@ -325,66 +323,13 @@ def test_allocation_is_optimal(data):
 
 def test_damage_per_interval_favours_short_intervals():
     """Two intervals with the same curve: by steps both get the same size, by intervals the one that few steps pass gets the larger."""
-    curve = [Option(1.0, 4000, 0.0)] + [Option(f, round(4000 * f), 0.1 * (1 / f - 1)) for f in (0.8, 0.6, 0.4)]
+    curve = [Option(1.0, 4000, 0.0)] + [Option(f, round(4000 * f), 0.1 * (1 / f - 1)) for f in (part / 40 for part in range(16, 40))]
     by_step = by_measurement([curve, curve], (10, 30), 0.7, 4000, "step")
     by_interval = by_measurement([curve, curve], (10, 30), 0.7, 4000)
     assert by_step.fractions[0] == pytest.approx(by_step.fractions[1], abs=0.1)
     assert by_interval.fractions[0] > by_step.fractions[0] + 0.1
     assert by_interval.mean <= 0.7
     assert "an interval" in by_interval.notes[0]
-
-
-def test_sizes_between_the_measured_ones_use_up_the_budget():
-    """Damage rises monotonically through what was measured, noise in it is levelled, and the mean comes within a fortieth of the target."""
-    measured = [Option(1.0, 4000, 0.0), Option(0.8, 3210, 0.1), Option(0.6, 2390, 0.05), Option(0.33, 1300, 0.9)]
-    curve = interpolated(measured, 4000)
-    damages = [option.damage for option in curve]
-    assert damages == sorted(damages, reverse=True)
-    assert (curve[0].fraction, curve[0].macs, curve[-1].fraction, curve[-1].macs) == (0.33, 1300, 1.0, 4000)
-    at = {option.fraction: option.damage for option in curve}
-    assert at[0.8] == at[0.6] == pytest.approx(0.075)
-    assert interpolated([*measured, measured[1]], 4000) == curve
-    cheap = [Option(1.0, 4000, 0.0), Option(0.4, 1600, 0.01)]
-    budgets = by_measurement([measured, cheap], (3, 2), 0.83, 4000)
-    assert 0.83 - 1 / 40 < weighted_mean(budgets.fractions, budgets.steps) <= 0.83 + 1e-9
-    assert budgets.fractions[0] > budgets.fractions[1]
-
-
-def trials(*slopes, sizes=(0.8, 0.6, 0.4), noise=0.0, seed=0):
-    """Sizes of one interval for each slope c, with damage c (1 / f - 1) and noise on it."""
-    source = np.random.default_rng(seed)
-    return [
-        [Option(1.0, 100, 0.0)] + [Option(f, round(100 * f), c * (1 / f - 1) + float(source.normal(0.0, noise))) for f in sizes]
-        for c in slopes
-    ]
-
-
-def test_smoothing_keeps_what_is_no_noise():
-    """Damage that follows the curve stays as it is, sizes and MACs in any case; a cut that seems to help has no damage."""
-    exact = trials(0.1, 0.4, 0.02)
-    for before, after in zip(exact, smoothed(exact), strict=True):
-        assert [(o.fraction, o.macs) for o in before] == [(o.fraction, o.macs) for o in after]
-        np.testing.assert_allclose([o.damage for o in after], [o.damage for o in before], atol=1e-12)
-    assert all(option.damage == 0.0 for option in smoothed(trials(0.3, -0.2))[1])
-    alone = [[Option(1.0, 100, 0.0)], trials(0.1)[0]]
-    assert smoothed(alone) == tuple(map(tuple, alone))
-
-
-def test_smoothing_draws_noisy_intervals_together():
-    """Over many noisy trials, the smoothed damage is nearer to the truth than what was measured and than a fit of each interval alone."""
-    slopes, errors = (0.10, 0.12, 0.14, 0.16), {"measured": [], "alone": [], "smoothed": []}
-    truth = [option.damage for options in trials(*slopes) for option in options]
-    for seed in range(200):
-        noisy = trials(*slopes, noise=0.06, seed=seed)
-        alone = [option for options in noisy for option in smoothed([options])[0]]
-        for name, found in (
-            ("measured", itertools.chain(*noisy)),
-            ("alone", alone),
-            ("smoothed", itertools.chain(*smoothed(noisy))),
-        ):
-            errors[name].append(np.square(np.subtract([option.damage for option in found], truth)).mean())
-    measured, alone, smooth = (np.mean(errors[name]) for name in ("measured", "alone", "smoothed"))
-    assert smooth < 0.8 * alone < 0.8 * measured
 
 
 def test_ledger_enforces_its_limit():

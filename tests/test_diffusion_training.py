@@ -26,12 +26,12 @@ from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals, equal_db
+from proxyprune.diffusion.ledger import split_allowance
 from proxyprune.diffusion.loop import learning_rate
 from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
 from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
-from proxyprune.diffusion.specialise import split_allowance
 from proxyprune.errors import ComputeError, DivergedError, InputError, StorageError, TargetError, TrainingError
 from proxyprune.reporting.reading import read_result
 from proxyprune.reporting.rendering import render
@@ -355,8 +355,11 @@ def test_measured_intervals_and_budgets(tmp_path):
     trainer = StepAdaptiveTrainer(config, tmp_path / "run")
     pipeline = trainer.train()
     layout = trainer.layout()
-    assert [len(options) for options in layout.trials] == [2, 2]
-    assert all(options[0].damage == 0.0 for options in layout.trials)
+    assert [[size.fraction for size in tried] for tried in layout.measured.sizes] == [[0.6], [0.6]]
+    assert layout.measured.lengths == (1, 2)
+    assert layout.measured == StepAdaptiveTrainer(config, tmp_path / "run").layout().measured
+    left = (200 * (1 - config.compute.base_share) - 2) / 2
+    assert all(0.7 * left < steps < left for steps in layout.measured.expert_steps)
     assert layout.budgets.mean <= 0.8
     assert pipeline.relative_macs(20) <= 0.8
     assert {"intervals measuring", "budgets 0 training", "budgets 1 scoring"} <= trainer.ledger().by_stage().keys()

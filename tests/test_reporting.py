@@ -356,12 +356,12 @@ def test_what_is_no_result_is_named(tmp_path, name, content, said):
 
 
 def test_trials_of_no_size_are_named(tmp_path):
-    """A size of nothing has no place on the curve through trials."""
+    """A size of nothing has no place among sizes that were tried."""
     path = RESULTS["diffusion"](tmp_path)
     layout = json.loads((path / "layout.json").read_text())
-    layout["trials"][1][0]["fraction"] = 0.0
+    layout["measured"]["sizes"][1][0]["fraction"] = 0.0
     written(path / "layout.json", layout)
-    with pytest.raises(ResultFileError, match=r"layout\.json.*from 0\.0001 to 1"):
+    with pytest.raises(ResultFileError, match=r"layout\.json.*a size in \(0, 1\]"):
         read_result(path)
 
 

@@ -9,17 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import isotonic_regression
-
 from proxyprune.errors import InputError, TargetError
-
-PARTS = 40
-"""Sizes that a measured allocation chooses from are multiples of 1 / PARTS of the base."""
 
 
 @dataclass(frozen=True)
@@ -128,59 +121,12 @@ class Option:
     Attributes:
         fraction: Of the base's MACs, as planned; 1.0 is the whole network.
         macs: Exact MACs.
-        damage: What it costs in loss after a short recovery, over the whole network with the same training.
+        damage: What it costs in loss once the expert is trained, over the whole network with the same training.
     """
 
     fraction: float
     macs: int
     damage: float
-
-
-def smoothed(trials: Sequence[Sequence[Option]]) -> tuple[tuple[Option, ...], ...]:
-    """Measured damage without the noise of short trials.
-
-    In each interval damage is taken to be c (1 / fraction - 1), with c fitted to its trials by least squares. What the fits leave says how
-    uncertain each c is, and as far as the intervals differ by no more than that, their c are drawn to their mean: empirical Bayes
-    (Efron and Morris 1975, Data analysis using Stein's estimator). A c below zero, of a cut that seems to help, is none.
-
-    Args:
-        trials: For each interval the sizes tried, the whole network (damage 0) among them.
-    """
-    shapes = [np.asarray([1.0 / option.fraction - 1.0 for option in options]) for options in trials]
-    values = [np.asarray([option.damage for option in options]) for options in trials]
-    scales = np.asarray([float(shape @ shape) for shape in shapes])
-    if not np.all(scales > 0.0):  # no size but the whole network somewhere
-        return tuple(tuple(options) for options in trials)
-    slopes = np.asarray([float(shape @ value) for shape, value in zip(shapes, values, strict=True)]) / scales
-    left = sum(float(np.square(value - c * shape).sum()) for shape, value, c in zip(shapes, values, slopes, strict=True))
-    freedom = sum(np.count_nonzero(shape) - 1 for shape in shapes)
-    doubt = (left / freedom if freedom else 0.0) / scales
-    between = max(0.0, float(slopes.var(ddof=1) - doubt.mean())) if len(slopes) > 1 else 0.0
-    kept = np.divide(between, between + doubt, out=np.ones_like(doubt), where=between + doubt > 0.0)
-    slopes = np.maximum(0.0, slopes.mean() + kept * (slopes - slopes.mean()))
-    return tuple(
-        tuple(replace(option, damage=float(c * height)) for option, height in zip(options, shape, strict=True))
-        for options, shape, c in zip(trials, shapes, slopes, strict=True)
-    )
-
-
-def interpolated(options: Sequence[Option], base_macs: int) -> tuple[Option, ...]:
-    """Sizes between those that were measured, every fortieth of the base.
-
-    A smaller network that seems better than a larger one counts as good as it (isotonic regression). Between sizes the damage follows a
-    monotone cubic (PCHIP).
-
-    Args:
-        options: At least two measured sizes, the whole network among them.
-        base_macs: MACs of the whole network.
-    """
-    known = sorted({option.fraction: option for option in options}.values(), key=lambda option: -option.fraction)
-    damages = np.asarray(isotonic_regression([option.damage for option in known]).x)
-    curve = PchipInterpolator([option.fraction for option in known][::-1], damages[::-1])
-    parts = range(math.ceil(known[-1].fraction * PARTS - 1e-9), PARTS + 1)
-    between = tuple(Option(part / PARTS, base_macs * part // PARTS, float(curve(part / PARTS))) for part in parts)
-    smallest = Option(known[-1].fraction, known[-1].macs, float(damages[-1]))
-    return between if between[0].fraction == smallest.fraction else (smallest, *between)
 
 
 def allocate(
@@ -227,20 +173,18 @@ def by_measurement(
 ) -> Budgets:
     """Budgets from measured damage.
 
-    The sum over steps of MACs may be at most `target` of the whole network's. Every fortieth of the base is a size to choose from, with
-    damage read off a curve through the sizes that were measured; of all choices on these curves, the one found has the least damage.
+    The sum over steps of MACs may be at most `target` of the whole network's; of all choices that fit, the one found has the least damage.
 
     Args:
-        options: For each interval the sizes tried, the whole network among them.
+        options: For each interval the sizes to choose from, the whole network among them.
         steps: Sampler steps in each interval.
         target: Mean fraction of the base's MACs over the sampler's steps.
         base_macs: MACs of the whole network.
         damage_per: "interval" adds damage up over intervals, each of which counts the same, "step" over the sampler's steps.
     """
-    curves = [interpolated(each, base_macs) if len(each) > 1 else tuple(each) for each in options]
     weights = [float(n) for n in steps] if damage_per == "step" else [1.0] * len(steps)
-    chosen = allocate(curves, steps, math.floor(target * base_macs * sum(steps)), weights)
+    chosen = allocate(options, steps, math.floor(target * base_macs * sum(steps)), weights)
     damage = math.fsum(w * o.damage for w, o in zip(weights, chosen, strict=True)) / sum(weights)
     kind = "a sampler step" if damage_per == "step" else "an interval"
-    note = f"The optimal choice of {math.prod(map(len, curves)):,}; mean damage {damage:.4g} {kind}."
+    note = f"The optimal choice of {math.prod(map(len, options)):,}; expected mean damage {damage:.4g} {kind}."
     return Budgets(tuple(o.fraction for o in chosen), tuple(steps), "measured", None, (note,))

@@ -101,8 +101,9 @@ class BudgetConfig:
         sizes: Fractions that "measured" tries.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
             compute.saved_to_recovery is off. None takes as many as cost a twentieth of the reference's compute, all trials together.
-        trial_images: Training images, fixed with their noise, that each trial is judged on; and the base in each interval, where experts
-            are weighed against it.
+            What is left of the damage after an expert's own steps is read off an eighth, a quarter, a half and all of them.
+        trial_images: Training images, fixed with their noise, that a trial is judged on each of these times; and the base in each
+            interval, where experts are weighed against it.
         damage: What "measured" adds up. "relative": log of the loss's ratio to the whole network's, which is in step with what images
             lose. "absolute": loss above the whole network's.
         damage_per: Over what it is added up: intervals, each of which counts the same ("interval"), or the sampler's steps ("step").
@@ -114,7 +115,7 @@ class BudgetConfig:
     k: float | None = None
     sampler_steps: int = 50
     sampler: str | None = None
-    sizes: tuple[float, ...] = (0.85, 0.7, 0.55, 0.4)
+    sizes: tuple[float, ...] = (0.5, 0.35)
     trial_steps: int | None = None
     trial_images: int = 256
     damage: str = "relative"
@@ -275,6 +276,11 @@ class StepAdaptiveConfig:
             return self.budgets.trial_steps
         trials = self.intervals.count * (1 + len(self.budgets.sizes))
         return max(1, round(_FOR_TRIALS * self.compute.reference_steps / trials))
+
+    @property
+    def trial_lengths(self) -> tuple[int, ...]:
+        """Steps after which a trial is looked at, in steps of the whole network: an eighth of it, a quarter, a half, all."""
+        return tuple(sorted({max(1, self.trial_steps >> halvings) for halvings in range(4)}))
 
     @classmethod
     def preset(cls, name: str) -> StepAdaptiveConfig:

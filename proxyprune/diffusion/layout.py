@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from proxyprune.diffusion.budgets import Budgets, Option, by_formula, by_measurement, smoothed
+from proxyprune.diffusion.budgets import Budgets, by_formula, by_measurement
 from proxyprune.diffusion.checkpoint import read_json
 from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_db, uniform
-from proxyprune.diffusion.ledger import Entry, Ledger
+from proxyprune.diffusion.ledger import Entry, Ledger, split_allowance, training_macs
 from proxyprune.diffusion.measure import losses_of_base, measured_intervals, try_sizes
 from proxyprune.diffusion.objective import Losses
+from proxyprune.diffusion.recovery import Measurement
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
 from proxyprune.errors import InputError, StorageError, TargetError
@@ -33,7 +34,7 @@ class Layout:
         intervals: The boundaries.
         members: The intervals with their timesteps.
         budgets: What each gets.
-        trials: Measured damage by interval, or nothing.
+        measured: What measured budgets were read off, or None.
         ledger: What deciding cost.
         base_losses: (timestep, loss) of the base, where experts are weighed against it.
     """
@@ -41,7 +42,7 @@ class Layout:
     intervals: Intervals
     members: tuple[Interval, ...]
     budgets: Budgets
-    trials: tuple[tuple[Option, ...], ...] = field(default=(), repr=False)
+    measured: Measurement | None = field(default=None, repr=False)
     ledger: Ledger = field(default_factory=Ledger)
     base_losses: Losses = field(default=(), repr=False)
 
@@ -79,7 +80,7 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | No
         InputError: If something has to be measured and there is no base.
     """
     layout = _decide(setup, weights, limit_macs)
-    if not layout.trials:  # sizes that were tried can be reached
+    if layout.measured is None:  # sizes that were tried can be reached
         check_size(setup, min(layout.budgets.fractions))
     empty = [str(index) for index, count in enumerate(layout.budgets.steps) if not count]
     if not empty:
@@ -101,20 +102,36 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
         entries = (*entries, entry)
     ledger = Ledger(limit_macs).add(*entries)
     if settings.method == "full" or whole:
-        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), (), ledger, losses)
+        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), None, ledger, losses)
     if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
-        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), (), ledger, losses)
+        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), None, ledger, losses)
     if settings.method == "formula":
-        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), (), ledger, losses)
+        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), None, ledger, losses)
     if weights is None:
         raise InputError("Measured budgets need a trained base; run the base stage first.")
     trials = []
     for member in members:
         trials.append(try_sizes(setup, weights, member, losses))
         ledger = ledger.add(*trials[-1].entries)
-    options = tuple(trial.options for trial in trials)
-    budgets = by_measurement(smoothed(options), counts, settings.target, setup.base_macs, settings.damage_per)
-    return Layout(intervals, members, budgets, options, ledger, losses)
+    measured = Measurement.of(
+        tuple(trial.sizes for trial in trials),
+        tuple(trial.whole_loss for trial in trials),
+        setup.config.trial_lengths,
+        _expert_steps(setup, ledger),
+        setup.base_macs,
+    )
+    options = [measured.options(index, setup.base_macs, settings.damage) for index in range(len(members))]
+    budgets = by_measurement(options, counts, settings.target, setup.base_macs, settings.damage_per)
+    notes = (*budgets.notes, measured.note(), *(note for trial in trials for note in trial.notes))
+    return Layout(intervals, members, replace(budgets, notes=notes), measured, ledger, losses)
+
+
+def _expert_steps(setup: Setup, spent: Ledger) -> tuple[float, ...]:
+    """Steps of the whole network that the training of each interval's expert will cost as much as, about."""
+    compute = setup.config.compute
+    left = setup.limit_macs - int(compute.base_share * setup.limit_macs) - spent.spent_macs
+    parts = split_allowance(max(0, left), compute.expert_weights or (1.0,) * setup.config.intervals.count)
+    return tuple(max(1.0, part / training_macs(setup.base_macs, setup.config.run.batch_size)) for part in parts)
 
 
 def check_size(setup: Setup, fraction: float) -> None:
@@ -147,13 +164,13 @@ def read_layout(folder: Path, setup: Setup) -> Layout | None:
         return None
     try:
         intervals = Intervals.from_dict(found["intervals"])
-        trials = tuple(tuple(Option(**option) for option in options) for options in found["trials"])
+        measured = Measurement.from_dict(found["measured"]) if found.get("measured") else None
         budgets, ledger = Budgets.from_dict(found["budgets"]), Ledger.from_dict(found["ledger"])
         losses = tuple((time, loss) for time, loss in found.get("base_losses", ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise StorageError(f"{folder / LAYOUT} is malformed ({reason}). Remove it to decide intervals and budgets again.") from error
-    return Layout(intervals, intervals.over(setup.schedule), budgets, trials, ledger, losses)
+    return Layout(intervals, intervals.over(setup.schedule), budgets, measured, ledger, losses)
 
 
 def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
@@ -170,7 +187,7 @@ def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
         "intervals": layout.intervals.to_dict(),
         "members": [{**vars(m), "low_snr_db": _finite(m.low_snr_db), "high_snr_db": _finite(m.high_snr_db)} for m in layout.members],
         "budgets": layout.budgets.to_dict(),
-        "trials": [[vars(option) for option in options] for options in layout.trials],
+        "measured": layout.measured.to_dict() if layout.measured else None,
         "ledger": layout.ledger.to_dict(),
         "base_losses": [list(pair) for pair in layout.base_losses],
         "curve": [[time, _finite(float(snr_db[time]))] for time in shown],

@@ -6,7 +6,8 @@ training, teachers, scoring, measuring, trials and sample grids.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,3 +131,10 @@ def affordable_steps(budget_macs: int, macs: int, batch_size: int, teacher_macs:
         teacher_macs: MACs of a teacher that runs forward on every image.
     """
     return budget_macs // (batch_size * (TRAINING_PASSES * macs + teacher_macs))
+
+
+def split_allowance(total_macs: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """Divide compute by weights, to the last MAC."""
+    scale = sum(weights)
+    edges = [int(total_macs * part / scale) for part in itertools.accumulate(weights, initial=0.0)]
+    return tuple(b - a for a, b in itertools.pairwise(edges))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from proxyprune.diffusion.broadcast import SharedScorer, told
-from proxyprune.diffusion.budgets import Option
 from proxyprune.diffusion.draws import fixed_batches
+from proxyprune.diffusion.ema import AveragedWeights
 from proxyprune.diffusion.intervals import Interval, Intervals, bins_of, measured
 from proxyprune.diffusion.ledger import Entry, training_macs
 from proxyprune.diffusion.loop import learning_rate, new_optimizer
 from proxyprune.diffusion.objective import Losses, NoisyBatch, Objective, Process
+from proxyprune.diffusion.recovery import TriedSize
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
-from proxyprune.errors import MissingNeedError, ProxyPruneError, TargetError
+from proxyprune.errors import MissingNeedError, ProxyPruneError, TargetError, TrainingError
 from proxyprune.flow import PruneResult
 from proxyprune.flow import cut as prune_judged
 from proxyprune.graph import ModelGraph
@@ -30,6 +31,7 @@ from proxyprune.read import trace
 from proxyprune.scoring import Brief, find, score
 from proxyprune.scoring.seeds import derived_seed
 
+_TRIAL_WARMUP, _TRIAL_EMA = 0.1, 0.999
 _WEIGHT_BINS = 8  # of every interval
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
 
@@ -211,32 +213,34 @@ class Trial:
     """What pruning to each size costs in one interval.
 
     Attributes:
-        options: One for each size that could be reached, the whole network among them.
-        losses: Loss behind each, on fixed training images and noise.
+        sizes: Those that could be reached, with their damage.
+        whole_loss: Of the whole network at the end of its trial, on fixed training images and noise.
         entries: What trying cost.
         notes: Sizes that could not be reached.
     """
 
-    options: tuple[Option, ...]
-    losses: tuple[float, ...]
+    sizes: tuple[TriedSize, ...]
+    whole_loss: float
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
 
 
 def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base_losses: Losses = ()) -> Trial:
-    """Prune to each size, train for a few steps, look at the loss; the whole network is trained, too.
+    """Prune to each size, train for a while, look at the loss on the way; the whole network is trained, too.
 
     Every size gets the same compute, as experts do: a smaller network recovers in more steps (`compute.saved_to_recovery`).
     Held-out images stay out of it: they judge the run afterwards.
+
+    Raises:
+        TrainingError: If a loss is not finite.
     """
     settings = setup.config.budgets
-    objective, process = Objective(setup.calling), setup.process(setup.config.experts, interval.first, interval.last, base_losses)
+    process = setup.process(setup.config.experts, interval.first, interval.last, base_losses)
     judged = _training_batches(setup, process, interval.first, interval.last, settings.trial_images)
-    entries, notes, found = [], [], []
-    judged_base = judge(
-        setup, setup.base_model(weights).eval(), interval, int(min(settings.sizes, default=1.0) * setup.base_macs), "budgets", base_losses
-    )
-    entries.append(judged_base.entry)
+    smallest = int(min(settings.sizes, default=1.0) * setup.base_macs)
+    judged_base = judge(setup, setup.base_model(weights).eval(), interval, smallest, "budgets", base_losses)
+    entries, notes, sizes = [judged_base.entry], [], []
+    whole: list[float] = []
     for fraction in (1.0, *sorted(settings.sizes, reverse=True)):
         model, macs = setup.base_model(weights), setup.base_macs
         if fraction < 1.0:
@@ -247,16 +251,22 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
                 continue
             model, macs = result.model, result.plan.macs
         more = setup.base_macs / macs if setup.config.compute.saved_to_recovery else 1.0
-        steps = round(setup.config.trial_steps * more)
-        _recover(setup, model, interval, steps, base_losses)
-        images = steps * setup.config.run.batch_size
+        lengths = [round(length * more) for length in setup.config.trial_lengths]
+        losses = _losses_on_the_way(setup, model, interval, lengths, base_losses, judged)
+        images, looks = lengths[-1] * setup.config.run.batch_size, len(lengths) * settings.trial_images
         entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))
-        entries.append(Entry("budgets", interval.index, "measuring", settings.trial_images, macs * settings.trial_images))
-        found.append((fraction, macs, interval_loss(model, objective, judged)))
-    whole = found[0][2]
-    damages = [math.log(loss / whole) if settings.damage == "relative" else loss - whole for _, _, loss in found]
-    options = tuple(Option(fraction, macs, damage) for (fraction, macs, _), damage in zip(found, damages, strict=True))
-    return Trial(options, tuple(loss for _, _, loss in found), tuple(entries), tuple(notes))
+        entries.append(Entry("budgets", interval.index, "measuring", looks, macs * looks))
+        if not all(math.isfinite(loss) and loss > 0.0 for loss in losses):
+            seen = ", ".join(f"{loss:.4g}" for loss in losses)
+            raise TrainingError(
+                f"Size {fraction} was tried in interval {interval.index}, and after {lengths} steps its loss was {seen}, of which no "
+                "damage can be told. Lower experts.learning_rate, or leave the size out (budgets.sizes)."
+            )
+        if fraction < 1.0:
+            sizes.append(TriedSize(fraction, macs, tuple(math.log(loss / like) for loss, like in zip(losses, whole, strict=True))))
+        else:
+            whole = losses
+    return Trial(tuple(sizes), whole[-1], tuple(entries), tuple(notes))
 
 
 def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
@@ -277,25 +287,36 @@ def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
 def trial_macs(setup: Setup, looks: float = 1.0) -> int:
     """The most that measured budgets may cost, all intervals together; looks as for `scoring_macs`."""
     settings = setup.config.budgets
-    images = setup.config.trial_steps * setup.config.run.batch_size
-    each = training_macs(setup.base_macs, images) + setup.base_macs * settings.trial_images
+    images, looks_each = setup.config.trial_steps * setup.config.run.batch_size, len(setup.config.trial_lengths) * settings.trial_images
+    each = training_macs(setup.base_macs, images) + setup.base_macs * looks_each
     return setup.config.intervals.count * (scoring_macs(setup, looks) + (1 + len(settings.sizes)) * each)
 
 
-def _recover(setup: Setup, model: nn.Module, interval: Interval, steps: int, base_losses: Losses) -> None:
-    """A short training with the experts' settings, warmup and decay included; every process does the same."""
-    stage = setup.config.experts
+def _losses_on_the_way(
+    setup: Setup, model: nn.Module, interval: Interval, lengths: Sequence[int], base_losses: Losses, judged: Sequence[NoisyBatch]
+) -> list[float]:
+    """Train with the experts' settings and look at the loss after each of some numbers of steps; every process does the same.
+
+    The learning rate stays up and the weights are averaged, so that every look shows what a training of that length would have reached.
+    """
+    stage = replace(setup.config.experts, decay="constant", warmup=_TRIAL_WARMUP)
     draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last, base_losses)
     draws.rank, draws.world = 0, 1
-    objective, optimizer = Objective(setup.calling), new_optimizer(model, stage)
-    model.train()
-    for step in range(steps):
+    objective, optimizer, averaged = Objective(setup.calling), new_optimizer(model, stage), AveragedWeights(model, _TRIAL_EMA)
+    losses: list[float] = []
+    for step in range(lengths[-1]):
+        model.train()
         torch.manual_seed(derived_seed(setup.config.seed, f"trial-{interval.index}", "dropout", step))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step / steps)
+            group["lr"] = learning_rate(stage, step / lengths[-1])
         optimizer.zero_grad(set_to_none=True)
         loss: Tensor = objective(model, draws.batch(step, setup.device))
         torch.autograd.backward(loss)
         if stage.clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
         optimizer.step()
+        averaged.update(model)
+        while len(losses) < len(lengths) and step + 1 >= lengths[len(losses)]:
+            with averaged.swapped_in(model):
+                losses.append(interval_loss(model, objective, judged))
+    return losses

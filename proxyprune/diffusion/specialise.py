@@ -5,7 +5,6 @@ Where the expert stands (which cuts were made, which step it is at) lies in its 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,10 +245,3 @@ class Specialist:
             perform(before, surgery)
             results.append(PruneResult(model, plan, ranking, make_report(graph, plan), surgery, graph))
         return results
-
-
-def split_allowance(total_macs: int, weights: Sequence[float]) -> tuple[int, ...]:
-    """Divide compute by weights, to the last MAC."""
-    scale = sum(weights)
-    edges = [int(total_macs * part / scale) for part in itertools.accumulate(weights, initial=0.0)]
-    return tuple(b - a for a, b in itertools.pairwise(edges))

@@ -17,7 +17,7 @@ from proxyprune.diffusion.config import StepAdaptiveConfig
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals, bins_of
 from proxyprune.diffusion.layout import LAYOUT, Layout, check_size, decide, layout_record, read_layout
-from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, training_macs
+from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, split_allowance, training_macs
 from proxyprune.diffusion.loop import Loop, Phase, Training
 from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
 from proxyprune.diffusion.loss_by_snr import evaluation_macs, measure_bins, write_losses
@@ -27,7 +27,7 @@ from proxyprune.diffusion.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.preview import Preview, affordable_steps_and_grids
 from proxyprune.diffusion.schedule import training_scheduler
 from proxyprune.diffusion.setup import Setup, make_accelerator
-from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist, split_allowance
+from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist
 from proxyprune.diffusion.trackers import rewind
 from proxyprune.errors import ComputeError, InputError, StorageError, TrainingError
 from proxyprune.files import to_disk, write_json, write_text

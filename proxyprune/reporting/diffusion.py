@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxyprune.diffusion.budgets import Option, smoothed
 from proxyprune.reporting.charts import Series, interval_strip, line_chart, share_bar, stacked_bar
 from proxyprune.reporting.diffusion_run import DiffusionRun, LoggedLoss, Range
 from proxyprune.reporting.parts import Cell, Column, Drawing, Gallery, Part, Row, Section, Table
@@ -22,7 +21,7 @@ def diffusion(result: Result) -> Iterator[Section]:
         return
     if run.ranges:
         yield _intervals(run)
-    if any(entry.trials for entry in run.ranges):
+    if any(entry.tried for entry in run.ranges):
         yield _trials(run)
     if run.ledger:
         yield _ledger(run)
@@ -130,21 +129,19 @@ def _decibels(entry: Range) -> str:
 
 
 def _trials(run: DiffusionRun) -> Section:
-    tried = [entry for entry in run.ranges if entry.trials]
-    fitted = smoothed([[Option(trial.fraction, 0, trial.damage) for trial in entry.trials] for entry in tried])
-    series = []
-    for entry, options in zip(tried, fitted, strict=True):
+    tried, series = [entry for entry in run.ranges if entry.tried], []
+    for entry in tried:
         colour = entry.index % 6
-        measured = sorted((trial.fraction, trial.damage) for trial in entry.trials if trial.fraction < 1.0)
-        series.append(Series("", measured, f"dots fill-{colour} line-{colour}"))
-        series.append(Series(f"interval {entry.index}", sorted((option.fraction, option.damage) for option in options), f"line-{colour}"))
-    named = Named("trials-chart", "Damage by size", f"Measured damage to {len(tried)} intervals at several sizes.")
-    drawing = line_chart(named, series, ("share of the base's MACs", "damage"))
+        series.append(Series("", sorted((size.fraction, size.value) for size in entry.tried), f"dots fill-{colour} line-{colour}"))
+        line = sorted((size.fraction, size.value) for size in entry.left)
+        series.append(Series(f"interval {entry.index}", line, f"line-{colour}"))
+    named = Named("trials-chart", "Damage by size", f"Damage to {len(tried)} intervals at several sizes, measured and expected.")
+    drawing = line_chart(named, series, ("share of the base's MACs", "log ratio of losses"))
     return Section(
         "trials",
         "What pruning costs in each interval",
-        "The loss of the pruned network against that of the whole one, both after a short recovery: dots as measured, lines as fitted "
-        "across sizes and intervals. Budgets are read off the lines.",
+        "The loss of the pruned network against that of the whole one after the same training: dots at the end of a short trial, lines as "
+        "the trials let expect it once an expert is trained. Budgets are read off the lines.",
         (Drawing("Damage by size", drawing),),
     )
 

@@ -16,7 +16,7 @@ BINS = "loss_by_snr.json"
 
 _MOST_PICTURE_BYTES = 4 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SMALLEST, _MOST_DAMAGE = 1e-4, 1e9  # beyond these a fit through trials is no number
+_MOST_DAMAGE = 1e9  # a log ratio of losses is nowhere near
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class LoggedLoss:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What pruning one interval to one size costs: the log ratio of losses, or their difference."""
+class Damage:
+    """What pruning one interval to one size costs: the log ratio of losses."""
 
     fraction: float
-    damage: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Range:
         macs: What the finished expert costs, or None.
         params: Its parameters, or None.
         steps: Training steps it had, or None.
-        trials: Measured damage by fraction, where budgets were measured.
+        tried: Damage at the end of each trial, where budgets were measured.
+        left: Damage that is expected after an expert's training, by size.
     """
 
     index: int
@@ -112,7 +113,8 @@ class Range:
     macs: int | None = None
     params: int | None = None
     steps: int | None = None
-    trials: tuple[Trial, ...] = ()
+    tried: tuple[Damage, ...] = ()
+    left: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,10 @@ def read_run(folder: Path) -> DiffusionRun:
 
 
 def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None]) -> Iterator[Range]:
-    fractions, counts, trials = budgets.items("fractions"), budgets.items("steps"), layout.items("trials")
+    fractions, counts, measured = budgets.items("fractions"), budgets.items("steps"), layout.fields("measured")
+    tried, left = measured.items("sizes"), measured.items("left")
     for index, member in enumerate(layout.objects("members")):
         done = experts.get(f"expert-{index}")
-        tried = [Fields.of(option, f"{layout.where}, 'trials'") for option in trials[index]] if index < len(trials) else []
         yield Range(
             index,
             member.number("low_snr_db"),
@@ -217,15 +219,33 @@ def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None
             None if done is None else done.optional_count("macs"),
             None if done is None else done.optional_count("params"),
             None if done is None else done.optional_count("steps"),
-            tuple(map(_trial, tried)),
+            tuple(_tried(tried[index], measured.where)) if index < len(tried) else (),
+            tuple(_left(left[index], measured.where)) if index < len(left) else (),
         )
 
 
-def _trial(option: Fields) -> Trial:
-    fraction, damage = option.number("fraction"), option.number("damage")
-    if fraction is None or damage is None or not (_SMALLEST <= fraction <= 1.0 and abs(damage) <= _MOST_DAMAGE):
-        fail(option.where, f"expected a size from {_SMALLEST} to 1 and its damage, found {fraction} and {damage}")
-    return Trial(fraction, damage)
+def _tried(sizes: object, where: str) -> Iterator[Damage]:
+    if not isinstance(sizes, list):
+        fail(where, f"expected sizes that were tried, found {str(sizes)[:60]!r}")
+    for size in sizes:
+        record = Fields.of(size, where)
+        damages = record.items("damages")
+        yield _damage(record.number("fraction"), as_number(damages[-1], where) if damages else None, where)
+
+
+def _left(points: object, where: str) -> Iterator[Damage]:
+    if not isinstance(points, list):
+        fail(where, f"expected sizes with their damage, found {str(points)[:60]!r}")
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2:
+            fail(where, f"expected [size, damage], found {str(point)[:60]!r}")
+        yield _damage(as_number(point[0], where), as_number(point[1], where), where)
+
+
+def _damage(fraction: float | None, value: float | None, where: str) -> Damage:
+    if fraction is None or value is None or not (0.0 < fraction <= 1.0 and abs(value) <= _MOST_DAMAGE):
+        fail(where, f"expected a size in (0, 1] and its damage, found {fraction} and {value}")
+    return Damage(fraction, value)
 
 
 def _curve(layout: Fields) -> Iterator[tuple[float, float]]:
