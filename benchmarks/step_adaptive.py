@@ -145,7 +145,12 @@ class Arm:
 
 _WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
 # Budgets are met for 50 steps of DDIM; one point lower, 20 steps of DPM-Solver++, which stand elsewhere, meet them too.
-_MEASURED = {"budgets.method": "measured", "budgets.trial_steps": None, "budgets.trial_images": 512}
+_MEASURED = {
+    "budgets.method": "measured",
+    "budgets.trial_steps": None,
+    "budgets.trial_images": 512,
+    "budgets.damage_per": "interval",
+}
 _MEASURED_80 = {**_MEASURED, "budgets.target": 0.79}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.79, "budgets.capacity": "clean"}
 _SINGLE_80 = {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.79}
@@ -153,18 +158,16 @@ ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
     "formula_80": Arm("formula, 80 %", _FORMULA_80),
-    "measured_80": Arm("measured by sampler step, 80 %", _MEASURED_80),
-    "measured_80_interval": Arm("measured by interval, 80 %", {**_MEASURED_80, "budgets.damage_per": "interval"}),
-    "measured_50": Arm("measured by sampler step, 50 %", {**_MEASURED, "budgets.target": 0.49}),
+    "measured_80": Arm("measured, 80 %", _MEASURED_80),
+    "measured_80_step": Arm("measured by sampler step, 80 %", {**_MEASURED_80, "budgets.damage_per": "step"}),
+    "measured_50": Arm("measured, 50 %", {**_MEASURED, "budgets.target": 0.49}),
     "formula_50": Arm("formula, 50 %", {**_FORMULA_80, "budgets.target": 0.49}),
     "single_full": Arm("one full-size model, relative weights", {"intervals.count": 1, "budgets.method": "full"}),
     "single_80": Arm("one pruned model, 80 %", _SINGLE_80),
     "single_80_plain": Arm("one pruned model, 80 %, plain weights", {**_SINGLE_80, "experts.weighting": "plain"}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
     "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
-    "measured_80_distil": Arm(
-        "measured by sampler step, 80 %, distilled", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}
-    ),
+    "measured_80_distil": Arm("measured, 80 %, distilled", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }
