@@ -31,7 +31,7 @@ from proxyprune.read import trace
 from proxyprune.scoring import Brief, find, score
 from proxyprune.scoring.seeds import derived_seed
 
-_TRIAL_WARMUP, _TRIAL_EMA = 0.1, 0.999
+_TRIAL_WARMUP, _TRIAL_EMA = 0.3, 0.999
 _WEIGHT_BINS = 8  # of every interval
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
 

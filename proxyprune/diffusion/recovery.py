@@ -21,8 +21,9 @@ from proxyprune.diffusion.schedule import FloatArray
 PARTS = 40
 """Sizes that a measured allocation chooses from are multiples of 1 / PARTS of the base."""
 FLOOR = 0.01
-"""Damage below this, one percent of the loss, is not told from none: trials do not repeat it."""
-_MISFIT = 0.3  # of the model, in units of asinh(damage / FLOOR): above the floor, a relative error
+"""Damage below this, one percent of the loss, is not told from none, however well the model fits."""
+_MISFIT = 0.3  # relative error of the model where damage is large
+_PASSES = 5  # between the fit and what it says about the noise of each interval
 _SPREADS = {"level": 0.5, "exponent": 0.25}  # of intervals about their mean: log damage at the end of a trial, power of its length
 _MEANS = {"level": (-3.0, 2.0), "exponent": (0.5, 0.2), "bend": (1.2, 0.1)}  # what is expected before there is a trial, and how firmly
 
@@ -68,9 +69,9 @@ class Recovery:
 def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int], base_macs: int) -> Recovery:
     """The model that fits all trials best, in the sense of least squares with priors (maximum a posteriori).
 
-    Errors are relative for damage well above `FLOOR` and absolute below it, which asinh(damage / FLOOR) makes equally large; a cut that
-    seems to help is one whose damage is small. Intervals share the bend, and are drawn to a common level and exponent as far as their
-    own trials leave these open: with a few noisy trials they are taken to be alike, with many each stands for itself.
+    Errors are relative for large damage and absolute for small, which asinh(damage / floor) makes equally large; a cut that seems to help
+    is one whose damage is small. Trials of some intervals are noisier than those of others, so each has a floor of its own, from what
+    the fit leaves. Intervals share the bend, and are drawn to a common level and exponent as far as their own trials leave these open.
 
     Args:
         trials: For each interval the sizes tried; one without any gets the common level and exponent.
@@ -87,17 +88,27 @@ def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int], 
     ]
     where = np.asarray([row[0] for row in rows], dtype=int)
     cut, length, damage = np.asarray([row[1:] for row in rows], dtype=float).reshape(-1, 3).T
-    seen, (means, doubts) = np.arcsinh(damage / FLOOR), np.asarray(list(_MEANS.values())).T
+    means, doubts = np.asarray(list(_MEANS.values())).T
+    floors = np.full(count, FLOOR)
+
+    def expected(values: FloatArray) -> FloatArray:
+        exponents: FloatArray = values[:count][where] + values[-1] * cut - values[count : 2 * count][where] * length
+        return np.exp(exponents)
 
     def errors(values: FloatArray) -> FloatArray:
-        level, exponent, common = values[:count], values[count : 2 * count], values[2 * count :]
-        expected = np.exp(level[where] + common[2] * cut - exponent[where] * length)
+        level, exponent, common, floor = values[:count], values[count : 2 * count], values[2 * count :], floors[where]
+        misfit = (np.arcsinh(expected(values) / floor) - np.arcsinh(damage / floor)) / _MISFIT
         spread = np.concatenate([(level - common[0]) / _SPREADS["level"], (exponent - common[1]) / _SPREADS["exponent"]])
-        return np.concatenate([(np.arcsinh(expected / FLOOR) - seen) / _MISFIT, spread, (common - means) / doubts])
+        return np.concatenate([misfit, spread, (common - means) / doubts])
 
-    start = np.concatenate([np.full(count, means[0]), np.full(count, means[1]), means])
+    found = np.concatenate([np.full(count, means[0]), np.full(count, means[1]), means])
     limits = [-20.0] * count + [0.0] * count + [-20.0, 0.0, 0.0], [5.0] * count + [2.0] * count + [5.0, 2.0, 5.0]
-    found = least_squares(errors, start, bounds=limits).x
+    looks = np.maximum(1, np.bincount(where, minlength=count))
+    for _ in range(_PASSES):
+        found = least_squares(errors, found, bounds=limits).x
+        unexplained = np.square(damage - expected(found)) - np.square(_MISFIT * expected(found))
+        noise = np.maximum(0.0, np.bincount(where, unexplained, count) / looks)
+        floors = np.maximum(FLOOR, np.sqrt(noise) / _MISFIT)
     level, exponent, bend = found[:count], found[count : 2 * count], float(found[-1])
     return Recovery(tuple(np.exp(level + exponent * math.log(longest)).tolist()), tuple(exponent.tolist()), bend)
 
