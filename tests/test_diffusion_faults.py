@@ -24,7 +24,7 @@ from proxyprune.diffusion.ema import AveragedWeights
 from proxyprune.diffusion.features import load_features
 from proxyprune.diffusion.measure import try_sizes
 from proxyprune.diffusion.specialise import RESULT, TEACHER
-from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, MissingNeedError, StorageError
+from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, MissingNeedError, StorageError, TrainingError
 
 EXPLODES = """
 import torch
@@ -114,6 +114,13 @@ def test_trials_repeat_with_dropout(tmp_path):
         trial = try_sizes(trainer.setup, weights, member)
         found.append((trial.sizes, trial.whole_loss))
     assert found[0] == found[1]
+
+
+def test_trials_that_diverge_are_told(tmp_path):
+    """No damage can be read off them; the message says which size, what was seen, and what to do."""
+    config = small_config(tmp_path, budgets__method="measured", budgets__sizes=[0.6], budgets__trial_steps=2, experts__learning_rate=1e18)
+    with pytest.raises(TrainingError, match=r"Size 1\.0 was tried in interval 0.*learning_rate"):
+        StepAdaptiveTrainer(config.with_values({"experts.clip": None, "budgets.trial_images": 8}), tmp_path / "run").train()
 
 
 def archive(path, images: Any, **arrays: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,19 @@ def test_cuts_that_seem_to_help_do_not_waste_the_budget():
     budgets = by_measurement(options, (3, 2), 0.83, BASE)
     assert 0.83 - 1 / PARTS < weighted_mean(budgets.fractions, budgets.steps) <= 0.83 + 1e-9
     assert budgets.fractions[0] > budgets.fractions[1]
+
+
+def test_an_interval_whose_trials_scatter_says_less():
+    """Looks that scatter by a third of the loss are drawn to what the other intervals show; the same looks without scatter are believed."""
+    calm = trials(Recovery((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 1.2), 0.003, seed=1)
+    low = Recovery((0.1,), (0.5,), 1.2)
+    quiet = trials(low)[0]
+    wild = tuple(replace(size, damages=tuple(d + e for d, e in zip(size.damages, (0.3, -0.3, 0.3, -0.3), strict=True))) for size in quiet)
+    sure, unsure = (fit_recovery((*calm, last), LENGTHS, BASE).damage(3, 0.5, 40) for last in (quiet, wild))
+    usual = fit_recovery((*calm, quiet), LENGTHS, BASE).damage(0, 0.5, 40)
+    assert sure < 0.3 * usual
+    assert 0.5 * usual < unsure < 2.0 * usual
+    assert fit_recovery((*calm, wild), LENGTHS, BASE).damage(0, 0.5, 40) == pytest.approx(usual, rel=0.1)
 
 
 def test_sizes_reach_from_the_smallest_tried_to_the_whole():
