@@ -108,7 +108,7 @@ def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int], 
         found = least_squares(errors, found, bounds=limits).x
         unexplained = np.square(damage - expected(found)) - np.square(_MISFIT * expected(found))
         noise = np.maximum(0.0, np.bincount(where, unexplained, count) / looks)
-        floors = np.maximum(FLOOR, np.sqrt(noise) / _MISFIT)
+        floors = np.maximum(floors, np.sqrt(noise) / _MISFIT)
     level, exponent, bend = found[:count], found[count : 2 * count], float(found[-1])
     return Recovery(tuple(np.exp(level + exponent * math.log(longest)).tolist()), tuple(exponent.tolist()), bend)
 
