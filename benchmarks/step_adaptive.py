@@ -149,6 +149,7 @@ _MEASURED = {
     "budgets.method": "measured",
     "budgets.trial_steps": None,
     "budgets.trial_images": 512,
+    "budgets.sizes": [0.5, 0.35],
     "budgets.damage_per": "interval",
 }
 _MEASURED_80 = {**_MEASURED, "budgets.target": 0.79}

@@ -33,7 +33,7 @@ from proxyprune.diffusion.setup import Setup
 NAME = "trial_length"
 TARGETS = {"measured_80": 0.79, "measured_50": 0.49}
 FINISHED = ("formula_80", "formula_80_noisy", "formula_50", "measured_80", "measured_80_step", "measured_50")
-"""Arms that differ from full-size experts in their sizes only."""
+"""Arms that differ from full-size experts in their sizes, and where they are measured in what the trials took from their training."""
 
 
 def final_losses(run: Mapping[str, Any], intervals: Intervals) -> list[float]:
@@ -52,8 +52,8 @@ def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> Rec
             whole = final_losses(first["experts_full", seed], intervals)
             for found, fraction, loss, reference in zip(sizes, run["budgets"], final_losses(run, intervals), whole, strict=True):
                 if fraction < 1.0:
-                    found.append(TriedSize(fraction, round(fraction * run["base_macs"]), (loss - reference,)))
-    return fit_recovery(sizes, (1,), runs[0]["base_macs"])
+                    found.append(TriedSize(fraction, (loss - reference,)))
+    return fit_recovery(sizes, (1,))
 
 
 def measure(experiment: Experiment, folder: Path, seed: int, steps: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def judged(runs: Sequence[Mapping[str, Any]], truth: Recovery) -> list[dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 80, 320], help="steps of a trial of the whole network")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 80], help="steps of a trial of the whole network")
     parser.add_argument("--prediction", choices=["epsilon", "v_prediction"], default="epsilon")
     parser.add_argument("--folder", type=Path, help="of step_adaptive.py, for its bases")
     arguments = parser.parse_args()

@@ -191,13 +191,13 @@ def diffusion(folder: Path) -> Path:
     bounds = ((6.0, None, 0, 30), (-4.0, 6.0, 31, 60), (None, -4.0, 61, 99))
     members = [{"index": i, "count": 3, "low_snr_db": a, "high_snr_db": b, "first": c, "last": d} for i, (a, b, c, d) in enumerate(bounds)]
     budgets = {"fractions": [0.7, 0.75, 0.9], "steps": [15, 15, 20], "method": "measured", "k": None, "mean": 0.8, "notes": ["A note."]}
-    sizes = [[{"fraction": f, "macs": 1, "damages": [0.6 * (1.0 - f), 0.3 * (1.0 - f)]} for f in (0.5, 0.75)] for _ in members]
-    left = [[[f, 0.1 * (1.0 - f)] for f in (0.5, 0.75, 1.0)] for _ in members]
+    sizes = [[{"fraction": f, "damages": [0.6 * (1.0 - f), 0.3 * (1.0 - f)]} for f in (0.5, 0.75)] for _ in members]
+    remaining = [[[f, 0.1 * (1.0 - f)] for f in (0.5, 0.75, 1.0)] for _ in members]
     layout = {
         "schema": 1,
         "members": members,
         "budgets": budgets,
-        "measured": {"sizes": sizes, "left": left},
+        "measured": {"sizes": sizes, "remaining": remaining},
         "intervals": {"method": "dynamic", "boundaries_db": [6, -4]},
         "curve": [[0, 20.0], [30, 6.1], [31, 5.9], [60, -3.9], [61, -4.1], [98, -30.0], [99, None]],
     }

@@ -97,7 +97,7 @@ def test_trials_take_a_twentieth_unless_told_otherwise():
     for name in ("digits", "digits-small", "fashion16"):
         config = StepAdaptiveConfig.preset(name).with_values({"budgets.method": "measured"})
         trials = config.intervals.count * (1 + len(config.budgets.sizes))
-        assert config.trial_steps * trials <= 0.08 * config.compute.reference_steps
+        assert config.trial_steps * trials <= 0.06 * config.compute.reference_steps
     assert StepAdaptiveConfig().with_values({"budgets.trial_steps": 7}).trial_steps == 7
 
 

@@ -416,6 +416,7 @@ def test_every_setting_can_be_set_by_name():
         *(("noise.beta_end", value) for value in (0.00001, 1.0, math.nan)),
         ("budgets.sizes", ()),
         ("budgets.sizes", (0.5, 1.0)),
+        ("budgets.sizes", (0.5, 0.35, 0.5)),
         ("compute.expert_weights", (1.0, 2.0)),
         ("compute.expert_weights", (1.0, 1.0, 1.0, 0.0)),
         ("experts.teacher", "expert"),

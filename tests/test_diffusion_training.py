@@ -26,8 +26,10 @@ from proxyprune.diffusion.denoiser import Calling
 from proxyprune.diffusion.draws import fixed_batches
 from proxyprune.diffusion.experts import Experts
 from proxyprune.diffusion.intervals import Intervals, equal_db
+from proxyprune.diffusion.layout import decide
 from proxyprune.diffusion.ledger import split_allowance
 from proxyprune.diffusion.loop import learning_rate
+from proxyprune.diffusion.measure import trial_macs
 from proxyprune.diffusion.objective import Process
 from proxyprune.diffusion.samplers import sampler
 from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
@@ -353,17 +355,64 @@ def test_measured_intervals_and_budgets(tmp_path):
         budgets__trial_images=32,
     )
     trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    decided = decide(trainer.setup, trainer.train_base(), trainer.setup.limit_macs - trainer.ledger().spent_macs)
     pipeline = trainer.train()
     layout = trainer.layout()
+    assert layout.measured == decided.measured
+    assert layout.budgets == decided.budgets
     assert [[size.fraction for size in tried] for tried in layout.measured.sizes] == [[0.6], [0.6]]
     assert layout.measured.lengths == (1, 2)
-    assert layout.measured == StepAdaptiveTrainer(config, tmp_path / "run").layout().measured
-    left = (200 * (1 - config.compute.base_share) - 2) / 2
+    left = 200 * (1 - config.compute.base_share) / 2
     assert all(0.7 * left < steps < left for steps in layout.measured.expert_steps)
+    measuring = sum(entry.macs for entry in layout.ledger.entries if entry.stage == "budgets")
+    assert 0.6 * trial_macs(trainer.setup) < measuring <= trial_macs(trainer.setup)
     assert layout.budgets.mean <= 0.8
     assert pipeline.relative_macs(20) <= 0.8
     assert {"intervals measuring", "budgets 0 training", "budgets 1 scoring"} <= trainer.ledger().by_stage().keys()
     assert trainer.ledger().share <= 1.0
+
+
+def test_measured_budgets_follow_the_experts_shares(tmp_path):
+    """An expert with three quarters of the compute trains three times as long, where cuts do not get their savings back, too."""
+    changes = {"compute.expert_weights": [3.0, 1.0], "compute.saved_to_recovery": False, "compute.reference_steps": 100}
+    config = small_config(tmp_path, budgets__method="measured", budgets__sizes=[0.6], budgets__trial_steps=3, budgets__trial_images=8)
+    trainer = StepAdaptiveTrainer(config.with_values(changes), tmp_path / "run")
+    trainer.train_base()
+    layout = trainer.layout()
+    assert layout.measured.expert_steps[0] == pytest.approx(3 * layout.measured.expert_steps[1], rel=1e-3)
+    trained = [entry.images for entry in layout.ledger.entries if (entry.stage, entry.what) == ("budgets", "training")]
+    assert trained == [3 * config.run.batch_size] * 4
+
+
+def test_one_interval_measures_nothing(tmp_path):
+    """There is nothing to share out: its expert gets the target."""
+    config = small_config(tmp_path, budgets__method="measured", intervals__count=1, budgets__target=0.77)
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    trainer.train_base()
+    assert trainer.layout().budgets.fractions == (0.77,)
+    assert trainer.layout().measured is None
+
+
+def test_sizes_that_no_trial_could_reach_are_named(tmp_path):
+    """Together with why, where the target is out of reach for that reason."""
+    config = small_config(tmp_path, budgets__method="measured", budgets__sizes=[0.7, 0.05], budgets__trial_steps=2, budgets__trial_images=8)
+    trainer = StepAdaptiveTrainer(config.with_values({"budgets.target": 0.8}), tmp_path / "run")
+    trainer.train_base()
+    notes = [note for note in trainer.layout().budgets.notes if "size 0.05 cannot be reached" in note]
+    assert len(notes) == 2
+    assert [[size.fraction for size in tried] for tried in trainer.layout().measured.sizes] == [[0.7], [0.7]]
+
+
+def test_a_layout_of_an_earlier_version_is_read(tmp_path):
+    """Its trials had another form, and a run that has its budgets needs no trials."""
+    trainer = StepAdaptiveTrainer(small_config(tmp_path), tmp_path / "run")
+    trainer.train_base()
+    layout = trainer.layout()
+    place = tmp_path / "run" / "layout.json"
+    record = json.loads(place.read_text())
+    del record["measured"]
+    place.write_text(json.dumps(record | {"schema": 1, "trials": [[{"fraction": 1.0, "macs": 3, "damage": 0.0}]] * 2}))
+    assert trainer.layout().budgets == layout.budgets
 
 
 def test_experts_weigh_errors_against_the_base(tmp_path):

@@ -98,7 +98,7 @@ class BudgetConfig:
         sampler_steps: Steps of the sampler that the mean is taken over.
         sampler: That sampler, which the pipeline then has: a short name ("ddim", "dpm++", ...) or a class of diffusers. None takes DDIM, or
             Euler for flow matching.
-        sizes: Fractions that "measured" tries.
+        sizes: Fractions that "measured" tries; the smallest is the least that an expert may get.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
             compute.saved_to_recovery is off. None takes as many as cost a twentieth of the reference's compute, all trials together.
             What is left of the damage after an expert's own steps is read off an eighth, a quarter, a half and all of them.

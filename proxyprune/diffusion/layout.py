@@ -14,7 +14,7 @@ from proxyprune.diffusion.intervals import Interval, Intervals, dynamic, equal_d
 from proxyprune.diffusion.ledger import Entry, Ledger, split_allowance, training_macs
 from proxyprune.diffusion.measure import losses_of_base, measured_intervals, try_sizes
 from proxyprune.diffusion.objective import Losses
-from proxyprune.diffusion.recovery import Measurement
+from proxyprune.diffusion.recovery import Measurement, fit_recovery
 from proxyprune.diffusion.schedule import FloatArray
 from proxyprune.diffusion.setup import Setup
 from proxyprune.errors import InputError, StorageError, TargetError
@@ -76,6 +76,7 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | No
 
     Raises:
         ComputeError: If measuring costs more.
+        TrainingError: If a trial diverges.
         TargetError: If the network cannot be pruned to the size of an expert.
         InputError: If something has to be measured and there is no base.
     """
@@ -103,7 +104,7 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
     ledger = Ledger(limit_macs).add(*entries)
     if settings.method == "full" or whole:
         return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), None, ledger, losses)
-    if settings.method == "even" or (len(members) == 1 and settings.method == "formula"):
+    if settings.method == "even" or len(members) == 1:
         return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), None, ledger, losses)
     if settings.method == "formula":
         return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), None, ledger, losses)
@@ -113,23 +114,27 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
     for member in members:
         trials.append(try_sizes(setup, weights, member, losses))
         ledger = ledger.add(*trials[-1].entries)
-    measured = Measurement.of(
-        tuple(trial.sizes for trial in trials),
-        tuple(trial.whole_loss for trial in trials),
-        setup.config.trial_lengths,
-        _expert_steps(setup, ledger),
-        setup.base_macs,
-    )
+    sizes, lengths = tuple(trial.sizes for trial in trials), setup.config.trial_lengths
+    whole_losses, recovery = tuple(trial.whole_loss for trial in trials), fit_recovery(sizes, lengths)
+    measured = Measurement(sizes, whole_losses, lengths, _expert_steps(setup, ledger), recovery)
     options = [measured.options(index, setup.base_macs, settings.damage) for index in range(len(members))]
-    budgets = by_measurement(options, counts, settings.target, setup.base_macs, settings.damage_per)
-    notes = (*budgets.notes, measured.note(), *(note for trial in trials for note in trial.notes))
+    out_of_reach = tuple(note for trial in trials for note in trial.notes)
+    try:
+        budgets = by_measurement(options, counts, settings.target, setup.base_macs, settings.damage_per)
+    except TargetError as error:
+        raise TargetError(" ".join((str(error), *out_of_reach))) from error
+    notes = (*budgets.notes, measured.note(), *out_of_reach)
     return Layout(intervals, members, replace(budgets, notes=notes), measured, ledger, losses)
 
 
-def _expert_steps(setup: Setup, spent: Ledger) -> tuple[float, ...]:
-    """Steps of the whole network that the training of each interval's expert will cost as much as, about."""
+def _expert_steps(setup: Setup, ledger: Ledger) -> tuple[float, ...]:
+    """Steps of the whole network that the training of each interval's expert will cost as much as, about.
+
+    Scoring and a teacher's passes are left out, and a cut that comes late, or in several rounds, is taken to come at once.
+    """
     compute = setup.config.compute
-    left = setup.limit_macs - int(compute.base_share * setup.limit_macs) - spent.spent_macs
+    allowed = setup.limit_macs - int(compute.base_share * setup.limit_macs) if ledger.limit_macs is None else ledger.limit_macs
+    left = allowed - ledger.spent_macs
     parts = split_allowance(max(0, left), compute.expert_weights or (1.0,) * setup.config.intervals.count)
     return tuple(max(1.0, part / training_macs(setup.base_macs, setup.config.run.batch_size)) for part in parts)
 
@@ -183,7 +188,7 @@ def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
     spread = {round(part * (len(snr_db) - 1) / _CURVE) for part in range(_CURVE + 1)}
     shown = sorted(spread | {edge for member in layout.members for edge in (member.first, member.last)})
     return {
-        "schema": 1,
+        "schema": 2,
         "intervals": layout.intervals.to_dict(),
         "members": [{**vars(m), "low_snr_db": _finite(m.low_snr_db), "high_snr_db": _finite(m.high_snr_db)} for m in layout.members],
         "budgets": layout.budgets.to_dict(),

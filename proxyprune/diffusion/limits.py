@@ -38,6 +38,7 @@ AT_LEAST_ONE = (
     "pruning.calibration_batches",
     "pruning.calibration_images",
     "budgets.trial_images",
+    "budgets.trial_steps",
     "compute.reference_steps",
     "run.batch_size",
     "run.checkpoint_every",
@@ -74,11 +75,10 @@ NOT_NEGATIVE = (
     "base.weight_decay",
     "experts.weight_decay",
     "intervals.loss_weight",
-    "budgets.trial_steps",
     "run.sample_every",
     "run.loss_bins",
 )
-"""Finite and at least 0; trial steps may be None."""
+"""Finite and at least 0."""
 
 
 def problems(config: StepAdaptiveConfig) -> list[str]:
@@ -124,8 +124,8 @@ def _ranges(values: Mapping[str, Any]) -> list[str]:
         if len(values[f"{stage}.betas"]) != 2 or not all(0.0 <= beta < 1.0 for beta in values[f"{stage}.betas"])
     ]
     sizes = values["budgets.sizes"]
-    if not sizes or any(not 0.0 < size < 1.0 for size in sizes):
-        found.append(f"budgets.sizes must be fractions between 0 and 1, found {sizes!r}")
+    if not sizes or any(not 0.0 < size < 1.0 for size in sizes) or len(set(sizes)) < len(sizes):
+        found.append(f"budgets.sizes must be different fractions between 0 and 1, found {sizes!r}")
     if not all(math.isfinite(weight) and weight > 0 for weight in values["compute.expert_weights"]):
         found.append(f"compute.expert_weights must be above 0, found {values['compute.expert_weights']!r}")
     return found

@@ -31,7 +31,8 @@ from proxyprune.read import trace
 from proxyprune.scoring import Brief, find, score
 from proxyprune.scoring.seeds import derived_seed
 
-_TRIAL_WARMUP, _TRIAL_EMA = 0.3, 0.999
+_TRIAL_WARMUP = 0.3  # of a trial; in a third of that, the first steps throw a network off by more than a cut does
+_TRIAL_EMA = 0.999  # at most: a short trial's average forgets faster (`AveragedWeights`)
 _WEIGHT_BINS = 8  # of every interval
 _PROJECTED = 2048  # dimensions that gradients are projected to; their angles are kept within a few hundredths
 
@@ -232,7 +233,7 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
     Held-out images stay out of it: they judge the run afterwards.
 
     Raises:
-        TrainingError: If a loss is not finite.
+        TrainingError: If a loss is not finite and positive.
     """
     settings = setup.config.budgets
     process = setup.process(setup.config.experts, interval.first, interval.last, base_losses)
@@ -257,13 +258,13 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
         entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))
         entries.append(Entry("budgets", interval.index, "measuring", looks, macs * looks))
         if not all(math.isfinite(loss) and loss > 0.0 for loss in losses):
-            seen = ", ".join(f"{loss:.4g}" for loss in losses)
+            seen, advice = ", ".join(f"{loss:.4g}" for loss in losses), ", or leave the size out (budgets.sizes)" if fraction < 1.0 else ""
             raise TrainingError(
                 f"Size {fraction} was tried in interval {interval.index}, and after {lengths} steps its loss was {seen}, of which no "
-                "damage can be told. Lower experts.learning_rate, or leave the size out (budgets.sizes)."
+                f"damage can be told. Lower experts.learning_rate{advice}."
             )
         if fraction < 1.0:
-            sizes.append(TriedSize(fraction, macs, tuple(math.log(loss / like) for loss, like in zip(losses, whole, strict=True))))
+            sizes.append(TriedSize(fraction, tuple(math.log(loss / like) for loss, like in zip(losses, whole, strict=True))))
         else:
             whole = losses
     return Trial(tuple(sizes), whole[-1], tuple(entries), tuple(notes))
@@ -287,17 +288,18 @@ def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
 def trial_macs(setup: Setup, looks: float = 1.0) -> int:
     """The most that measured budgets may cost, all intervals together; looks as for `scoring_macs`."""
     settings = setup.config.budgets
-    images, looks_each = setup.config.trial_steps * setup.config.run.batch_size, len(setup.config.trial_lengths) * settings.trial_images
-    each = training_macs(setup.base_macs, images) + setup.base_macs * looks_each
+    lengths = setup.config.trial_lengths
+    images = (lengths[-1] + 1) * setup.config.run.batch_size  # a smaller network's steps are rounded, by less than one
+    each = training_macs(setup.base_macs, images) + setup.base_macs * len(lengths) * settings.trial_images
     return setup.config.intervals.count * (scoring_macs(setup, looks) + (1 + len(settings.sizes)) * each)
 
 
 def _losses_on_the_way(
     setup: Setup, model: nn.Module, interval: Interval, lengths: Sequence[int], base_losses: Losses, judged: Sequence[NoisyBatch]
 ) -> list[float]:
-    """Train with the experts' settings and look at the loss after each of some numbers of steps; every process does the same.
+    """Train with the experts' optimizer and losses and look at the loss after each of some numbers of steps; every process does the same.
 
-    The learning rate stays up and the weights are averaged, so that every look shows what a training of that length would have reached.
+    The learning rate rises and stays up, without decay, and looks are at averaged weights, so that one trial tells of several lengths.
     """
     stage = replace(setup.config.experts, decay="constant", warmup=_TRIAL_WARMUP)
     draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last, base_losses)
@@ -316,7 +318,7 @@ def _losses_on_the_way(
             torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
         optimizer.step()
         averaged.update(model)
-        while len(losses) < len(lengths) and step + 1 >= lengths[len(losses)]:
+        if step + 1 in lengths:
             with averaged.swapped_in(model):
                 losses.append(interval_loss(model, objective, judged))
     return losses

@@ -169,7 +169,7 @@ class StepAdaptiveTrainer:
         if self.accelerator.is_main_process:
             write_json(self.folder / LAYOUT, layout_record(layout, self.setup.schedule.snr_db))
         self.accelerator.wait_for_everyone()
-        return layout
+        return read_layout(self.folder, self.setup) or layout  # processes may differ in the last digit: one has decided
 
     def train_expert(self, index: int) -> dict[str, Any]:
         """Stage 2 of one interval; jobs on several machines may each run one and share the folder.
@@ -311,7 +311,7 @@ def _check_compute(setup: Setup, looks: float) -> None:
     cost = 0
     if config.intervals.method == "measured":
         cost += training_macs(setup.base_macs, config.intervals.bins * config.intervals.images)
-    if config.budgets.method == "measured":
+    if config.budgets.method == "measured" and config.intervals.count > 1:
         cost += trial_macs(setup, looks)
     if cost >= left:
         raise ComputeError(

@@ -133,7 +133,7 @@ def _trials(run: DiffusionRun) -> Section:
     for entry in tried:
         colour = entry.index % 6
         series.append(Series("", sorted((size.fraction, size.value) for size in entry.tried), f"dots fill-{colour} line-{colour}"))
-        line = sorted((size.fraction, size.value) for size in entry.left)
+        line = sorted((size.fraction, size.value) for size in entry.remaining)
         series.append(Series(f"interval {entry.index}", line, f"line-{colour}"))
     named = Named("trials-chart", "Damage by size", f"Damage to {len(tried)} intervals at several sizes, measured and expected.")
     drawing = line_chart(named, series, ("share of the base's MACs", "log ratio of losses"))
@@ -141,7 +141,7 @@ def _trials(run: DiffusionRun) -> Section:
         "trials",
         "What pruning costs in each interval",
         "The loss of the pruned network against that of the whole one after the same training: dots at the end of a short trial, lines as "
-        "the trials let expect it once an expert is trained. Budgets are read off the lines.",
+        "the trials let expect it once an expert is trained. Budgets follow from the lines.",
         (Drawing("Damage by size", drawing),),
     )
 

@@ -100,7 +100,7 @@ class Range:
         params: Its parameters, or None.
         steps: Training steps it had, or None.
         tried: Damage at the end of each trial, where budgets were measured.
-        left: Damage that is expected after an expert's training, by size.
+        remaining: Damage that is expected after an expert's training, by size.
     """
 
     index: int
@@ -114,7 +114,7 @@ class Range:
     params: int | None = None
     steps: int | None = None
     tried: tuple[Damage, ...] = ()
-    left: tuple[Damage, ...] = ()
+    remaining: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def read_run(folder: Path) -> DiffusionRun:
 
 def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None]) -> Iterator[Range]:
     fractions, counts, measured = budgets.items("fractions"), budgets.items("steps"), layout.fields("measured")
-    tried, left = measured.items("sizes"), measured.items("left")
+    tried, remaining = measured.items("sizes"), measured.items("remaining")
     for index, member in enumerate(layout.objects("members")):
         done = experts.get(f"expert-{index}")
         yield Range(
@@ -220,7 +220,7 @@ def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None
             None if done is None else done.optional_count("params"),
             None if done is None else done.optional_count("steps"),
             tuple(_tried(tried[index], measured.where)) if index < len(tried) else (),
-            tuple(_left(left[index], measured.where)) if index < len(left) else (),
+            tuple(_remaining(remaining[index], measured.where)) if index < len(remaining) else (),
         )
 
 
@@ -233,7 +233,7 @@ def _tried(sizes: object, where: str) -> Iterator[Damage]:
         yield _damage(record.number("fraction"), as_number(damages[-1], where) if damages else None, where)
 
 
-def _left(points: object, where: str) -> Iterator[Damage]:
+def _remaining(points: object, where: str) -> Iterator[Damage]:
     if not isinstance(points, list):
         fail(where, f"expected sizes with their damage, found {str(points)[:60]!r}")
     for point in points:
