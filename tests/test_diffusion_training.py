@@ -396,7 +396,7 @@ def test_one_interval_measures_nothing(tmp_path):
 def test_sizes_that_no_trial_could_reach_are_named(tmp_path):
     """Together with why, where the target is out of reach for that reason."""
     config = small_config(tmp_path, budgets__method="measured", budgets__sizes=[0.7, 0.05], budgets__trial_steps=2, budgets__trial_images=8)
-    trainer = StepAdaptiveTrainer(config.with_values({"budgets.target": 0.8}), tmp_path / "run")
+    trainer = StepAdaptiveTrainer(config.with_values({"budgets.target": 0.8, "compute.reference_steps": 120}), tmp_path / "run")
     trainer.train_base()
     notes = [note for note in trainer.layout().budgets.notes if "size 0.05 cannot be reached" in note]
     assert len(notes) == 2
