@@ -96,7 +96,7 @@ class Experiment:
             "pruning.rounds": 2,
             "pruning.calibration_batches": 8,
             "budgets.sampler_steps": 50,
-            "budgets.trial_steps": 60,
+            "budgets.trial_steps": 33,
             "budgets.trial_images": 1024,
             "budgets.damage": "relative",
             "budgets.damage_per": "step",
@@ -147,7 +147,6 @@ _WHOLE = {"compute.base_share": 1.0, "base.decay": "cosine"}
 # Budgets are met for 50 steps of DDIM; one point lower, 20 steps of DPM-Solver++, which stand elsewhere, meet them too.
 _MEASURED = {
     "budgets.method": "measured",
-    "budgets.trial_steps": None,
     "budgets.trial_images": 512,
     "budgets.sizes": [0.5, 0.35],
     "budgets.damage_per": "interval",
@@ -174,7 +173,7 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-FOR_V: Mapping[str, Any] = {"intervals.count": 2}
+FOR_V: Mapping[str, Any] = {"intervals.count": 2, "budgets.trial_steps": 67}
 """Settings of a network that predicts v; found on seed 0, see docs/benchmarks/step-adaptive.md."""
 TURNS = 5
 """How often each pipeline is timed."""

@@ -92,13 +92,16 @@ def test_compute_that_does_not_suffice_is_told_before_anything_is_spent(tmp_path
     assert not (tmp_path / "run" / "base").exists()
 
 
-def test_trials_take_a_twentieth_unless_told_otherwise():
+def test_trials_take_little_unless_told_otherwise():
     """So that measured budgets work with every preset."""
     for name in ("digits", "digits-small", "fashion16"):
         config = StepAdaptiveConfig.preset(name).with_values({"budgets.method": "measured"})
         trials = config.intervals.count * (1 + len(config.budgets.sizes))
         assert config.trial_steps * trials <= 0.06 * config.compute.reference_steps
-    assert StepAdaptiveConfig().with_values({"budgets.trial_steps": 7}).trial_steps == 7
+    long = StepAdaptiveConfig().with_values({"compute.reference_steps": 120_000})
+    assert long.trial_steps * long.intervals.count * (1 + len(long.budgets.sizes)) == 0.02 * 120_000
+    assert long.with_values({"compute.reference_steps": 6000}).trial_steps == 20
+    assert long.with_values({"budgets.trial_steps": 7}).trial_steps == 7
 
 
 def test_trials_repeat_with_dropout(tmp_path):

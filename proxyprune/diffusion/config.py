@@ -15,8 +15,8 @@ from proxyprune.diffusion.limits import problems
 from proxyprune.errors import InputError, StorageError, UnknownNameError
 
 SCHEMA = 1
-_FOR_TRIALS = 0.05
-"""Share of the reference's compute that trials of measured budgets take, unless their steps are given."""
+_FOR_TRIALS, _MOST_FOR_TRIALS, _ENOUGH_STEPS = 0.02, 0.05, 20
+"""Share of the reference's compute that trials of measured budgets take, unless their steps are given; more where they would be short."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class BudgetConfig:
             Euler for flow matching.
         sizes: Fractions that "measured" tries; the smallest is the least that an expert may get.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
-            compute.saved_to_recovery is off. None takes as many as cost a twentieth of the reference's compute, all trials together.
+            compute.saved_to_recovery is off. None takes as many as cost a fiftieth of the reference's compute, all trials together, and
+            up to a twentieth for trials of twenty steps.
             What is left of the damage after an expert's own steps is read off an eighth, a quarter, a half and all of them.
         trial_images: Training images, fixed with their noise, that a trial is judged on each of these times; and the base in each
             interval, where experts are weighed against it.
@@ -275,7 +276,8 @@ class StepAdaptiveConfig:
         if self.budgets.trial_steps is not None:
             return self.budgets.trial_steps
         trials = self.intervals.count * (1 + len(self.budgets.sizes))
-        return max(1, round(_FOR_TRIALS * self.compute.reference_steps / trials))
+        usual, most = (round(share * self.compute.reference_steps / trials) for share in (_FOR_TRIALS, _MOST_FOR_TRIALS))
+        return max(1, usual, min(most, _ENOUGH_STEPS))
 
     @property
     def trial_lengths(self) -> tuple[int, ...]:
