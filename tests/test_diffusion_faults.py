@@ -123,7 +123,9 @@ def test_trials_that_diverge_are_told(tmp_path):
     """No damage can be read off them; the message says which size, what was seen, and what to do."""
     config = small_config(tmp_path, budgets__method="measured", budgets__sizes=[0.6], budgets__trial_steps=2, experts__learning_rate=1e18)
     with pytest.raises(TrainingError, match=r"Size 1\.0 was tried in interval 0.*learning_rate"):
-        StepAdaptiveTrainer(config.with_values({"experts.clip": None, "budgets.trial_images": 8}), tmp_path / "run").train()
+        StepAdaptiveTrainer(
+            config.with_values({"experts.clip": None, "budgets.trial_images": 8, "compute.reference_steps": 60}), tmp_path / "run"
+        ).train()
 
 
 def archive(path, images: Any, **arrays: Any) -> str:
