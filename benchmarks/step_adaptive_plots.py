@@ -31,9 +31,10 @@ SHOWN = ("base", "formula_80", "measured_80", "measured_50")
 HEADLINE = {
     "base": "one full-size model",
     "single_80": "one pruned model",
+    "formula_80": "step-adaptive, formula",
     "measured_80": "step-adaptive, measured",
-    "measured_50": "step-adaptive, measured",
     "formula_50": "step-adaptive, formula",
+    "measured_50": "step-adaptive, measured",
 }
 """Arms of the picture that says it at a glance, and what they are called there."""
 GREY, BLUE = "#7F7F7F", "#0072B2"
