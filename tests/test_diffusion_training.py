@@ -401,6 +401,9 @@ def test_sizes_that_no_trial_could_reach_are_named(tmp_path):
     notes = [note for note in trainer.layout().budgets.notes if "size 0.05 cannot be reached" in note]
     assert len(notes) == 2
     assert [[size.fraction for size in tried] for tried in trainer.layout().measured.sizes] == [[0.7], [0.7]]
+    hopeless = trainer.config.with_values({"budgets.sizes": [0.05]})
+    with pytest.raises(TargetError, match=r"the budget is .* Interval 1: size 0\.05 cannot be reached"):
+        StepAdaptiveTrainer(hopeless, tmp_path / "hopeless", base=tmp_path / "run").layout()
 
 
 def test_a_layout_of_an_earlier_version_is_read(tmp_path):

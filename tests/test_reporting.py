@@ -254,6 +254,7 @@ def test_a_diffusion_run_shows_what_it_has(tmp_path):
     assert "Signal-to-noise ratio from 20.0 to -30.0 dB, cut into 3 intervals." in page.words
     assert "In 1 of 3 bins the expert's loss is below the base's." in page.words
     assert "-20.0%" in page.words
+    assert "Damage by size" in page.words
     assert "log ratio of losses" in page.words
     (line,) = [a for name, a in page.tags if name == "polyline" and "loss-chart" not in str(a) and len((a["points"] or "").split()) > 100]
     assert len((line["points"] or "").split()) <= 240
