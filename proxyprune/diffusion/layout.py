@@ -110,7 +110,15 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
         return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), None, ledger, losses)
     if weights is None:
         raise InputError("Measured budgets need a trained base; run the base stage first.")
-    trials = []
+    budgets, measured, ledger = _measured_budgets(setup, weights, members, counts, ledger, losses)
+    return Layout(intervals, members, budgets, measured, ledger, losses)
+
+
+def _measured_budgets(
+    setup: Setup, weights: dict[str, Tensor], members: tuple[Interval, ...], counts: tuple[int, ...], ledger: Ledger, losses: Losses
+) -> tuple[Budgets, Measurement, Ledger]:
+    """Budgets by trials on the trained base, with what they were read off, and the ledger with their cost."""
+    settings, trials = setup.config.budgets, []
     for member in members:
         trials.append(try_sizes(setup, weights, member, losses))
         ledger = ledger.add(*trials[-1].entries)
@@ -123,8 +131,7 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
         budgets = by_measurement(options, counts, settings.target, setup.base_macs, settings.damage_per)
     except TargetError as error:
         raise TargetError(" ".join((str(error), *out_of_reach))) from error
-    notes = (*budgets.notes, measured.note(), *out_of_reach)
-    return Layout(intervals, members, replace(budgets, notes=notes), measured, ledger, losses)
+    return replace(budgets, notes=(*budgets.notes, measured.note(), *out_of_reach)), measured, ledger
 
 
 def _expert_steps(setup: Setup, ledger: Ledger) -> tuple[float, ...]:
