@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 from proxyprune import ModelGraph, Ranking, Scorer, ScoringContext
-from proxyprune.proxy.scorer import LocalScorer
+from proxyprune.proxy import LocalScorer
 from proxyprune.scoring import find
-from proxyprune.scoring.seeds import derived_seed
+from proxyprune.support.seeds import derived_seed
 
 REPLIES = Path(__file__).parent / "replies"
 LOCAL_MODEL = "SmolLM2-135M-Instruct.Q4_1"

@@ -20,16 +20,16 @@ from arms import SimulatedProxy, blocks_only, llm_arms, widths_by_block
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from matplotlib.figure import Figure
-from peer import ARMS as PEERS
-from peer import peer_cell
+from peer import ARMS as PEERS, peer_cell
 from torch import nn
 
 import proxyprune as pp
-from proxyprune.comparing import Case, Cell, Comparison, Summary, compare
+from proxyprune import Comparison, Recovery, compare
+from proxyprune.comparing import Case, Cell, Summary
 from proxyprune.comparing.run import calibration_of
 from proxyprune.comparing.values import summarise
-from proxyprune.journal import opened
-from proxyprune.measure import Data, Recovery
+from proxyprune.measuring.held_out import Data
+from proxyprune.measuring.journal import opened
 from proxyprune.scoring import Brief, find
 
 CASES = (*(Case("width", target) for target in (0.8, 0.6, 0.4)), *(Case("depth", target) for target in (0.8, 0.6)))

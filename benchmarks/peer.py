@@ -14,8 +14,9 @@ from fashion import Subject
 from torch import nn
 
 import proxyprune as pp
+from proxyprune import Recovery
 from proxyprune.comparing import Cell
-from proxyprune.measure import Data, Recovery, held_out_loss, recovered
+from proxyprune.measuring.held_out import Data, held_out_loss, recovered
 
 ARMS: dict[str, Callable[[], Any]] = {
     "torch-pruning magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),

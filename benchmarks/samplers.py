@@ -19,11 +19,9 @@ import torch
 from common import RESULTS, environment, print_table, save
 from diffusers import DDIMScheduler
 
-from proxyprune.diffusion import StepAdaptivePipeline
-from proxyprune.diffusion.config import DataConfig
-from proxyprune.diffusion.data import ImageData, load_data
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.metrics import frechet_distance
+from proxyprune.diffusion import DataConfig, StepAdaptivePipeline, load_features
+from proxyprune.diffusion.data.image_data import ImageData, load_data
+from proxyprune.diffusion.evaluation.metrics import frechet_distance
 
 _NONE = -math.inf
 MODES: tuple[tuple[str, int, str, Mapping[str, Any], bool], ...] = (

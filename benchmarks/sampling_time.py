@@ -20,14 +20,14 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import proxyprune as pp
-from proxyprune.diffusion.config import NoiseConfig
-from proxyprune.diffusion.denoiser import Calling
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.intervals import equal_db
-from proxyprune.diffusion.presets import MODELS, from_record
-from proxyprune.diffusion.samplers import sampler
-from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
-from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
+from proxyprune.diffusion import NoiseConfig, NoiseSchedule
+from proxyprune.diffusion.networks import MODELS, from_record
+from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.process.intervals import equal_db
+from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.sampling.schedulers import sampler
 
 BATCH = 64
 COUNT = 4

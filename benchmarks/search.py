@@ -27,10 +27,11 @@ from fashion import CACHE, SUBJECTS, batches_of, trained
 from matplotlib.figure import Figure
 
 import proxyprune as pp
+from proxyprune import Recovery
 from proxyprune.comparing.values import Spread
-from proxyprune.journal import opened
-from proxyprune.measure import Data, Recovery, held_out_loss, recovered
-from proxyprune.searching.proposing import ScorerProposer
+from proxyprune.measuring.held_out import Data, held_out_loss, recovered
+from proxyprune.measuring.journal import opened
+from proxyprune.searching.proposers.scorer import ScorerProposer
 
 SUBJECT = next(subject for subject in SUBJECTS if subject.name == "unet")
 TARGETS = (0.6, 0.4)

@@ -46,7 +46,7 @@ def network() -> Any:
 def one(skill: float, noise: float, samples: int, centre: str, seed: int) -> dict[str, float | None]:
     """One ranking: tau of its order with the truth, its confidence, and whether it calls itself unreliable."""
     import proxyprune as pp
-    from proxyprune.proxy.agreement import kendall_tau
+    from proxyprune.proxy.answers.agreement import kendall_tau
     from proxyprune.testing import SimulatedProxy, SimulatedScorer
 
     truth = np.random.default_rng(seed).standard_normal(BLOCKS)

@@ -31,13 +31,11 @@ import torch
 from common import RESULTS, environment, print_table, save
 from step_adaptive_plots import draw
 
-from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
-from proxyprune.diffusion.data import load_data
-from proxyprune.diffusion.evaluate import evaluate
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.images import grid, save_picture
-from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
-from proxyprune.diffusion.metrics import frechet_distance
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer, evaluate, load_features
+from proxyprune.diffusion.data.image_data import load_data
+from proxyprune.diffusion.data.write_images import grid, save_picture
+from proxyprune.diffusion.evaluation.metrics import frechet_distance
+from proxyprune.diffusion.stages.loss_by_snr import NAME as LOSSES
 
 CACHE = Path(__file__).parent / ".cache" / "step_adaptive"
 NETWORK: Mapping[str, Any] = {

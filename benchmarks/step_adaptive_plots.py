@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from proxyprune.diffusion.images import beside, grid, save_picture
+from proxyprune.diffusion.data.write_images import beside, grid, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from common import environment, print_table, save
 
-from proxyprune.diffusion import StepAdaptivePipeline
-from proxyprune.diffusion.config import StepAdaptiveConfig
-from proxyprune.diffusion.data import load_data
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.metrics import frechet_distance
-from proxyprune.diffusion.samplers import DB_OF_LAMBDA
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, load_features
+from proxyprune.diffusion.data.image_data import load_data
+from proxyprune.diffusion.evaluation.metrics import frechet_distance
+from proxyprune.diffusion.sampling.schedulers import DB_OF_LAMBDA
 
 STARTS = (-44.0, -31.0, -26.0, -22.0, -18.0)
 """Signal-to-noise ratio in dB of the first step; the pipeline's own is -31."""

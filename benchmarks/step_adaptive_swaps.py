@@ -20,15 +20,12 @@ from typing import Any
 import torch
 from common import RESULTS, environment, print_table, save
 
-from proxyprune.diffusion import StepAdaptivePipeline
-from proxyprune.diffusion.config import StepAdaptiveConfig
-from proxyprune.diffusion.data import load_data
-from proxyprune.diffusion.evaluate import held_out_losses
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.intervals import equal_db
-from proxyprune.diffusion.metrics import frechet_distance
-from proxyprune.diffusion.schedule import NoiseSchedule
+from proxyprune.diffusion import NoiseSchedule, StepAdaptiveConfig, StepAdaptivePipeline, load_features
+from proxyprune.diffusion.data.image_data import load_data
+from proxyprune.diffusion.evaluation.evaluate import held_out_losses
+from proxyprune.diffusion.evaluation.metrics import frechet_distance
+from proxyprune.diffusion.process.intervals import equal_db
+from proxyprune.diffusion.sampling.experts import Experts
 
 NAME = "step_adaptive_swaps"
 

@@ -16,9 +16,9 @@ from common import environment, save
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from proxyprune.diffusion.config import DataConfig
-from proxyprune.diffusion.data import load_data, to_float
-from proxyprune.diffusion.features import SIZES, WEIGHTS, FeatureNet, load_into
+from proxyprune.diffusion import DataConfig
+from proxyprune.diffusion.data.image_data import load_data, to_float
+from proxyprune.diffusion.evaluation.features import SIZES, WEIGHTS, FeatureNet, load_into
 
 EPOCHS = {"fashion-mnist": 7, "digits": 60}
 BATCH = 128

@@ -25,12 +25,11 @@ from common import environment, print_table, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from proxyprune.diffusion import StepAdaptiveConfig
-from proxyprune.diffusion.data import to_float
-from proxyprune.diffusion.ledger import Ledger
-from proxyprune.diffusion.loop import Loop, Phase, Training
-from proxyprune.diffusion.objective import Objective
+from proxyprune.diffusion import Ledger, StepAdaptiveConfig
+from proxyprune.diffusion.data.image_data import to_float
+from proxyprune.diffusion.process.objective import Objective
 from proxyprune.diffusion.setup import Setup, make_accelerator
+from proxyprune.diffusion.training.loop import Loop, Phase, Training
 
 Run = Callable[[int], None]
 """Trains for so many steps."""

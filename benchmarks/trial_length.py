@@ -23,12 +23,12 @@ import torch
 from common import RESULTS, environment, print_table, save
 from step_adaptive import ARMS, CACHE, FOR_V, Bench, Experiment
 
-from proxyprune.diffusion.budgets import by_formula, by_measurement
-from proxyprune.diffusion.checkpoint import read_weights
-from proxyprune.diffusion.intervals import Intervals
-from proxyprune.diffusion.layout import choose_intervals, decide
-from proxyprune.diffusion.recovery import Measurement, Recovery, TriedSize, fit_recovery
+from proxyprune.diffusion import Intervals, Measurement, Recovery
+from proxyprune.diffusion.records import read_weights
 from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.stages.budgets import by_formula, by_measurement
+from proxyprune.diffusion.stages.layout import choose_intervals, decide
+from proxyprune.diffusion.stages.recovery import TriedSize, fit_recovery
 
 NAME = "trial_length"
 TARGETS = {"measured_80": 0.79, "measured_50": 0.49}

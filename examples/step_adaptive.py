@@ -15,10 +15,16 @@ from pathlib import Path
 
 import torch
 
-from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
-from proxyprune.diffusion.evaluate import evaluate
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.images import beside, grid, save_picture
+from proxyprune.diffusion import (
+    StepAdaptiveConfig,
+    StepAdaptivePipeline,
+    StepAdaptiveTrainer,
+    beside,
+    evaluate,
+    grid,
+    load_features,
+    save_picture,
+)
 
 STEPS = 600
 SAMPLES = 400

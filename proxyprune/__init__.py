@@ -4,101 +4,35 @@ import proxyprune as pp
 
 result = pp.prune(model, example_inputs, target=0.6)
 pp.save(result, "pruned")
+
+The flow, from the bottom up; each folder or file imports only those before it:
+
+    errors      every deliberate error
+    support     files, versions, extras, checks; knows nothing of networks
+    modelfile   the model files of users
+    tracing     model + example inputs -> Program
+    coupling    Program -> Coupling: what must shrink together
+    graph       Coupling -> ModelGraph: blocks, exact cost, text
+    surgery     how a network is cut, and the proof that it then does what was predicted
+    scoring     ModelGraph + scorer -> Ranking
+    proxy       scorers that ask a language model
+    planning    Ranking + budget -> PrunePlan
+    applying    PrunePlan -> smaller module, and training state over the cut
+    result      what pruning returns
+    saving      result <-> folder
+    measuring   loss and time of a network
+    api         trace and prune: all of it in one call
+    searching   propose, plan, measure, repeat
+    comparing   every scorer, the same cuts
+    diffusion   step-adaptive diffusion
+    reporting   a saved result -> one HTML page
+    testing     for authors of scorers
+    plots       figures
+    cli         the command line
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from proxyprune.apply import apply_plan
-    from proxyprune.carry import carry_optimizer, carry_state
-    from proxyprune.comparing import Comparison, compare
-    from proxyprune.errors import ProxyPruneError
-    from proxyprune.flow import PruneResult, Report, prune
-    from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
-    from proxyprune.measure import Recovery
-    from proxyprune.plan import PrunePlan
-    from proxyprune.ranking import Ranking
-    from proxyprune.read import trace
-    from proxyprune.scoring import Scorer, ScoringContext, score, scorers
-    from proxyprune.searching import SearchResult, search
-    from proxyprune.solve import make_plan
-    from proxyprune.storage import load, save
-    from proxyprune.surgery import Surgery
+import lazy_loader
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "trace": "read",
-    "score": "scoring",
-    "make_plan": "solve",
-    "apply_plan": "apply",
-    "prune": "flow",
-    "save": "storage",
-    "load": "storage",
-    "scorers": "scoring",
-    "search": "searching",
-    "compare": "comparing",
-    "PrunePlan": "plan",
-    "PruneResult": "flow",
-    "SearchResult": "searching",
-    "Comparison": "comparing",
-    "Recovery": "measure",
-    "Report": "flow",
-    "Surgery": "surgery",
-    "Ranking": "ranking",
-    "Scorer": "scoring",
-    "ScoringContext": "scoring",
-    "ModelGraph": "graph",
-    "Block": "graph",
-    "ChannelGroup": "graph",
-    "Member": "graph",
-    "carry_optimizer": "carry",
-    "carry_state": "carry",
-    "ProxyPruneError": "errors",
-}
-"""Public name -> module; imported on first use, so that `import proxyprune` does not load torch."""
-
-__all__ = [
-    "Block",
-    "ChannelGroup",
-    "Comparison",
-    "Member",
-    "ModelGraph",
-    "ProxyPruneError",
-    "PrunePlan",
-    "PruneResult",
-    "Ranking",
-    "Recovery",
-    "Report",
-    "Scorer",
-    "ScoringContext",
-    "SearchResult",
-    "Surgery",
-    "apply_plan",
-    "carry_optimizer",
-    "carry_state",
-    "compare",
-    "load",
-    "make_plan",
-    "prune",
-    "save",
-    "score",
-    "scorers",
-    "search",
-    "trace",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'proxyprune' has no attribute {name!r}")
-    value = getattr(import_module(f"proxyprune.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.errors import ModelFileError, WeightsError
-from proxyprune.extras import how_to_install
+from proxyprune.support.extras import how_to_install
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch.fx
 
-from proxyprune.cost import CostModel, Polynomial
-from proxyprune.graph import Block, ChannelGroup, Member, ModelGraph
-from proxyprune.program import Program
-from proxyprune.ranking import Ranking
-from proxyprune.rules import Options
+from proxyprune import Block, ChannelGroup, CostModel, Member, ModelGraph
+from proxyprune.coupling.options import Options
+from proxyprune.graph.cost import Polynomial
+from proxyprune.scoring import Ranking
+from proxyprune.tracing.program import Program
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from functools import cache
 from typing import Any
 
 import proxyprune as pp
-from proxyprune.graph import ModelGraph
-from proxyprune.ranking import Ranking
-from proxyprune.scoring import Brief, find
+from proxyprune import ModelGraph
+from proxyprune.scoring import Brief, Ranking, find
 from proxyprune.testing import FakeLLMServer, residual_network
 
 SCORERS = ("openai", "anthropic", "local")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import proxyprune as pp
-from proxyprune.cli.payloads import ranking_payload
+from proxyprune.cli.output.payloads import ranking_payload
 
 HOSTILE = (
     "<script>window.stolen=1</script>",

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from zoo import NETWORKS, run, to_tensors
 
 import proxyprune as pp
-from proxyprune.apply import attempt_surgery
+from proxyprune import Surgery
+from proxyprune.applying.apply import predict
 from proxyprune.errors import PlanMismatchError, VerificationError
-from proxyprune.predict import Prediction
-from proxyprune.surgery import Surgery, perform
+from proxyprune.surgery.find_surgery import attempt_surgery
+from proxyprune.surgery.perform import perform
 
 
 def plan_for(model: nn.Module, inputs: object, target: float = 0.6, *, probe: bool = True) -> tuple[pp.ModelGraph, pp.PrunePlan]:
@@ -180,7 +181,7 @@ def test_verification_sees_a_wrong_attribute() -> None:
     network = NETWORKS["ddpm_unet"]
     model, inputs = network.build(), network.inputs()
     graph = pp.trace(model, inputs)
-    unpruned = Prediction.of(graph, pp.make_plan(graph, pp.score(graph, "random"), 0.9)).unpruned
+    unpruned = predict(graph, pp.make_plan(graph, pp.score(graph, "random"), 0.9)).unpruned
     assert attempt_surgery(model, unpruned, inputs)[1] is None
     attention = next(module for module in model.modules() if hasattr(module, "heads"))
     attention.heads = 2 if attention.heads == 1 else 1

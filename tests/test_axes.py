@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from proxyprune.axes import FIXED, Axis, LabelArray, Labels
+from proxyprune.coupling.axes import FIXED, Axis, LabelArray, Labels
 
 
 def of(axis: Axis) -> LabelArray:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import proxyprune as pp
 from proxyprune.errors import InputError, PlanMismatchError
-from proxyprune.surgery import slice_tensor
+from proxyprune.surgery.perform import slice_tensor
 
 IMAGE = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

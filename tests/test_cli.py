@@ -15,12 +15,12 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_model
 
+from proxyprune import PrunePlan
 from proxyprune.cli import main
-from proxyprune.cli.options import BoundType
+from proxyprune.cli.options.shared import BoundType
 from proxyprune.errors import ModelFileError
 from proxyprune.modelfile import load_model_file
-from proxyprune.plan import PrunePlan
-from proxyprune.ranking import Ranking
+from proxyprune.scoring import Ranking
 
 ROOT = Path(__file__).parent.parent
 

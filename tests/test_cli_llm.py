@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from test_cli import MEASURED, NETWORK, fail, succeed
 
-from proxyprune.testing import FakeLLMServer, Refusal, SimulatedProxy
-from proxyprune.testing.asked import Asked
+from proxyprune.testing import Asked, FakeLLMServer, Refusal, SimulatedProxy
 
 
 @pytest.fixture

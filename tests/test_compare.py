@@ -14,7 +14,7 @@ from proxyprune.comparing import Case
 from proxyprune.comparing.run import calibration_of, ranking_tau
 from proxyprune.comparing.values import Spread
 from proxyprune.errors import InputError, JournalError, LLMTimeoutError
-from proxyprune.ranking import Ranking
+from proxyprune.scoring import Ranking
 
 CASES = (Case("width", 0.6), Case("depth", 0.85))
 
@@ -196,7 +196,7 @@ def test_spread_in_numbers():
 
 def test_the_plot_is_drawn(tmp_path):
     """A picture with a panel for each case comes out."""
-    from proxyprune.comparing.plot import plot_comparison
+    from proxyprune.plots import plot_comparison
 
     plot_comparison(comparison(), tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5000

@@ -12,7 +12,7 @@ import pytest
 from click.shell_completion import BashComplete
 
 from proxyprune.cli import main
-from proxyprune.cli.completion import PRESETS, PROPOSERS, SAMPLERS
+from proxyprune.cli.options.completion import PRESETS, PROPOSERS, SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 SHELLS = ("bash", "zsh", "fish")
@@ -98,11 +98,11 @@ def test_nothing_heavy_is_loaded():
 
 def test_offered_names_are_the_real_ones():
     """The names that are written down for speed are those of the modules that own them."""
-    from proxyprune.diffusion.config import NoiseConfig
-    from proxyprune.diffusion.presets import CONFIGS
-    from proxyprune.diffusion.samplers import sampler
-    from proxyprune.diffusion.schedule import training_scheduler
-    from proxyprune.searching.proposing import PROPOSERS as BY_NAME
+    from proxyprune.diffusion import NoiseConfig
+    from proxyprune.diffusion.config.presets import CONFIGS
+    from proxyprune.diffusion.process.noise_schedule import training_scheduler
+    from proxyprune.diffusion.sampling.schedulers import sampler
+    from proxyprune.searching.proposers.by_name import PROPOSERS as BY_NAME
 
     assert set(PRESETS) == set(CONFIGS)
     for name in SAMPLERS:

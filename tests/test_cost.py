@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor, nn
 from zoo import measured_macs
 
 import proxyprune as pp
-from proxyprune.cost import LinearForm, Polynomial, Summand
+from proxyprune.graph.cost import LinearForm, Polynomial, Summand
 
 GROUPS = 3
 FORMS = st.tuples(

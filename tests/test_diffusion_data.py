@@ -11,11 +11,11 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from proxyprune.diffusion.config import DataConfig
-from proxyprune.diffusion.data import FASHION_PLACES, fashion_sized, load_data, to_bytes, to_float
-from proxyprune.diffusion.features import SIZES, load_features
-from proxyprune.diffusion.images import grid, save_arrays
-from proxyprune.diffusion.metrics import bootstrap, frechet, frechet_distance, kernel_distance, precision_recall
+from proxyprune.diffusion import DataConfig, load_features
+from proxyprune.diffusion.data.image_data import FASHION_PLACES, fashion_sized, load_data, to_bytes, to_float
+from proxyprune.diffusion.data.write_images import grid, save_arrays
+from proxyprune.diffusion.evaluation.features import SIZES
+from proxyprune.diffusion.evaluation.metrics import bootstrap, frechet, frechet_distance, kernel_distance, precision_recall
 from proxyprune.errors import DataError, InputError, UnknownNameError, WeightsError
 
 RNG = np.random.default_rng(0)

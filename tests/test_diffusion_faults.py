@@ -15,15 +15,13 @@ from diffusion_runs import NETWORK, losses, small_config, start
 from PIL import Image
 
 from proxyprune.cli import main
-from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
-from proxyprune.diffusion.checkpoint import Checkpoint
-from proxyprune.diffusion.claim import claimed
-from proxyprune.diffusion.config import DataConfig
-from proxyprune.diffusion.data import load_data
-from proxyprune.diffusion.ema import AveragedWeights
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.measure import try_sizes
-from proxyprune.diffusion.specialise import RESULT, TEACHER
+from proxyprune.diffusion import DataConfig, StepAdaptiveConfig, StepAdaptiveTrainer, load_features
+from proxyprune.diffusion.data.image_data import load_data
+from proxyprune.diffusion.stages.expert import RESULT, TEACHER
+from proxyprune.diffusion.stages.trials import try_sizes
+from proxyprune.diffusion.training.averaged_weights import AveragedWeights
+from proxyprune.diffusion.training.checkpoint import Checkpoint
+from proxyprune.diffusion.training.stage_lock import claimed
 from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, MissingNeedError, StorageError, TrainingError
 
 EXPLODES = """

@@ -14,18 +14,23 @@ from click.testing import CliRunner
 from diffusion_runs import NETWORK, small_config
 
 from proxyprune.cli import main
-from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
-from proxyprune.diffusion.config import NoiseConfig
-from proxyprune.diffusion.data import load_data
-from proxyprune.diffusion.denoiser import Calling
-from proxyprune.diffusion.evaluate import evaluate
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.features import load_features
-from proxyprune.diffusion.intervals import equal_db
-from proxyprune.diffusion.objective import TARGETS
-from proxyprune.diffusion.samplers import sampler
-from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
-from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
+from proxyprune.diffusion import (
+    NoiseConfig,
+    NoiseSchedule,
+    StepAdaptiveConfig,
+    StepAdaptivePipeline,
+    StepAdaptiveTrainer,
+    evaluate,
+    load_features,
+)
+from proxyprune.diffusion.data.image_data import load_data
+from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.process.intervals import equal_db
+from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.process.objective import TARGETS
+from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.errors import InputError, ModelFileError
 from proxyprune.modelfile import load_model_file
 

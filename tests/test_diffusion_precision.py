@@ -12,14 +12,13 @@ from accelerate.state import AcceleratorState
 from diffusion_runs import losses, small_config, weights
 from torch import Tensor, nn
 
-from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
-from proxyprune.diffusion.config import NoiseConfig
-from proxyprune.diffusion.denoiser import Calling
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.intervals import equal_db
-from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
-from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
-from proxyprune.diffusion.trackers import JsonLines
+from proxyprune.diffusion import NoiseConfig, NoiseSchedule, StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
+from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.process.intervals import equal_db
+from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.training.trackers import JsonLines
 from proxyprune.errors import InputError
 
 

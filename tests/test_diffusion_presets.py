@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from proxyprune.cli import main
 from proxyprune.diffusion import StepAdaptiveConfig
-from proxyprune.diffusion.presets import CONFIGS, MODELS, source_of
+from proxyprune.diffusion.config.presets import CONFIGS
+from proxyprune.diffusion.networks import MODELS, source_of
 from proxyprune.errors import ModelFileError
 
 

@@ -9,26 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from proxyprune.diffusion import limits
-from proxyprune.diffusion.budgets import (
-    Option,
-    allocate,
-    by_formula,
-    by_measurement,
-    formula,
-    solve_k,
-    weighted_mean,
-)
-from proxyprune.diffusion.config import NoiseConfig, StepAdaptiveConfig, settings
-from proxyprune.diffusion.intervals import Intervals, best_cuts, dynamic, equal_db, measured, squared_deviation, uniform
-from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps
-from proxyprune.diffusion.objective import TARGETS, Process, min_snr_weight, relative_weight
-from proxyprune.diffusion.presets import CONFIGS
-from proxyprune.diffusion.samplers import LOWEST_DB, check_start, sampler, unusable_steps
-from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
+from proxyprune.diffusion import Intervals, Ledger, NoiseConfig, NoiseSchedule, StepAdaptiveConfig, allocate
+from proxyprune.diffusion.config.presets import CONFIGS
+from proxyprune.diffusion.config.run_config import checks as limits, settings
+from proxyprune.diffusion.process.intervals import best_cuts, dynamic, equal_db, measured, squared_deviation, uniform
+from proxyprune.diffusion.process.noise_schedule import snr_of_steps, training_scheduler
+from proxyprune.diffusion.process.objective import TARGETS, Process, min_snr_weight, relative_weight
+from proxyprune.diffusion.sampling.schedulers import LOWEST_DB, check_start, sampler, unusable_steps
+from proxyprune.diffusion.stages.budgets import Option, by_formula, by_measurement, formula, solve_k, weighted_mean
+from proxyprune.diffusion.training.ledger import Entry, affordable_steps
 from proxyprune.errors import ComputeError, InputError, TargetError, UnknownNameError
 
 COSINE = NoiseSchedule.of(NoiseConfig(schedule="squaredcos_cap_v2"))

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from proxyprune.diffusion import recovery
-from proxyprune.diffusion.budgets import allocate, by_measurement, weighted_mean
-from proxyprune.diffusion.recovery import FLOOR, PARTS, Measurement, Recovery, TriedSize, fit_recovery
+from proxyprune.diffusion import Measurement, Recovery, allocate
+from proxyprune.diffusion.stages import recovery
+from proxyprune.diffusion.stages.budgets import by_measurement, weighted_mean
+from proxyprune.diffusion.stages.recovery import FLOOR, PARTS, TriedSize, fit_recovery
 
 BASE = 1_000_000
 LENGTHS = (5, 10, 20, 40)

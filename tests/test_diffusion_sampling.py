@@ -13,15 +13,14 @@ from click.testing import CliRunner
 from diffusion_runs import NETWORK
 
 from proxyprune.cli import main
-from proxyprune.diffusion.blueprint import Blueprint
-from proxyprune.diffusion.config import NoiseConfig
-from proxyprune.diffusion.denoiser import Calling
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.intervals import equal_db
-from proxyprune.diffusion.pipeline import StepAdaptivePipeline
-from proxyprune.diffusion.rehearsal import rehearse
-from proxyprune.diffusion.samplers import sampler
-from proxyprune.diffusion.schedule import NoiseSchedule, snr_of_steps, training_scheduler
+from proxyprune.diffusion import NoiseConfig, NoiseSchedule, StepAdaptivePipeline
+from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.process.intervals import equal_db
+from proxyprune.diffusion.process.noise_schedule import snr_of_steps, training_scheduler
+from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.sampling.pipeline_record import Blueprint
+from proxyprune.diffusion.sampling.scheduler_check import rehearse
+from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.errors import InputError, ModelFileError, StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, at every step of some schedulers of diffusers

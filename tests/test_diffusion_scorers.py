@@ -11,16 +11,16 @@ import torch
 from click.testing import CliRunner, Result
 from diffusion_runs import small_config, start, weights
 
+from proxyprune import scorers
 from proxyprune.cli import main
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
 from proxyprune.errors import UnreliableRankingError
-from proxyprune.scoring import scorers
 from proxyprune.testing import Asked, FakeLLMServer, SimulatedProxy
 
 PLUGIN = '''
 import os
 
-from proxyprune.ranking import Ranking
+from proxyprune.scoring.ranking import Ranking
 
 class HalvesScorer:
     """The loss of each half of every batch decides nothing, but is asked for; blocks are ranked by their place."""

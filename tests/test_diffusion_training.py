@@ -19,24 +19,22 @@ from click.testing import CliRunner
 from diffusion_runs import losses, small_config, start, weights
 
 from proxyprune.cli import main
-from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
-from proxyprune.diffusion.checkpoint import Checkpoint
-from proxyprune.diffusion.config import NoiseConfig
-from proxyprune.diffusion.denoiser import Calling
-from proxyprune.diffusion.draws import fixed_batches
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.intervals import Intervals, equal_db
-from proxyprune.diffusion.layout import decide
-from proxyprune.diffusion.ledger import split_allowance
-from proxyprune.diffusion.loop import learning_rate
-from proxyprune.diffusion.measure import trial_macs
-from proxyprune.diffusion.objective import Process
-from proxyprune.diffusion.samplers import sampler
-from proxyprune.diffusion.sampling import Sampler, image_generators, initial_noise
-from proxyprune.diffusion.schedule import NoiseSchedule, training_scheduler
+from proxyprune.diffusion import Intervals, NoiseConfig, NoiseSchedule, StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
+from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.process.intervals import equal_db
+from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.process.objective import Process
+from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.sampling.schedulers import sampler
+from proxyprune.diffusion.stages.layout import decide
+from proxyprune.diffusion.stages.trials import trial_macs
+from proxyprune.diffusion.training.batches import fixed_batches
+from proxyprune.diffusion.training.checkpoint import Checkpoint
+from proxyprune.diffusion.training.ledger import split_allowance
+from proxyprune.diffusion.training.loop import learning_rate
 from proxyprune.errors import ComputeError, DivergedError, InputError, StorageError, TargetError, TrainingError
-from proxyprune.reporting.reading import read_result
-from proxyprune.reporting.rendering import render
+from proxyprune.reporting import read_result, render
 
 
 @pytest.fixture(scope="module")
@@ -484,7 +482,7 @@ def test_an_interval_that_is_not_there_costs_nothing(tmp_path):
 
 def test_jobs_without_a_terminal_say_how_far_they_are(tmp_path, monkeypatch, capsys):
     """A line now and then goes to stderr."""
-    monkeypatch.setattr("proxyprune.diffusion.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("proxyprune.support.progress.SECONDS_BETWEEN_LINES", 0.0)
     StepAdaptiveTrainer(small_config(tmp_path, run__log_every=5), tmp_path / "run").train_base()
     assert re.search(r"base: \d+ of \d+ .*loss", capsys.readouterr().err)
 

@@ -106,7 +106,7 @@ def test_python_blocks_parse_and_name_public_things(page):
 def test_names_in_line(page):
     """Commands, options, settings and public names that stand in the text exist."""
     import proxyprune as pp
-    from proxyprune.diffusion.config import settings
+    from proxyprune.diffusion.config.run_config import settings
 
     known = settings()
     sections = {name.partition(".")[0] for name in known if "." in name}

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from proxyprune.cli import main
-from proxyprune.diffusion.available import _fashion
-from proxyprune.doctor import Device, Diagnosis, Package, examine
+from proxyprune.cli.diagnosis.data_sets import fashion_mnist
+from proxyprune.cli.diagnosis.examine import examine
+from proxyprune.cli.diagnosis.values import Device, Diagnosis, Package
 
 
 def diagnosis(**changes) -> Diagnosis:
@@ -39,14 +40,14 @@ def test_this_environment_is_whole():
 
 def test_data_sets(tmp_path):
     """Fashion-MNIST counts as found when all four files are there, gzipped or not; otherwise it says what is missing or what to install."""
-    nowhere = _fashion((tmp_path / "nowhere",))
+    nowhere = fashion_mnist((tmp_path / "nowhere",))
     assert nowhere.place is None
     assert "dataset-fashion-mnist" in nowhere.advice
     for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte.gz"):
         (tmp_path / name).touch()
-    assert "lacks t10k-labels-idx1-ubyte" in _fashion((tmp_path,)).advice
+    assert "lacks t10k-labels-idx1-ubyte" in fashion_mnist((tmp_path,)).advice
     (tmp_path / "t10k-labels-idx1-ubyte").touch()
-    assert _fashion((tmp_path,)).place == str(tmp_path)
+    assert fashion_mnist((tmp_path,)).place == str(tmp_path)
     told = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)["data_sets"]
     assert {found["name"]: found["place"] for found in told}["digits"] == f"scikit-learn {metadata.version('scikit-learn')}"
     assert "Data sets" in CliRunner().invoke(main, ["doctor"]).stdout

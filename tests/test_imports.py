@@ -1,41 +1,28 @@
-"""Imports run downwards along the flow, and nothing heavy is imported before it is needed."""
+"""Imports run downwards along the flow, in no circle of any kind, and nothing heavy is imported before it is needed.
+
+The docstring of `proxyprune` has the order, from the bottom up. Every import counts: at the top of a file, inside functions, under
+TYPE_CHECKING, and in the stubs that list what a package exports.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+import proxyprune
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "proxyprune"
 
-# The flow of docs/design/index.md, from the bottom up: a module may import from its own stage and from the ones above it in this table.
-# A new module needs a place here; "name.*" is a package with all that is in it.
-STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("errors", "wording", "files", "extras", "versions", "nested", "graph", "ranking")),
-    ("trace", ("program", "calling", "skeleton", "predispatch", "recorder", "capture")),
-    ("couple", ("axes", "rules.*", "adapters", "groups", "couple")),
-    ("cost and blocks", ("cost", "blocks", "analyse", "describe")),
-    ("score", ("scoring.*",)),
-    ("proxy", ("proxy.*",)),
-    ("plan", ("budget", "plan", "limits", "importance", "widths", "depth", "solve")),
-    ("apply", ("surgery", "predict", "bypass", "layers", "verify", "follow", "observe", "apply")),
-    ("read", ("read",)),
-    ("store", ("manifest", "destination", "storage", "carry")),
-    ("prune", ("flow", "timing", "testing.*")),
-    ("show", ("modelfile", "plots", "doctor")),
-    ("measure", ("journal", "measure")),
-    ("search", ("searching.*",)),
-    ("compare", ("comparing.*",)),
-    ("diffusion", ("diffusion.*",)),
-    ("report", ("reporting.*",)),
-    ("command line", ("cli.*", "__main__")),
-)
+ORDER = tuple(re.findall(r"^    (\w+) {2,}\S", str(proxyprune.__doc__), flags=re.MULTILINE))
+"""Folders and files directly below the package, each of which may import only those before it."""
+
 HEAVY = (
     "torch",
     "numpy",
@@ -67,69 +54,85 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def stage_of(module: str) -> list[int]:
-    """Places of a module in STAGES; exactly one when the table is right."""
-    root = module.split(".")[0]
-    return [place for place, (_, members) in enumerate(STAGES) if module in members or f"{root}.*" in members]
-
-
-def imports_at_import_time(module: str) -> set[str]:
-    """Modules of the package that are imported when `module` is; function bodies and TYPE_CHECKING blocks are not run then."""
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports anywhere in its file, or in its stub."""
+    texts = [path.read_text(encoding="utf-8") for path in (MODULES[module], MODULES[module].with_suffix(".pyi")) if path.exists()]
     found: set[str] = set()
-    for node in _executed(ast.parse(MODULES[module].read_text(encoding="utf-8")).body):
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: imports are written in full"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+            origin = ".".join(["proxyprune", module, str(node.module)] if node.level else [str(node.module)])
+            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         else:
             continue
-        for name in names:
-            inner = name.removeprefix("proxyprune").removeprefix(".")
-            if name.startswith("proxyprune.") and inner in MODULES:
-                found.add(inner)
-    return found - {module}
+        found |= {name.removeprefix("proxyprune.") for name in names}
+    return (found & MODULES.keys()) - {module, ""}
 
 
-def _executed(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
-    for statement in statements:
-        yield statement
-        if isinstance(statement, ast.If) and "TYPE_CHECKING" not in ast.unparse(statement.test):
-            yield from _executed(statement.body + statement.orelse)
-        elif isinstance(statement, ast.Try | ast.With):
-            yield from _executed(statement.body)
+IMPORTS = {module: imports(module) for module in MODULES if module}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name])
-def test_every_module_has_one_place(module):
-    """A module stands in exactly one stage of the flow."""
-    assert len(stage_of(module)) == 1, f"give proxyprune.{module} a place in STAGES"
+def top(module: str) -> str:
+    """The folder or file directly below the package that a module lies in."""
+    return module.partition(".")[0]
 
 
-def test_no_place_is_empty():
-    """A stage names no module that is gone."""
-    for _, members in STAGES:
-        for member in members:
-            assert member.removesuffix(".*") in MODULES, f"proxyprune.{member} does not exist"
+def test_every_folder_has_one_place_in_the_order():
+    """The docstring of the package lists each folder and each file at the top, once, and none that is gone."""
+    assert sorted(ORDER) == sorted({top(module) for module in IMPORTS} - {"__main__"})
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name])
+@pytest.mark.parametrize("module", IMPORTS)
 def test_imports_run_downwards(module):
-    """What a module imports at import time lies in its own stage or in an earlier one."""
-    (own,) = stage_of(module)
-    for imported in imports_at_import_time(module):
-        (other,) = stage_of(imported)
-        assert other <= own, f"{module} ({STAGES[own][0]}) imports {imported} ({STAGES[other][0]})"
+    """A module imports from its own folder and from folders before it in the order."""
+    allowed = ORDER[: ORDER.index(top(module)) + 1] if module != "__main__" else ORDER
+    upwards = sorted(name for name in IMPORTS[module] if top(name) not in allowed)
+    assert not upwards, f"proxyprune.{module} imports {upwards}, which stand above it"
 
 
-def test_no_cycles():
-    """Within a stage too, imports form no cycle."""
-    TopologicalSorter({module: imports_at_import_time(module) for module in MODULES if module}).prepare()
+def test_no_module_imports_itself_through_others():
+    """Modules form no circle."""
+    TopologicalSorter(IMPORTS).prepare()
+
+
+@pytest.mark.parametrize("folder", sorted({module.rpartition(".")[0] for module in IMPORTS if module.count(".") > 1}))
+def test_inner_folders_form_no_circle(folder):
+    """The folders inside a folder import each other in one direction only."""
+    outer = folder.rpartition(".")[0] + "."
+    edges: dict[str, set[str]] = {}
+    for module in IMPORTS:
+        if module.startswith(outer):
+            inner = [name[len(outer) :] for name in IMPORTS[module] if name.startswith(outer)]
+            edges.setdefault(top(module[len(outer) :]), set()).update(map(top, inner))
+    TopologicalSorter({name: below - {name} for name, below in edges.items()}).prepare()
+
+
+def test_imports_in_functions_and_under_type_checking_count():
+    """The reader of imports sees all three places of an import."""
+    found = imports("plots.network")
+    assert {"graph.model_graph", "plots.figure"} <= found, "an import under TYPE_CHECKING is missed"
+    assert "proxy.service.openai_chat" in imports("proxy.scorer"), "an import in a function is missed"
+    assert "plots.network" in imports("plots"), "an import in a stub is missed"
+
+
+def test_public_faces_list_names_that_exist():
+    """Every name that a package exports can be imported."""
+    for package in ("", *sorted(module for module, path in MODULES.items() if path.with_suffix(".pyi").exists() and module)):
+        code = f"from importlib import import_module; m = import_module('{'.'.join(filter(None, ['proxyprune', package]))}')\n"
+        code += "assert all(hasattr(m, name) for name in m.__all__)"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize(
     "statement",
-    ["import proxyprune", "import proxyprune.cli", "import proxyprune.plots", "import proxyprune.modelfile", "import proxyprune.diffusion"],
+    [
+        "import proxyprune",
+        "import proxyprune.cli",
+        "import proxyprune.plots.network",
+        "import proxyprune.modelfile",
+        "import proxyprune.diffusion",
+    ],
 )
 def test_import_is_light(statement):
     """The package, its command line and the modules that it starts with import nothing that costs time."""
@@ -167,8 +170,9 @@ def test_no_llm_library_without_an_llm_scorer(name):
     [
         "proxyprune",
         "proxyprune.scoring",
-        "proxyprune.scoring.base",
-        "proxyprune.flow",
+        "proxyprune.scoring.contract",
+        "proxyprune.api",
+        "proxyprune.reporting.html",
         "proxyprune.cli",
         "proxyprune.searching",
         "proxyprune.comparing",

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from proxyprune.errors import JournalError, StorageError
-from proxyprune.journal import opened
+from proxyprune.measuring.journal import opened
 
 HEADER = {"fingerprint": "abc", "target": 0.6}
 
@@ -105,9 +104,8 @@ def test_other_files_are_refused(tmp_path, content):
 def test_two_processes_do_not_share_a_journal(tmp_path):
     """The second one is refused while the first has it open."""
     pytest.importorskip("fcntl")
-    program = (
-        f"import sys; from proxyprune.journal import opened\nwith opened({str(tmp_path / 'j')!r}, 'search', {HEADER!r}, resume=True): pass"
-    )
+    program = "from proxyprune.measuring.journal import opened\n"
+    program += f"with opened({str(tmp_path / 'j')!r}, 'search', {HEADER!r}, resume=True): pass"
     with opened(tmp_path / "j", "search", HEADER, resume=True):
         refused = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "in use by another process" in refused.stderr

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from proxyprune import Recovery
 from proxyprune.errors import InputError, MissingNeedError, ScoringError
-from proxyprune.measure import Data, Recovery, data_digest, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.held_out import Data, data_digest, held_out_loss, recovered, weights_digest
 from proxyprune.testing import residual_network
 
 

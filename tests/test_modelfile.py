@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from proxyprune.errors import ModelFileError, ProxyPruneError, WeightsError
+from proxyprune import ProxyPruneError
+from proxyprune.errors import ModelFileError, WeightsError
 from proxyprune.modelfile import load_model_file, load_weights
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

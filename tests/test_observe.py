@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import proxyprune as pp
-from proxyprune.observe import Observer, Parted
-from proxyprune.predict import Prediction
+from proxyprune.applying.apply import predict
+from proxyprune.surgery.verify_live import Observer, Parted
 
 
 class Scaled(nn.Module):
@@ -52,7 +52,7 @@ def watched(model: nn.Module, traced: nn.Module) -> None:
     inputs = torch.ones(1, 4)
     graph = pp.trace(traced, inputs, probe=False)
     plan = pp.make_plan(graph, pp.score(graph, "random"), 0.6)
-    observer = Observer(Prediction.of(graph, plan).unpruned)
+    observer = Observer(predict(graph, plan).unpruned)
     with torch.no_grad(), observer:
         model(inputs)
     observer.ended()

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 from handbuilt import Layer, chain, parallel, ranking_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
+from proxyprune import PrunePlan, make_plan
 from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
-from proxyprune.plan import PrunePlan, from_ranges, to_ranges
-from proxyprune.solve import make_plan
+from proxyprune.support.ranges import from_ranges, to_ranges
 
 GRAPH = chain([Layer(32), Layer(24, channels=4, step=2), Layer(16, step=4, bins=4)])
 PLAN = make_plan(GRAPH, ranking_of(GRAPH, [0.9, 0.2, 0.5, 0.5]), 0.5, keep=("fc3.weight",))
@@ -28,7 +27,7 @@ PLAN = make_plan(GRAPH, ranking_of(GRAPH, [0.9, 0.2, 0.5, 0.5]), 0.5, keep=("fc3
 def test_ranges_round_trip(indices: set[int]) -> None:
     """Any ascending set of indices survives its text form."""
     ascending = tuple(sorted(indices))
-    assert from_ranges(to_ranges(ascending), limit=401, where="g") == ascending
+    assert from_ranges(to_ranges(ascending), limit=401) == ascending
 
 
 def test_ranges_are_compact() -> None:
@@ -39,8 +38,18 @@ def test_ranges_are_compact() -> None:
 @pytest.mark.parametrize("text", ["", "1-", "3,2", "5-4", "0-2,2", "a", "-1", "0,,1", "0-99999999999", "4", 7, None])
 def test_malformed_ranges_are_refused(text: Any) -> None:
     """Empty, descending, overlapping, endless or foreign ranges raise, before anything is expanded."""
-    with pytest.raises(PlanFormatError, match="group 'g'"):
-        from_ranges(text, limit=4, where="g")
+    with pytest.raises(ValueError, match=r"expected indices|not ascending|out of range"):
+        from_ranges(text, limit=4)
+
+
+@pytest.mark.parametrize("text", ["3,2", "99999", None])
+def test_a_plan_with_malformed_ranges_names_the_group(text: Any) -> None:
+    """A plan file whose kept atoms do not parse raises an error that names the group."""
+    content = PLAN.to_dict()
+    group, entry = next(iter(content["groups"].items()))
+    content["groups"] = content["groups"] | {group: {**entry, "kept": text}}
+    with pytest.raises(PlanFormatError, match=f"group '{group}'"):
+        PrunePlan.from_dict(content)
 
 
 def test_a_plan_round_trips_through_dict_and_file(tmp_path: Path) -> None:
@@ -196,5 +205,5 @@ def test_a_removed_block_must_be_removable() -> None:
 
 def test_reading_plans_needs_no_torch() -> None:
     """Plans can be made and read where torch is not wanted."""
-    code = "import sys, proxyprune.plan, proxyprune.solve; sys.exit('torch' in sys.modules)"
+    code = "import sys, proxyprune.planning.plan, proxyprune.planning.planner; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

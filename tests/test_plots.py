@@ -15,7 +15,8 @@ from torch import nn
 
 import proxyprune as pp
 from proxyprune.errors import StorageError
-from proxyprune.plots import DOTS_PER_INCH, plot_ranking, plot_widths
+from proxyprune.plots import plot_ranking, plot_widths
+from proxyprune.plots.figure import DOTS_PER_INCH
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,7 +117,7 @@ def test_a_single_layer_has_nothing_to_show(tmp_path):
 def test_no_pyplot(tmp_path):
     """Drawing never imports pyplot, so no global figure and no display are involved."""
     code = (
-        "import sys, torch, proxyprune as pp\nfrom proxyprune.plots import plot_ranking\n"
+        "import sys, torch, proxyprune as pp\nfrom proxyprune.plots.network import plot_ranking\n"
         "graph = pp.trace(torch.nn.Linear(4, 4), torch.zeros(1, 4))\n"
         "plot_ranking(graph, pp.score(graph, 'random'), sys.argv[1])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -6,11 +6,10 @@ import json
 import random
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from proxyprune.errors import LLMInvalidAnswerError
-from proxyprune.proxy.answer import answer_schema, read_answer
+from proxyprune.proxy.answers.answer import answer_schema, read_answer
 
 LABELS = ("b00", "b01", "b02", "b03")
 SIX = tuple(f"b{i:02d}" for i in range(6))

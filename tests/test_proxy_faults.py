@@ -35,10 +35,10 @@ from proxyprune.testing import (
     Slow,
     Status,
     Truncated,
+    by_place,
     check_scorer,
     residual_network,
 )
-from proxyprune.testing.asked import by_place
 
 every_scorer = pytest.mark.parametrize("scorer", SCORERS)
 

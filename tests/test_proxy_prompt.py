@@ -12,9 +12,9 @@ import torch
 from llm import ask, options, small_graph
 
 import proxyprune as pp
+from proxyprune import ModelGraph
 from proxyprune.errors import LLMBudgetError, MissingNeedError
-from proxyprune.graph import ModelGraph
-from proxyprune.proxy.survey import Survey
+from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.scoring import Attempt, Brief, NoiseInterval, find
 from proxyprune.testing import FakeLLMServer, SimulatedProxy, SimulatedScorer, residual_network
 
@@ -182,7 +182,7 @@ class TestStages:
 
     def test_the_combined_ranking_follows_the_truth(self):
         """A sure proxy asked in stages gives a ranking that follows the truth over all blocks."""
-        from proxyprune.proxy.agreement import kendall_tau
+        from proxyprune.proxy.answers.agreement import kendall_tau
 
         truth = [block.macs for block in sdxl().blocks]
         ranking = pp.score(sdxl(), SimulatedScorer(proxy=SimulatedProxy([m**0.25 for m in truth]), samples=3, max_samples=3))

@@ -208,8 +208,8 @@ class TestMoney:
     def test_prices_of_hosted_models(self):
         """The price list is asked offline for hosted models, and does not know every name."""
         pytest.importorskip("genai_prices")
-        from proxyprune.proxy.cost import price_of
-        from proxyprune.proxy.endpoint import ANTHROPIC, endpoint_of
+        from proxyprune.proxy.service.endpoint import ANTHROPIC, endpoint_of
+        from proxyprune.proxy.session.price import price_of
 
         hosted = endpoint_of(None, ANTHROPIC)
         known = price_of(hosted, "claude-haiku-4-5", None)

@@ -12,8 +12,8 @@ from llm import SCORERS, ask, options, small_graph
 
 import proxyprune as pp
 from proxyprune.errors import InputError, LLMAuthError, LLMError
-from proxyprune.proxy.endpoint import ANTHROPIC, OPENAI, endpoint_of
-from proxyprune.proxy.redact import redacted
+from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, endpoint_of
+from proxyprune.proxy.service.redact import redacted
 from proxyprune.scoring import find
 from proxyprune.testing import Asked, Drop, FakeLLMServer, Html, Says, Status
 

@@ -9,17 +9,15 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from llm import SCORERS, ask, small_graph
 from scipy.stats import kendalltau
 
 import proxyprune as pp
 from proxyprune.errors import UnreliableRankingError
-from proxyprune.proxy.agreement import concordance, kendall_tau, mean_pairwise_tau, measure_agreement, mid_ranks
-from proxyprune.proxy.consensus import borda, disagreements, kemeny, kemeny_order
-from proxyprune.testing import FakeLLMServer, SimulatedProxy, SimulatedScorer, predicted_tau, residual_network
-from proxyprune.testing.asked import Asked
+from proxyprune.proxy.answers.agreement import concordance, kendall_tau, mean_pairwise_tau, measure_agreement, mid_ranks
+from proxyprune.proxy.answers.centre import borda, disagreements, kemeny, kemeny_order
+from proxyprune.testing import Asked, FakeLLMServer, SimulatedProxy, SimulatedScorer, predicted_tau, residual_network
 
 tables = (
     st.integers(2, 5)

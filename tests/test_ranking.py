@@ -9,12 +9,11 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import proxyprune as pp
 from proxyprune.errors import InvalidScoreError
-from proxyprune.ranking import Ranking
+from proxyprune.scoring import Ranking
 
 importances = st.dictionaries(st.text(min_size=1, max_size=8), st.floats(0.0, 1.0), max_size=8)
 

@@ -11,14 +11,13 @@ from torch.fx import Node
 from zoo import NETWORKS, names
 
 import proxyprune as pp
-from proxyprune.analyse import analyse
-from proxyprune.calling import call_arguments
-from proxyprune.capture import export
-from proxyprune.couple import Amendments
+from proxyprune.coupling.options import Amendments, Options
 from proxyprune.errors import TraceError
-from proxyprune.program import Program
-from proxyprune.recorder import record
-from proxyprune.rules import Options
+from proxyprune.graph.build import analyse
+from proxyprune.tracing.export import export
+from proxyprune.tracing.model_call import call_arguments
+from proxyprune.tracing.program import Program
+from proxyprune.tracing.record import record
 
 LEFT_TO_EXPORT = {
     "ncsnpp_unet": "makes a tensor from a Python list in forward",

@@ -14,21 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from results import HOSTILE, RESULTS, Hourglass, block, described, network, older, pruned, rounds, scored, written
 
 import proxyprune as pp
+from proxyprune import ProxyPruneError
 from proxyprune.cli import main
-from proxyprune.errors import ProxyPruneError, ResultFileError, StorageError
-from proxyprune.reporting import read_result, render, write_report
-from proxyprune.reporting.charts import Series, line_chart
-from proxyprune.reporting.network_map import Shades
-from proxyprune.reporting.placement import BLOCKS_A_LINE, NODE_HEIGHT, NODE_WIDTH, draw
-from proxyprune.reporting.reading import Result
-from proxyprune.reporting.structure import Structure
-from proxyprune.reporting.svg import Named, Scale, tag
-from proxyprune.timing import run_seconds
+from proxyprune.errors import ResultFileError, StorageError
+from proxyprune.measuring.wall_time import run_seconds
+from proxyprune.reporting import Result, read_result, render, write_report
+from proxyprune.reporting.draw.charts import Series, line_chart
+from proxyprune.reporting.draw.network_map import Shades
+from proxyprune.reporting.draw.placement import BLOCKS_A_LINE, NODE_HEIGHT, NODE_WIDTH, draw
+from proxyprune.reporting.draw.svg import Named, Scale, tag
+from proxyprune.reporting.read.structure import Structure
 
 KINDS = {
     "network": "pruned network",
@@ -417,7 +416,7 @@ def test_blocks_never_cover_each_other(blocks):
     for index, (resolution, sources) in enumerate(blocks):
         names = ["input" if source % (index + 1) == index else f"b{source % (index + 1)}" for source in sources]
         data["blocks"].append(block(f"b{index}", names) | {"resolution": list(resolution)})
-    from proxyprune.reporting.fields import Fields
+    from proxyprune.reporting.read.json_fields import Fields
 
     structure = Structure.read(Fields(data, "here"))
     placed = draw(structure)
@@ -431,7 +430,7 @@ def test_blocks_never_cover_each_other(blocks):
 
 def test_one_resolution_is_broken_into_lines():
     """A long network without levels stands in lines like text, not in one that never ends."""
-    from proxyprune.reporting.fields import Fields
+    from proxyprune.reporting.read.json_fields import Fields
 
     data = {"blocks": [block(f"b{i}", [f"b{i - 1}"] if i else ["input"]) for i in range(100)], "groups": []}
     placed = draw(Structure.read(Fields(data, "here")))

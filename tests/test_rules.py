@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo import measured_macs
 
 import proxyprune as pp
-from proxyprune.rules import TABLE
+from proxyprune.coupling.rules.table import TABLE
 
 BATCH, LENGTH, WIDTH, SIDE = 2, 6, 16, 8
 TOKENS = (torch.linspace(-1, 1, BATCH * LENGTH * 8).sin().view(BATCH, LENGTH, 8),)

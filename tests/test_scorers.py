@@ -22,28 +22,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 import proxyprune as pp
-from proxyprune.errors import (
-    InputError,
-    InvalidScoreError,
-    MissingNeedError,
-    ProxyPruneError,
-    ScorerLoadError,
-    ScoringError,
-    UnknownNameError,
-    WeightsError,
-)
-from proxyprune.graph import ChannelGroup, Member, ModelGraph
-from proxyprune.ranking import Ranking
-from proxyprune.read import trace
-from proxyprune.scoring import NEEDS, ScoringContext, find, group_importance, half_saturation, score, scorers
+from proxyprune import ChannelGroup, Member, ModelGraph, ProxyPruneError, ScoringContext, score, scorers, trace
+from proxyprune.errors import InputError, InvalidScoreError, MissingNeedError, ScorerLoadError, ScoringError, UnknownNameError, WeightsError
+from proxyprune.scoring import NEEDS, Ranking, find, group_importance, half_saturation, parameters_by_block, parameters_of
 from proxyprune.scoring.registry import BUILT_IN, GROUP
-from proxyprune.scoring.seeds import derived_seed
-from proxyprune.scoring.weights import check_weights, parameters_by_block, parameters_of
+from proxyprune.scoring.tools.weights import check_weights
+from proxyprune.support.seeds import derived_seed
 from proxyprune.testing import Network, ScorerContractError, attention_network, check_scorer, residual_network
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +132,7 @@ def test_built_in_scorers_repeat_in_a_fresh_process() -> None:
     """A second process, with another hash seed, gives the same rankings byte for byte."""
     program = (
         "import json, torch; torch.set_num_threads(1)\n"
-        "from proxyprune.testing import attention_network as n; from proxyprune.read import trace; from proxyprune.scoring import score\n"
+        "from proxyprune import score, trace\nfrom proxyprune.testing import attention_network as n\n"
         "n = n(); g = trace(n.model, n.example_inputs, probe=False)\n"
         "given = dict(model=n.model, batches=n.batches, loss_fn=n.loss_fn, seed=3)\n"
         "print(json.dumps([score(g, s, **given).to_dict() for s in ('random', 'magnitude', 'taylor', 'ablation')]))"
@@ -185,7 +173,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 WORKING = '''
-from proxyprune.ranking import Ranking
+from proxyprune.scoring.ranking import Ranking
 
 class FlatScorer:
     """Gives every block the same score.
@@ -311,7 +299,7 @@ def test_a_plug_in_cannot_take_the_name_of_a_built_in_scorer(install: Callable[.
     assert own.origin.startswith("proxyprune")
     assert "Shadowed" in other.error
     assert "acme-random:random" in other.error
-    assert type(find("random", {})).__module__ == "proxyprune.scoring.random"
+    assert type(find("random", {})).__module__ == "proxyprune.scoring.builtin.random"
     assert type(find("acme-random:random", {})).__module__ == "acme_random"
 
 

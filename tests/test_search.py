@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import proxyprune as pp
+from proxyprune import ScoringContext
 from proxyprune.errors import InputError, JournalError, LLMInvalidAnswerError, MissingNeedError, ScoringError, TargetError, UnknownNameError
-from proxyprune.ranking import Ranking
-from proxyprune.scoring import ScoringContext
-from proxyprune.searching import Round, proposer_named
-from proxyprune.searching.proposing import LEVERAGE, PROPOSERS, History
+from proxyprune.scoring import Ranking
+from proxyprune.searching import History, Round, proposer_named
+from proxyprune.searching.proposer import LEVERAGE
+from proxyprune.searching.proposers.by_name import PROPOSERS
 from proxyprune.testing import Network
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +144,7 @@ def test_the_callers_model_and_generators_stay_as_they_were():
 
 def test_the_result_is_saved_and_loaded_like_that_of_prune(tmp_path):
     """`pp.save` takes it, and the loaded network has the recovered weights and the loss that the search reports."""
-    from proxyprune.measure import Data, held_out_loss
+    from proxyprune.measuring.held_out import Data, held_out_loss
 
     result = uninterrupted("evolution")
     pp.save(result, tmp_path / "best")
@@ -428,7 +429,7 @@ def test_names_lead_to_proposers():
 
 def test_the_plot_is_drawn(tmp_path):
     """A picture comes out, the same one for the same search."""
-    from proxyprune.searching.plot import plot_search
+    from proxyprune.plots import plot_search
 
     plot_search(uninterrupted("coordinate"), tmp_path / "a.svg")
     plot_search(uninterrupted("coordinate"), tmp_path / "b.svg")

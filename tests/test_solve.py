@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 import torch
 from handbuilt import Layer, chain, parallel, ranking_of
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
-from proxyprune.budget import parse_budget
+from proxyprune import ModelGraph, PrunePlan, make_plan
 from proxyprune.errors import InputError, InvalidScoreError, KeepPatternError, TargetError, WeightsError
-from proxyprune.graph import ModelGraph
-from proxyprune.limits import lattice
-from proxyprune.plan import PrunePlan
-from proxyprune.ranking import Ranking
-from proxyprune.solve import make_plan
+from proxyprune.planning.budget import parse_budget
+from proxyprune.planning.constraints import lattice
+from proxyprune.scoring import Ranking
 
 scores = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 targets = st.floats(0.05, 0.95)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import proxyprune as pp
 from proxyprune.errors import ModelFileError, PlanFormatError, PlanMismatchError, StorageError, WeightsError
-from proxyprune.storage import FILES
+from proxyprune.saving.network_folder import FILES
 
 INPUTS = torch.randint(0, 30, (2, 7), generator=torch.Generator().manual_seed(0))
 

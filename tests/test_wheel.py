@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from proxyprune.errors import MissingExtraError
-from proxyprune.extras import EXTRAS, explained, how_to_install
+from proxyprune.support.extras import EXTRAS, explained, how_to_install
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("check_wheel", ROOT / "scripts" / "check_wheel.py")

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from zoo import NETWORKS, Inputs, measured_macs, names, run, to_tensors
 
 import proxyprune as pp
-from proxyprune.apply import apply
+from proxyprune.applying.apply import apply
 from proxyprune.errors import TargetError
-from proxyprune.flow import make_report
+from proxyprune.result import make_report
 
 TARGETS = (0.8, 0.6, 0.4)
 SCORERS = ("magnitude", "random")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from proxyprune.cli.compare import compare
-from proxyprune.cli.describe import describe
-from proxyprune.cli.diffusion import diffusion
-from proxyprune.cli.doctor import doctor
-from proxyprune.cli.prune import prune
-from proxyprune.cli.report import report
-from proxyprune.cli.score import score
-from proxyprune.cli.scorers import scorers
-from proxyprune.cli.search import search
+from proxyprune.cli.commands.compare import compare
+from proxyprune.cli.commands.describe import describe
+from proxyprune.cli.commands.diffusion import diffusion
+from proxyprune.cli.commands.doctor import doctor
+from proxyprune.cli.commands.prune import prune
+from proxyprune.cli.commands.report import report
+from proxyprune.cli.commands.score import score
+from proxyprune.cli.commands.scorers import scorers
+from proxyprune.cli.commands.search import search
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

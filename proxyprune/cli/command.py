@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from proxyprune.errors import ProxyPruneError
-from proxyprune.extras import explained
+from proxyprune.support.extras import explained
 
 _WANTS_TRACEBACK = "proxyprune.traceback"
 

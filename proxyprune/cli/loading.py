@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from proxyprune.cli.asking import Listener
-from proxyprune.cli.console import Output
-from proxyprune.cli.llm_options import LLMOptions
-from proxyprune.cli.options import ModelOptions
+from proxyprune.cli.options.llm import LLMOptions
+from proxyprune.cli.options.shared import ModelOptions
+from proxyprune.cli.output.console import Output
+from proxyprune.cli.output.llm_progress import Listener
 from proxyprune.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from proxyprune.graph import ModelGraph
+    from proxyprune.graph.model_graph import ModelGraph
     from proxyprune.modelfile import ExampleInputs, ModelFile
-    from proxyprune.ranking import Ranking
     from proxyprune.scoring import Brief
-    from proxyprune.scoring.base import Scorer
+    from proxyprune.scoring.contract import Scorer
+    from proxyprune.scoring.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Built:
 
     def trace(self, out: Output) -> ModelGraph:
         """Read the network's structure."""
-        from proxyprune.read import trace
+        from proxyprune.api import trace
 
         with out.stage(f"Tracing {type(self.model).__name__}"):
             return trace(self.model, self.inputs, norm_groups=self.source.norm_groups, conv_groups=self.source.conv_groups)
 
     def needed_by(self, scorer: Scorer) -> dict[str, Any]:
         """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
-        from proxyprune.scoring.base import NEEDS
+        from proxyprune.scoring.contract import NEEDS
 
         wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
         batches = self.file.calibration_batches() if "batches" in wanted else None
@@ -56,7 +56,7 @@ class Built:
 
     def rank(self, graph: ModelGraph, judge: Judge, out: Output, brief: Brief | None = None) -> Ranking:
         """Score the blocks."""
-        from proxyprune.scoring.request import score
+        from proxyprune.scoring.run_scorer import score
 
         needed = self.needed_by(judge.scorer)
         with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
@@ -64,7 +64,7 @@ class Built:
 
     def show_dry_run(self, judge: Judge, out: Output, brief: Brief | None = None) -> None:
         """Print what the scorer would send and what that would cost."""
-        from proxyprune.cli.asking import preview_payload, preview_shown, preview_text
+        from proxyprune.cli.output.llm_progress import preview_payload, preview_shown, preview_text
         from proxyprune.proxy.scorer import LLMScorer
         from proxyprune.scoring import Brief, ScoringContext
 
@@ -108,7 +108,7 @@ class Judge:
 
     def notes(self, ranking: Ranking) -> tuple[str, ...]:
         """What the ranking says about how it was made, if a language model was to be asked."""
-        from proxyprune.cli.llm_options import SCORERS
+        from proxyprune.cli.options.llm import SCORERS
 
         return ranking.notes if self.scorer.name in SCORERS else ()
 

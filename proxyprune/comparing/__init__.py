@@ -1,8 +1,5 @@
-"""Which scorer earns its price on a network: every scorer, the same cuts, the same data, the same recovery."""
+"""Compare scorers: every scorer makes the same cuts, on the same data, with the same recovery."""
 
-from __future__ import annotations
+import lazy_loader
 
-from proxyprune.comparing.run import compare
-from proxyprune.comparing.values import Case, Cell, Comparison, Scoring, Summary
-
-__all__ = ["Case", "Cell", "Comparison", "Scoring", "Summary", "compare"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

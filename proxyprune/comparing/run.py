@@ -15,19 +15,18 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from proxyprune.budget import Target
-from proxyprune.capture import ExampleInputs
+from proxyprune.api import cut, trace
 from proxyprune.comparing.values import Case, Cell, Comparison, Scoring
 from proxyprune.errors import InputError, ProxyPruneError
-from proxyprune.flow import cut
-from proxyprune.graph import ModelGraph
-from proxyprune.journal import Journal, opened
-from proxyprune.measure import Data, Recovery, held_out_loss, recovered, weights_digest
-from proxyprune.plan import MODES
-from proxyprune.ranking import Ranking
-from proxyprune.read import trace
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.held_out import Data, Recovery, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.journal import Journal, opened
+from proxyprune.planning.budget import Target
+from proxyprune.planning.plan import MODES
 from proxyprune.scoring import Brief, Scorer, find, score
-from proxyprune.scoring.seeds import derived_seed
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.seeds import derived_seed
+from proxyprune.tracing.capture import ExampleInputs
 
 Quality = Callable[[nn.Module], float]
 """The caller's own measure of a network, such as its accuracy."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxyprune.budget import Target
-from proxyprune.graph import ModelGraph
-from proxyprune.ranking import Ranking
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.planning.budget import Target
+from proxyprune.scoring.ranking import Ranking
 
 SCHEMA = 1
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.diffusion.config import StageConfig, StepAdaptiveConfig
-from proxyprune.diffusion.data import ImageData, load_data
-from proxyprune.diffusion.denoiser import Calling
-from proxyprune.diffusion.draws import Draws
-from proxyprune.diffusion.ledger import training_macs
-from proxyprune.diffusion.objective import Losses, Process, relative_weight
-from proxyprune.diffusion.presets import Source, image_size, source_of
-from proxyprune.diffusion.samplers import sampler, unusable_steps
-from proxyprune.diffusion.schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
+from proxyprune.api import trace
+from proxyprune.diffusion.config.run_config import StageConfig, StepAdaptiveConfig
+from proxyprune.diffusion.data.image_data import ImageData, load_data
+from proxyprune.diffusion.networks import Source, image_size, source_of
+from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.process.noise_schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
+from proxyprune.diffusion.process.objective import Losses, Process, relative_weight
+from proxyprune.diffusion.sampling.schedulers import sampler, unusable_steps
+from proxyprune.diffusion.training.batches import Draws
+from proxyprune.diffusion.training.ledger import training_macs
 from proxyprune.errors import InputError, ModelFileError, ProxyPruneError, StorageError
-from proxyprune.graph import ModelGraph
-from proxyprune.read import trace
+from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.registry import find
 
 
@@ -191,7 +191,7 @@ def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
-    from proxyprune.diffusion.trackers import JsonLines
+    from proxyprune.diffusion.training.trackers import JsonLines
 
     trackers: list[Any] = [JsonLines(folder), *config.run.trackers]
     precision = config.run.mixed_precision

@@ -10,27 +10,28 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from proxyprune.diffusion.blueprint import Blueprint
-from proxyprune.diffusion.checkpoint import Checkpoint, read_json, read_record, read_weights
-from proxyprune.diffusion.claim import claimed
-from proxyprune.diffusion.config import StepAdaptiveConfig
-from proxyprune.diffusion.experts import Experts
-from proxyprune.diffusion.intervals import Intervals, bins_of
-from proxyprune.diffusion.layout import LAYOUT, Layout, check_size, decide, layout_record, read_layout
-from proxyprune.diffusion.ledger import Entry, Ledger, affordable_steps, split_allowance, training_macs
-from proxyprune.diffusion.loop import Loop, Phase, Training
-from proxyprune.diffusion.loss_by_snr import NAME as LOSSES
-from proxyprune.diffusion.loss_by_snr import evaluation_macs, measure_bins, write_losses
-from proxyprune.diffusion.measure import rehearse_judging, scoring_macs, trial_macs
-from proxyprune.diffusion.objective import Objective
-from proxyprune.diffusion.pipeline import StepAdaptivePipeline
-from proxyprune.diffusion.preview import Preview, affordable_steps_and_grids
-from proxyprune.diffusion.schedule import training_scheduler
+from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
+from proxyprune.diffusion.process.intervals import Intervals, bins_of
+from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.process.objective import Objective
+from proxyprune.diffusion.records import read_json, read_record, read_weights
+from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+from proxyprune.diffusion.sampling.pipeline_record import Blueprint
 from proxyprune.diffusion.setup import Setup, make_accelerator
-from proxyprune.diffusion.specialise import NETWORK, RESULT, Specialist
-from proxyprune.diffusion.trackers import rewind
+from proxyprune.diffusion.stages.expert import NETWORK, RESULT, Specialist
+from proxyprune.diffusion.stages.judging import rehearse_judging, scoring_macs
+from proxyprune.diffusion.stages.layout import LAYOUT, Layout, check_size, decide, layout_record, read_layout
+from proxyprune.diffusion.stages.loss_by_snr import NAME as LOSSES, evaluation_macs, measure_bins, write_losses
+from proxyprune.diffusion.stages.preview import Preview, affordable_steps_and_grids
+from proxyprune.diffusion.stages.trials import trial_macs
+from proxyprune.diffusion.training.checkpoint import Checkpoint
+from proxyprune.diffusion.training.ledger import Entry, Ledger, affordable_steps, split_allowance, training_macs
+from proxyprune.diffusion.training.loop import Loop, Phase, Training
+from proxyprune.diffusion.training.stage_lock import claimed
+from proxyprune.diffusion.training.trackers import rewind
 from proxyprune.errors import ComputeError, InputError, StorageError, TrainingError
-from proxyprune.files import to_disk, write_json, write_text
+from proxyprune.support.files import to_disk, write_json, write_text
 
 CONFIG, IMAGES, WEIGHTS, LEDGER, PIPELINE = "config.json", "images.json", "base.safetensors", "ledger.json", "pipeline"
 _FREE = {
@@ -242,7 +243,7 @@ class StepAdaptiveTrainer:
             experts = Experts.of([self.setup.base_model(self.train_base())], macs)
             folders: list[Path | None] = [None]
         else:
-            from proxyprune.diffusion.experts import load_expert
+            from proxyprune.diffusion.sampling.experts import load_expert
 
             places = [self._expert(index) / NETWORK for index in range(len(records))]
             params = tuple(record["params"] for record in done)

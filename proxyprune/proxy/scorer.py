@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from proxyprune.errors import InputError, LLMError, LLMReplayMissError
-from proxyprune.proxy.agreement import Agreement, measure_agreement
-from proxyprune.proxy.asking import Asker
-from proxyprune.proxy.audit import Audit
-from proxyprune.proxy.cache import Cache
-from proxyprune.proxy.cost import Account, Estimate, Price, estimate, price_of
-from proxyprune.proxy.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
-from proxyprune.proxy.events import Asked, Finished, Planned
-from proxyprune.proxy.exchange import Provider
-from proxyprune.proxy.ladder import Ladder
-from proxyprune.proxy.patience import Deadline
-from proxyprune.proxy.sampling import Sampler, Samples
-from proxyprune.proxy.settings import LLMSettings
-from proxyprune.proxy.statistics import NEEDS_OF, measure
-from proxyprune.proxy.survey import Prompt, Survey
-from proxyprune.proxy.templates import VERSION
-from proxyprune.ranking import Ranking
-from proxyprune.scoring.base import ScoringContext, check_needs
+from proxyprune.proxy.answers.agreement import Agreement, measure_agreement
+from proxyprune.proxy.prompt.measured_figures import NEEDS_OF, measure
+from proxyprune.proxy.prompt.survey import Prompt, Survey
+from proxyprune.proxy.prompt.wording import VERSION
+from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
+from proxyprune.proxy.service.exchange import Provider
+from proxyprune.proxy.service.response_formats import Ladder
+from proxyprune.proxy.session.ask import Asker
+from proxyprune.proxy.session.audit import Audit
+from proxyprune.proxy.session.cache import Cache
+from proxyprune.proxy.session.deadline import Deadline
+from proxyprune.proxy.session.events import Asked, Finished, Planned
+from proxyprune.proxy.session.price import Account, Estimate, Price, estimate, price_of
+from proxyprune.proxy.session.sample import Sampler, Samples
+from proxyprune.proxy.session.settings import LLMSettings
+from proxyprune.scoring.contract import ScoringContext, check_needs
+from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
 
 if TYPE_CHECKING:
-    from proxyprune.graph import ModelGraph
+    from proxyprune.graph.model_graph import ModelGraph
 
 _NAMED = 6
 
@@ -227,7 +227,7 @@ class OpenAIScorer(LLMScorer):
 
     def provider(self, endpoint: Endpoint) -> Provider:
         """Make the client for an address."""
-        from proxyprune.proxy.openai_responses import OpenAIResponses
+        from proxyprune.proxy.service.openai_responses import OpenAIResponses
 
         return OpenAIResponses(endpoint)
 
@@ -249,7 +249,7 @@ class AnthropicScorer(LLMScorer):
 
     def provider(self, endpoint: Endpoint) -> Provider:
         """Make the client for an address."""
-        from proxyprune.proxy.anthropic_messages import AnthropicMessages
+        from proxyprune.proxy.service.anthropic_messages import AnthropicMessages
 
         return AnthropicMessages(endpoint)
 
@@ -265,6 +265,6 @@ class LocalScorer(LLMScorer):
 
     def provider(self, endpoint: Endpoint) -> Provider:
         """Make the client for an address."""
-        from proxyprune.proxy.openai_chat import OpenAIChat
+        from proxyprune.proxy.service.openai_chat import OpenAIChat
 
         return OpenAIChat(endpoint, self._ladder)

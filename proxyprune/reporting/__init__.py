@@ -1,12 +1,9 @@
 """Reports: one self-contained HTML page for any result.
 
-Reading finds out what a path holds, composing turns it into parts (facts, tables, drawings, remarks), rendering makes HTML of it. Names
-in a result belong to whoever made it: templates and drawings escape them, and the page allows no script at all.
+`read` finds out what a path holds, `compose` turns it into parts (facts, tables, drawings, remarks), `render` makes HTML of them. Names in
+a result belong to whoever made it: templates and drawings escape them, and the page allows no script at all.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from proxyprune.reporting.reading import Result, read_result
-from proxyprune.reporting.rendering import render, write_report
-
-__all__ = ["Result", "read_result", "render", "write_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

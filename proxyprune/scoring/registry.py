@@ -18,18 +18,18 @@ from importlib import metadata
 from typing import Any, TypeGuard
 
 from proxyprune.errors import InputError, ProxyPruneError, ScorerLoadError, UnknownNameError
-from proxyprune.scoring.base import Scorer, check_contract
+from proxyprune.scoring.contract import Scorer, check_contract
 
 GROUP = "proxyprune.scorers"
 OWN_DISTRIBUTION = "proxyprune"
 
 BUILT_IN: Mapping[str, str] = {
-    "magnitude": "proxyprune.scoring.magnitude:MagnitudeScorer",
-    "magnitude_l1": "proxyprune.scoring.magnitude:magnitude_l1",
-    "magnitude_l2": "proxyprune.scoring.magnitude:magnitude_l2",
-    "taylor": "proxyprune.scoring.taylor:TaylorScorer",
-    "ablation": "proxyprune.scoring.ablation:AblationScorer",
-    "random": "proxyprune.scoring.random:RandomScorer",
+    "magnitude": "proxyprune.scoring.builtin.magnitude:MagnitudeScorer",
+    "magnitude_l1": "proxyprune.scoring.builtin.magnitude:magnitude_l1",
+    "magnitude_l2": "proxyprune.scoring.builtin.magnitude:magnitude_l2",
+    "taylor": "proxyprune.scoring.builtin.taylor:TaylorScorer",
+    "ablation": "proxyprune.scoring.builtin.ablation:AblationScorer",
+    "random": "proxyprune.scoring.builtin.random:RandomScorer",
     "openai": "proxyprune.proxy.scorer:OpenAIScorer",
     "anthropic": "proxyprune.proxy.scorer:AnthropicScorer",
     "local": "proxyprune.proxy.scorer:LocalScorer",

@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from proxyprune.apply import apply
-from proxyprune.budget import Target
-from proxyprune.capture import ExampleInputs
+from proxyprune.api import cut, trace
+from proxyprune.applying.apply import apply
 from proxyprune.errors import (
     InputError,
     JournalError,
@@ -25,18 +24,22 @@ from proxyprune.errors import (
     ScoringError,
     VerificationError,
 )
-from proxyprune.flow import PruneResult, Report, cut, make_report
-from proxyprune.graph import ModelGraph
-from proxyprune.journal import Journal, opened
-from proxyprune.measure import Data, Recovery, data_digest, held_out_loss, recovered, weights_digest
-from proxyprune.plan import PrunePlan
-from proxyprune.ranking import Ranking
-from proxyprune.read import trace, trace_like
+from proxyprune.graph.build import trace_like
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.held_out import Data, Recovery, data_digest, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.journal import Journal, opened
+from proxyprune.planning.budget import Target
+from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.planner import make_plan
+from proxyprune.result import PruneResult, Report, make_report
 from proxyprune.scoring import Brief, Scorer, ScoringContext, score
-from proxyprune.searching.proposing import History, Proposer, ScorerProposer, proposer_named
-from proxyprune.searching.rounds import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
-from proxyprune.solve import make_plan
-from proxyprune.surgery import Surgery
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.searching.proposer import History, Proposer
+from proxyprune.searching.proposers.by_name import proposer_named
+from proxyprune.searching.proposers.scorer import ScorerProposer
+from proxyprune.searching.round import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
+from proxyprune.surgery.surgery import Surgery
+from proxyprune.tracing.capture import ExampleInputs
 
 SCHEMA = 1
 DEFAULT_START = "taylor"

@@ -24,16 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proxyprune.api import trace
 from proxyprune.errors import ProxyPruneError, ScorerLoadError
-from proxyprune.ranking import Ranking
-from proxyprune.read import trace
-from proxyprune.scoring.base import NEEDS, LossFunction, Scorer, ScoringContext, check_contract
+from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer, ScoringContext, check_contract
+from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
-from proxyprune.scoring.request import check_ranking, score
+from proxyprune.scoring.run_scorer import check_ranking, score
 
 if TYPE_CHECKING:
-    from proxyprune.calling import ExampleInputs
-    from proxyprune.graph import ModelGraph
+    from proxyprune.graph.model_graph import ModelGraph
+    from proxyprune.tracing.model_call import ExampleInputs
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from proxyprune.proxy.endpoint import Endpoint
-from proxyprune.proxy.exchange import Provider, Reply, Request, Usage
 from proxyprune.proxy.scorer import LLMScorer
-from proxyprune.scoring.seeds import derived_seed
-from proxyprune.testing.asked import Asked
+from proxyprune.proxy.service.endpoint import Endpoint
+from proxyprune.proxy.service.exchange import Provider, Reply, Request, Usage
+from proxyprune.support.seeds import derived_seed
+from proxyprune.testing.fake_llm.asked import Asked
 
 
 def predicted_tau(samples: int, noise: float, skill: float = 1.0) -> float:

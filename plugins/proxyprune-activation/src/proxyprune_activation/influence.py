@@ -9,11 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from proxyprune.graph import ModelGraph
-from proxyprune.ranking import Ranking
-from proxyprune.scoring import ScoringContext, half_saturation
-from proxyprune.scoring.calibration import Calibration
-from proxyprune.scoring.hooks import Hook, module_of
+from proxyprune import ModelGraph, ScoringContext
+from proxyprune.scoring import Calibration, Hook, Ranking, half_saturation, module_of
 from proxyprune_activation.watching import floats_of, run_watched
 
 

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.graph import ModelGraph
-from proxyprune.ranking import Ranking
-from proxyprune.scoring import ScoringContext, group_importance, half_saturation
-from proxyprune.scoring.calibration import Calibration
-from proxyprune.scoring.hooks import Hook
-from proxyprune.scoring.scale import significant
-from proxyprune.scoring.weights import parameters_by_block, parameters_of
+from proxyprune import ModelGraph, ScoringContext
+from proxyprune.scoring import (
+    Calibration,
+    Hook,
+    Ranking,
+    group_importance,
+    half_saturation,
+    parameters_by_block,
+    parameters_of,
+    significant,
+)
 from proxyprune_activation.watching import floats_of, run_watched
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

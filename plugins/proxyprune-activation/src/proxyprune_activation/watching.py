@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.nested import tensors_of
-from proxyprune.scoring.calibration import Calibration
-from proxyprune.scoring.hooks import Hook, hooked
+from proxyprune.scoring import Calibration, Hook, hooked, tensors_of
 
 
 def run_watched(calibration: Calibration, hooks: Iterable[tuple[nn.Module, Hook]]) -> None:

@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from proxyprune import ModelGraph, ScoringContext
 from proxyprune.errors import InputError
-from proxyprune.graph import ModelGraph
-from proxyprune.nested import mapped, tensors_of
-from proxyprune.ranking import Ranking
-from proxyprune.scoring import ScoringContext, group_importance, half_saturation
-from proxyprune.scoring.calibration import Calibration
-from proxyprune.scoring.gradients import differentiable_parameters, weight_times_gradient
-from proxyprune.scoring.scale import significant
-from proxyprune.scoring.weights import parameters_by_block
+from proxyprune.scoring import (
+    Calibration,
+    Ranking,
+    differentiable_parameters,
+    group_importance,
+    half_saturation,
+    mapped,
+    parameters_by_block,
+    significant,
+    tensors_of,
+    weight_times_gradient,
+)
 
 PER = ("sample", "batch")
 

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.calling import call_arguments
+from proxyprune import ModelGraph, ScoringContext
 from proxyprune.errors import MissingNeedError, ScoringError
-from proxyprune.graph import ModelGraph
-from proxyprune.nested import mapped, tensors_of
-from proxyprune.ranking import Ranking
-from proxyprune.scoring import ScoringContext, group_importance, half_saturation
-from proxyprune.scoring.base import model_given
-from proxyprune.scoring.calibration import untouched
-from proxyprune.scoring.scale import significant
-from proxyprune.scoring.weights import parameters_by_block
+from proxyprune.scoring import (
+    Ranking,
+    call_arguments,
+    group_importance,
+    half_saturation,
+    mapped,
+    model_given,
+    parameters_by_block,
+    significant,
+    tensors_of,
+    untouched,
+)
 from proxyprune_synflow.linear import LinearFlow
 
 

@@ -1,0 +1,1 @@
+"""`PrunePlan` -> smaller module; optimizer and training state follow the cut."""

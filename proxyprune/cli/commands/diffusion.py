@@ -1,0 +1,401 @@
+"""`proxyprune diffusion`: train, plan, sample and evaluate step-adaptive pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.options.completion import PRESETS, SAMPLERS, files, preset_names, sampler_names, scorer_names, setting_names
+from proxyprune.cli.options.shared import file_option, gathered, json_option, plot_option
+from proxyprune.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
+    from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+
+SCHEMA = 1
+STAGES = ("all", "base", "layout", "experts", "merge")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which configuration; later entries override earlier ones.
+
+    Attributes:
+        preset: Name of a preset, or None.
+        config: Configuration file, or None.
+        changes: Settings by dotted name, from the options.
+    """
+
+    preset: str | None
+    config: Path | None
+    changes: dict[str, Any]
+
+    def load(self, folder: Path | None = None) -> StepAdaptiveConfig:
+        """The configuration; of the run in `folder` when nothing else is named."""
+        from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
+
+        if self.preset is not None and self.config is not None:
+            raise click.UsageError("--preset and --config both name a configuration; give one of them.")
+        if self.config is not None:
+            base = StepAdaptiveConfig.from_json(self.config)
+        elif self.preset is None and folder is not None and (folder / "config.json").is_file():
+            base = StepAdaptiveConfig.from_json(folder / "config.json")
+        else:
+            base = StepAdaptiveConfig.preset(self.preset or "digits")
+        return base.with_values(self.changes)
+
+
+def _choice(preset: str | None, config: Path | None, settings: tuple[str, ...], **named: Any) -> Choice:
+    changes = {_SHORT[name]: value for name, value in named.items() if value is not None}
+    for entry in settings:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set takes NAME=VALUE, such as budgets.target=0.5; found {entry!r}.")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value  # text needs no quotes
+    return Choice(preset, config, changes)
+
+
+_SHORT = {
+    "model": "model",
+    "source": "data.source",
+    "data_path": "data.path",
+    "scorer": "pruning.scorer",
+    "accept_unreliable": "pruning.accept_unreliable",
+    "target": "budgets.target",
+    "intervals": "intervals.count",
+    "steps": "compute.reference_steps",
+    "seed": "seed",
+}
+"""Option -> setting."""
+_CHOICE = (
+    click.option(
+        "--preset",
+        metavar="NAME",
+        shell_complete=preset_names,
+        help=f"{PRESETS[0]} (default), {', '.join(PRESETS[1:-1])} or {PRESETS[-1]}.",
+    ),
+    file_option("--config", "FILE", "Configuration as JSON; a run's folder holds its own."),
+    click.option("--model", "-m", metavar="NAME", shell_complete=files, help="Preset, diffusers config, or model file path.py[:factory]."),
+    click.option("--source", metavar="DATA", help="digits, fashion-mnist, a folder of images, FILE.npz, or hub:NAME."),
+    click.option("--data", "data_path", metavar="PATH", help="Where the files of a named data set are."),
+    click.option("--scorer", "-s", metavar="NAME", shell_complete=scorer_names, help="Scorer that chooses what each expert loses."),
+    click.option(
+        "--accept-unreliable",
+        is_flag=True,
+        default=None,
+        help="Cut although a ranking says of itself that it should decide nothing.",
+    ),
+    click.option("--target", "-t", type=float, help="Mean sampling MACs, as a fraction of the base."),
+    click.option("--intervals", type=click.IntRange(min=1), help="Number of intervals."),
+    click.option("--steps", type=click.IntRange(min=1), help="Training steps of the full-size model that the run may cost as much as."),
+    click.option("--seed", type=int, help="Every random choice follows from it."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        shell_complete=setting_names,
+        help="Any other setting by dotted name; repeatable.",
+    ),
+)
+choice_options = gathered("choice", _choice, _CHOICE, names=("preset", "config", "settings", *_SHORT))
+
+
+@click.group()
+def diffusion() -> None:
+    """Train, sample and judge step-adaptive diffusion: one denoiser for each interval of noise levels.
+
+    Start with: proxyprune diffusion plan --preset digits
+    """
+
+
+@diffusion.command(cls=Command)
+@choice_options
+@file_option("--run", "FOLDER", "A run; measured intervals and budgets are read from it.")
+@plot_option("SNR, intervals and budgets")
+@json_option
+@traceback_option
+def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> None:
+    """Show intervals, SNR ranges, budgets and the expected saving, before anything trains."""
+    from proxyprune.cli.output.console import output
+    from proxyprune.cli.output.diffusion_tables import layout_table, plan_payload
+    from proxyprune.plots.figure import check_plot_path
+
+    if plot is not None:
+        check_plot_path(plot)
+    if run is not None:
+        _check_run(run, choice)
+    with output(as_json) as out:
+        config = choice.load(run)
+        with out.stage("Reading data and network"):
+            setup, layout = _laid_out(config, run)
+            macs = setup.base_macs
+        out.show(*layout_table(layout, macs, setup.schedule.snr_db), *layout.budgets.notes)
+        out.emit(plan_payload(config, layout, macs, setup.graph.params, setup.schedule.snr_db))
+        if plot is not None:
+            from proxyprune.plots.diffusion import plot_layout
+
+            plot_layout(setup.schedule, layout.members, layout.budgets, plot, clip_db=config.noise.clip_db)
+            out.show(f"Plot: {plot}")
+
+
+def _check_run(run: Path, choice: Choice) -> None:
+    """Refuse a folder that is no run, instead of answering for the default preset.
+
+    Raises:
+        StorageError: If it has no configuration and none is named.
+    """
+    if not run.is_dir() or (choice.preset is None and choice.config is None and not (run / "config.json").is_file()):
+        raise StorageError(
+            f"'{run}' is no run: it has no config.json. Look for a typing mistake in the name, or say which configuration it is to have "
+            "(--preset, --config)."
+        )
+
+
+def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
+    from proxyprune.diffusion.setup import Setup
+    from proxyprune.diffusion.stages.layout import decide, read_layout
+    from proxyprune.diffusion.trainer import check_folder
+
+    setup = Setup.of(config)
+    found = None if run is None else read_layout(run, setup)
+    if run is not None and found is not None:
+        check_folder(run, config)
+        return setup, found
+    if "measured" in (config.intervals.method, config.budgets.method):
+        raise InputError(
+            "Measured intervals and budgets are decided on a trained base, so there is nothing to show yet. Run "
+            f"`proxyprune diffusion train --stage layout --out {run or 'FOLDER'}` with these settings, and give that folder as --run."
+        )
+    return setup, decide(setup, None)
+
+
+@diffusion.command(cls=Command, stopped="The last checkpoint is kept; the same command goes on from there.")
+@choice_options
+@click.option(
+    "--out", "folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The run; an unfinished one goes on."
+)
+@click.option(
+    "--stage", type=click.Choice(["all", "base", "layout", "experts", "merge"]), default="all", show_default=True, help="What to do."
+)
+@click.option("--interval", type=click.IntRange(min=0), help="Train the expert of one interval only, as one job of several.")
+@file_option("--base-from", "FOLDER", "Take the base over from another run.")
+@json_option
+@traceback_option
+def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_from: Path | None, as_json: bool) -> None:
+    """Train base and experts into a folder; a run that was stopped goes on.
+
+    Under `accelerate launch` every process does its part. With --interval N each job trains one expert in the shared folder; --stage merge
+    puts them together.
+    """
+    from proxyprune.cli.output.console import output
+    from proxyprune.cli.output.diffusion_tables import layout_table, ledger_table
+    from proxyprune.diffusion.trainer import StepAdaptiveTrainer
+
+    if interval is not None and stage not in ("all", "experts"):
+        raise click.UsageError("--interval trains an expert; it goes with --stage experts, or with none.")
+    if interval is not None or stage in ("layout", "experts", "merge"):
+        _check_run(folder, choice)
+    with output(as_json) as out:
+        trainer = StepAdaptiveTrainer(choice.load(folder), folder, base=base_from)
+        main = trainer.accelerator.is_main_process
+        _stages(trainer, stage, interval)
+        layout = None if stage == "base" else trainer.layout()
+        trainer.accelerator.end_training()
+        if not main:
+            return
+        ledger = trainer.ledger()
+        if layout is not None:
+            out.show(*layout_table(layout, trainer.setup.base_macs, trainer.setup.schedule.snr_db))
+        out.show(ledger_table(ledger))
+        finished = folder / "pipeline"
+        if finished.is_dir():
+            out.show(f"Sample with: proxyprune diffusion sample --pipeline {finished} --grid samples.png")
+        budgets = None if layout is None else layout.budgets.to_dict()
+        out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": budgets})
+
+
+def _stages(trainer: Any, stage: str, interval: int | None) -> None:
+    if interval is not None:
+        trainer.train_expert(interval)
+        return
+    steps: dict[str, Callable[[], Any]] = {
+        "all": trainer.train,
+        "base": trainer.train_base,
+        "layout": trainer.layout,
+        "experts": lambda: [trainer.train_expert(index) for index in range(len(trainer.layout().members))],
+        "merge": trainer.assemble,
+    }
+    steps[stage]()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn.
+
+    Attributes:
+        pipeline: Folder of the pipeline.
+        count: Number of images.
+        steps: Sampling steps.
+        sampler: Name of the sampler; None keeps the saved one.
+        batch_size: Images at a time.
+        seed: Of the images.
+        one_at_a_time: Keep only one expert in memory.
+        compile: Use torch.compile.
+        model: Model file, for networks that came from one.
+        condition: File of labels or embeddings, or None.
+    """
+
+    pipeline: Path
+    count: int
+    steps: int
+    sampler: str | None
+    batch_size: int
+    seed: int
+    one_at_a_time: bool
+    compile: bool
+    model: str | None
+    condition: Path | None
+
+    @property
+    def conditions(self) -> Any:
+        """One label or embedding for each image; None to leave it to the pipeline."""
+        from proxyprune.diffusion.data.conditions import read_condition, repeated
+
+        return None if self.condition is None else repeated(read_condition(self.condition), self.count)
+
+    def open(self) -> StepAdaptivePipeline:
+        """Load the pipeline."""
+        from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+        from proxyprune.modelfile import load_model_file
+
+        factory = None if self.model is None else load_model_file(self.model).build_model
+        found = StepAdaptivePipeline.from_pretrained(self.pipeline, factory=factory, resident=not self.one_at_a_time)
+        if self.sampler is not None:
+            found.use(self.sampler)
+        return found.compile() if self.compile else found
+
+
+_DRAWING = (
+    click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
+    click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
+    click.option(
+        "--sampler",
+        metavar="NAME",
+        shell_complete=sampler_names,
+        help=f"{', '.join(SAMPLERS)}, or a class of diffusers; the saved one by default.",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time; changes no image."),
+    click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images."),
+    click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
+    click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
+    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
+    file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
+)
+
+
+def drawing_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `Drawing`, as its argument `drawing`, with a default for the number of images."""
+    option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
+    return gathered("drawing", Drawing, (_DRAWING[0], option, *_DRAWING[1:]))
+
+
+@diffusion.command(cls=Command)
+@drawing_options(count=64)
+@file_option("--grid", "PATH", "Write a picture of all images.")
+@file_option("--out", "FILE.npz", "Write the images as bytes.")
+@json_option
+@traceback_option
+def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool) -> None:
+    """Draw images; write a grid, an npz file, or both."""
+    import time
+
+    from proxyprune.cli.output.console import output
+    from proxyprune.diffusion.data import write_images as images
+
+    if grid is None and out is None:
+        raise click.UsageError("Say where the images go: --grid PICTURE, --out FILE.npz, or both.")
+    with output(as_json) as shown:
+        images.check_places(grid, out)
+        pipeline = drawing.open()
+        started = time.perf_counter()
+        settings: dict[str, Any] = {"steps": drawing.steps, "batch_size": drawing.batch_size, "seed": drawing.seed}
+        found = pipeline.generate(drawing.count, condition=drawing.conditions, **settings)
+        seconds = time.perf_counter() - started
+        if grid is not None:
+            images.save_picture(images.grid(found, scale=max(1, 64 // found.shape[-1])), grid)
+        if out is not None:
+            images.save_arrays(found, out)
+        macs, relative = pipeline.sampling_macs(drawing.steps), pipeline.relative_macs(drawing.steps)
+        shown.show(f"{len(found)} images in {seconds:.1f} s; {macs:,} MACs an image, {relative:.1%} of the unpruned network's.")
+        shown.emit(
+            {
+                "schema": SCHEMA,
+                "images": len(found),
+                "seconds": seconds,
+                "sampling_macs": macs,
+                "relative_macs": relative,
+                "sampler": type(pipeline.scheduler).__name__,
+                "steps": drawing.steps,
+                "seed": drawing.seed,
+                "grid": None if grid is None else str(grid),
+                "out": None if out is None else str(out),
+            }
+        )
+
+
+@diffusion.command(cls=Command)
+@drawing_options(count=2000)
+@file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
+@click.option(
+    "--features",
+    metavar="NAME",
+    help="fashion-mnist, digits, inception or inception:WEIGHTS.pth; by default those of the data, which digits and fashion-mnist have.",
+)
+@json_option
+@traceback_option
+def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: bool) -> None:
+    """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert."""
+    from proxyprune.cli.output.console import output
+    from proxyprune.cli.output.diffusion_tables import evaluation_table
+    from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
+    from proxyprune.diffusion.data.image_data import load_data
+    from proxyprune.diffusion.evaluation.evaluate import evaluate as judge
+    from proxyprune.diffusion.evaluation.features import load_features
+    from proxyprune.diffusion.networks import image_size
+    from proxyprune.diffusion.process.noise_schedule import NoiseSchedule
+
+    with output(as_json) as out:
+        pipeline = drawing.open()
+        config_path = (run or drawing.pipeline.parent) / "config.json"
+        if not config_path.is_file():
+            raise StorageError(
+                f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{config_path}'; "
+                "it is not there. Give the folder of the run with --run."
+            )
+        config = StepAdaptiveConfig.from_json(config_path)
+        data = load_data(config.data, image_size(config))
+        compared = load_features(features or config.data.source)
+        found = judge(
+            pipeline,
+            data,
+            compared,
+            images=drawing.count,
+            steps=drawing.steps,
+            batch_size=drawing.batch_size,
+            seed=drawing.seed,
+            schedule=NoiseSchedule.of(config.noise),
+            condition=drawing.conditions,
+        )
+        out.show(evaluation_table(found), *(f"• {note}" for note in found.notes))
+        out.emit(found.to_dict())

@@ -1,0 +1,27 @@
+"""`proxyprune scorers`: what is registered, and what of it works."""
+
+from __future__ import annotations
+
+import click
+
+from proxyprune.cli.command import Command, traceback_option
+from proxyprune.cli.options.shared import json_option
+
+
+@click.command(cls=Command)
+@json_option
+@traceback_option
+def scorers(as_json: bool) -> None:
+    """List the scorers, where each comes from, and what it needs.
+
+    A plug-in that cannot be used is listed with its error.
+    """
+    from proxyprune.cli.output.console import output
+    from proxyprune.cli.output.payloads import scorers_payload
+    from proxyprune.cli.output.tables import scorers_table
+    from proxyprune.scoring.registry import scorers as registered
+
+    with output(as_json) as out:
+        infos = registered()
+        out.show(scorers_table(infos))
+        out.emit(scorers_payload(infos))

@@ -1,0 +1,1 @@
+"""Findings of `proxyprune doctor`."""

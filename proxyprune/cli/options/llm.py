@@ -1,0 +1,145 @@
+"""Options of the scorers that ask a language model, gathered into one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxyprune.cli.options.completion import scorer_names
+from proxyprune.cli.options.shared import gathered
+
+SCORERS = ("openai", "anthropic", "local")
+"""The scorers that take these options."""
+
+
+@dataclass(frozen=True)
+class LLMOptions:
+    """How a language model is asked; None leaves an option at the scorer's default.
+
+    Attributes:
+        llm_model: Name of the model.
+        base_url: Server of one's own.
+        samples: Fewest samples.
+        max_samples: Most samples.
+        max_cost: Limit in USD.
+        price: (input, output) in USD for a million tokens.
+        max_output_tokens: Longest answer.
+        prompt_tokens: Longest prompt.
+        temperature: For services that take one.
+        deadline: Seconds for the whole ranking.
+        timeout: Seconds for one request.
+        cache: Folder of recorded answers.
+        cache_mode: "read-write", "off" or "replay-only".
+        audit: File that every attempt is appended to.
+        fallback: Scorer for when the model gives no usable ranking.
+        statistics: Measured figures to show.
+        real_names: Send module names.
+        dry_run: Show prompt and estimate, and send nothing.
+    """
+
+    llm_model: str | None = None
+    base_url: str | None = field(default=None, repr=False)
+    samples: int | None = None
+    max_samples: int | None = None
+    max_cost: float | None = None
+    price: tuple[float, float] | None = None
+    max_output_tokens: int | None = None
+    prompt_tokens: int | None = None
+    temperature: float | None = None
+    deadline: float | None = None
+    timeout: float | None = None
+    cache: Path | None = None
+    cache_mode: str | None = None
+    audit: Path | None = None
+    fallback: str | None = None
+    statistics: tuple[str, ...] = ()
+    real_names: bool = False
+    dry_run: bool = False
+
+    @property
+    def _given(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in fields(self) if getattr(self, entry.name) not in (None, (), False))
+
+    def refuse_any(self, who: str) -> None:
+        """Make sure that no option is given beside something that asks no language model.
+
+        Raises:
+            click.UsageError: Naming the ones that are.
+        """
+        if self._given:
+            typed = ", ".join("--" + name.replace("_", "-") for name in self._given)
+            raise click.UsageError(
+                f"{who[0].upper()}{who[1:]} asks no language model, so {typed} cannot be given with it. These options belong to --scorer "
+                f"{', '.join(SCORERS)}."
+            )
+
+    def scorer_options(self, scorer: str) -> dict[str, Any]:
+        """What to make the scorer with.
+
+        Raises:
+            click.UsageError: If the scorer asks no language model and an option for one is given, or the model is not named.
+        """
+        if scorer not in SCORERS:
+            self.refuse_any(f"scorer '{scorer}'")
+            return {}
+        if self.llm_model is None:
+            raise click.UsageError(f"Scorer '{scorer}' needs --llm-model, the name of the model to ask; there is no default.")
+        return {_PARAMETERS.get(name, name): getattr(self, name) for name in self._given if name != "dry_run"}
+
+
+_PARAMETERS = {
+    "llm_model": "model",
+    "max_cost": "max_cost_usd",
+    "price": "price_per_million",
+    "deadline": "deadline_seconds",
+    "timeout": "timeout_seconds",
+}
+"""Option -> argument of the scorer, where they differ."""
+
+_PATH = click.Path(path_type=Path)
+_POSITIVE = click.IntRange(min=1)
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--llm-model", metavar="NAME", help="Model that an LLM scorer asks; required for one, there is no default."),
+    click.option(
+        "--base-url", metavar="URL", help="Server of your own instead of the hosted service; never gets the hosted service's key."
+    ),
+    click.option("--samples", type=_POSITIVE, metavar="N", help="Answers to ask for, blocks shuffled each time (default 5)."),
+    click.option("--max-samples", type=_POSITIVE, metavar="N", help="Answers at most, while one more still changes the order (default 9)."),
+    click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop before this is exceeded."),
+    click.option("--price", type=(float, float), metavar="IN OUT", help="USD for a million tokens in and out, if the price is not known."),
+    click.option("--max-output-tokens", type=_POSITIVE, metavar="N", help="Longest answer, reasoning included."),
+    click.option(
+        "--prompt-tokens", type=_POSITIVE, metavar="N", help="Longest prompt (default 6000); beyond it, the model is asked in stages."
+    ),
+    click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Left to the service by default."),
+    click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For the whole ranking (default 900)."),
+    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For one request (default 180)."),
+    click.option("--cache", type=_PATH, metavar="DIR", help="Record answers here, and use the ones that are there."),
+    click.option(
+        "--cache-mode",
+        type=click.Choice(["read-write", "off", "replay-only"]),
+        help="replay-only reproduces a recorded ranking and never touches the network.",
+    ),
+    click.option("--audit", type=_PATH, metavar="FILE", help="Append every attempt to this file (default: audit.jsonl in the cache)."),
+    click.option(
+        "--fallback",
+        metavar="SCORER",
+        shell_complete=scorer_names,
+        help="Use this scorer if the model gives no usable ranking; the result says so.",
+    ),
+    click.option(
+        "--statistics",
+        type=click.Choice(["weights", "taylor", "similarity"]),
+        multiple=True,
+        help="Show the model measured figures; repeatable.",
+    ),
+    click.option("--real-names", is_flag=True, help="Send module names; by default they are replaced by b00, b01, ..."),
+    click.option("--dry-run", is_flag=True, help="Show the prompt and the estimated cost; send nothing."),
+)
+
+llm_options = gathered("llm", LLMOptions, _OPTIONS)
+"""Give a command the options of `LLMOptions`, as its argument `llm`."""

@@ -1,0 +1,264 @@
+"""Options that several commands share, gathered into one frozen value each before the command sees them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from proxyprune.cli.options.completion import files, scorer_names
+
+if TYPE_CHECKING:
+    from proxyprune.measuring.held_out import Recovery
+    from proxyprune.scoring import Brief
+
+Bounds = Mapping[str, "float | int"]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path)
+_FRACTION = re.compile(r"0?\.\d+")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network, and how it is read.
+
+    Attributes:
+        model: Model file, `path.py` or `path.py:factory`.
+        weights: Safetensors file to load, or None.
+        fake_weights: Build the network without memory for its weights.
+        seed: Every random choice follows from it.
+        norm_groups: How norm groups may shrink.
+        conv_groups: How the groups of grouped convolutions may shrink.
+    """
+
+    model: str
+    weights: Path | None
+    fake_weights: bool
+    seed: int
+    norm_groups: str
+    conv_groups: str
+
+    def __post_init__(self) -> None:
+        if self.fake_weights and self.weights is not None:
+            raise click.UsageError("--weights loads weights and --fake-weights does without; give one of them.")
+        from proxyprune.modelfile import check_files
+
+        check_files(self.model, self.weights)  # before anything slow is imported
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What to cut down to, and what to respect.
+
+    Attributes:
+        target: Fraction of the base or absolute amount, as it was typed.
+        mode: "width", "depth" or "both".
+        metric: "macs" or "params".
+        round_to: Channels of each cut group become a multiple of this.
+        keep: Patterns that stay as they are.
+        floors: Least that stays, by pattern.
+        ceilings: Most that stays, by pattern.
+        allocation: "auto", "blocks" or "channels": where widths come from.
+        accept_unreliable: Plan from a ranking that is marked unreliable.
+    """
+
+    target: str
+    mode: str
+    metric: str
+    round_to: int
+    keep: tuple[str, ...]
+    floors: Bounds
+    ceilings: Bounds
+    allocation: str = "auto"
+    accept_unreliable: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `prune` and `make_plan`; a plain fraction becomes the number that a Python caller would write."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fraction = _FRACTION.fullmatch(self.target)
+        return values | {"target": float(self.target) if fraction else self.target}
+
+    def brief(self) -> Brief:
+        """What a scorer is told about the goal."""
+        from proxyprune.scoring import Brief
+
+        return Brief(self.arguments()["target"], self.metric, self.mode)
+
+
+class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on, and not before
+    """`PATTERN=VALUE`: a fraction such as 0.25, or a whole number of channels such as 32."""
+
+    name = "pattern=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float | int]:
+        """Split at the last equals sign and read the number."""
+        if isinstance(value, tuple):
+            return value
+        pattern, equals, number = str(value).rpartition("=")
+        if not equals or not pattern:
+            self.fail(f"{value!r} is not of the form PATTERN=VALUE, such as 'mid_block.*=0.5' or 'conv_in=32'.", param, ctx)
+        try:
+            return pattern, int(number) if number.strip().isdigit() else float(number)
+        except ValueError:
+            self.fail(f"{number!r} in {value!r} is neither a fraction such as 0.5 nor a number of channels such as 32.", param, ctx)
+
+
+_FAKE_WEIGHTS = click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory.")
+_MODEL = (
+    click.option(
+        "--model",
+        "-m",
+        required=True,
+        metavar="FILE.py[:FACTORY]",
+        shell_complete=files,
+        help="Model file; FACTORY defaults to build_model.",
+    ),
+    click.option("--weights", "-w", type=_FILE, metavar="FILE", help="Safetensors file to load into the model."),
+    _FAKE_WEIGHTS,
+    click.option("--seed", type=int, default=0, show_default=True, help="Every random choice follows from it."),
+    click.option(
+        "--norm-groups",
+        type=click.Choice(["balanced", "whole", "reduced"]),
+        default="balanced",
+        show_default=True,
+        help="GroupNorm: the same number of channels from each group, whole groups, or fewer groups.",
+    ),
+    click.option(
+        "--conv-groups",
+        type=click.Choice(["balanced", "whole"]),
+        default="balanced",
+        show_default=True,
+        help="Grouped convolutions: the same number of channels from each group, or whole groups.",
+    ),
+)
+_PLAN = (
+    click.option("--target", "-t", default="0.6", show_default=True, help="Fraction of the base (0.6), or an amount (3.4G, 250M)."),
+    click.option("--mode", type=click.Choice(["width", "depth", "both"]), default="width", show_default=True, help="What may be cut."),
+    click.option("--metric", type=click.Choice(["macs", "params"]), default="macs", show_default=True, help="What the target budgets."),
+    click.option(
+        "--round-to", type=click.IntRange(min=1), default=1, show_default=True, help="Make widths a multiple of this, where they can be."
+    ),
+    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
+    click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
+    click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
+    click.option(
+        "--allocation",
+        type=click.Choice(["auto", "blocks", "channels"]),
+        default="auto",
+        show_default=True,
+        help="Where widths come from: channels weighed against each other, or the importance of blocks; auto: channels where they compare.",
+    ),
+    click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
+)
+
+_RECOVERY = (
+    click.option(
+        "--recovery-steps",
+        type=click.IntRange(min=0),
+        default=None,
+        metavar="N",
+        help="Updates of fine-tuning after each cut (0 in search, 50 in compare).",
+    ),
+    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that fine-tuning (AdamW)."),
+)
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """The short fine-tuning before a network is measured.
+
+    Attributes:
+        steps: Updates, or None when the option was not given.
+        learning_rate: AdamW's.
+    """
+
+    steps: int | None
+    learning_rate: float
+
+    def recovery(self, default_steps: int) -> Recovery:
+        """As the library takes it."""
+        from proxyprune.measuring.held_out import Recovery
+
+        return Recovery(default_steps if self.steps is None else self.steps, self.learning_rate)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+
+
+def gathered(
+    argument: str, build: Callable[..., Any], options: tuple[Callable[[Any], Any], ...], names: tuple[str, ...] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command several options as one value.
+
+    Args:
+        argument: Name of the command's argument that takes the value.
+        build: Makes the value from the options, by keyword; a dataclass, as a rule.
+        options: click's option decorators, in the order of `--help`.
+        names: Parameter names of the options; the dataclass's fields when left out.
+    """
+    fields = names or tuple(build.__dataclass_fields__)  # type: ignore[attr-defined]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def packed(*positional: Any, **values: Any) -> Any:
+            return command(*positional, **{argument: build(**{name: values.pop(name) for name in fields})}, **values)
+
+        for option in reversed(options):
+            packed = option(packed)
+        return packed
+
+    return decorate
+
+
+def _plan_request(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[tuple[str, float | int], ...], **others: Any) -> PlanOptions:
+    return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
+
+
+def _recovery(recovery_steps: int | None, learning_rate: float) -> RecoveryOptions:
+    return RecoveryOptions(recovery_steps, learning_rate)
+
+
+def _with_weights(**values: Any) -> ModelOptions:
+    return ModelOptions(fake_weights=False, **values)
+
+
+model_options = gathered("source", ModelOptions, _MODEL)
+"""Give a command the options of `ModelOptions`, as its argument `source`."""
+
+measured_model_options = gathered(
+    "source",
+    _with_weights,
+    tuple(option for option in _MODEL if option is not _FAKE_WEIGHTS),
+    names=tuple(name for name in ModelOptions.__dataclass_fields__ if name != "fake_weights"),
+)
+"""The same for a command that measures the network, which takes weights."""
+
+recovery_options = gathered("recovery", _recovery, _RECOVERY, names=("recovery_steps", "learning_rate"))
+"""Give a command the options of `RecoveryOptions`, as its argument `recovery`."""
+
+plan_options = gathered("request", _plan_request, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
+"""Give a command the options of `PlanOptions`, as its argument `request`."""
+
+
+def scorer_option(command: _Function) -> _Function:
+    """Give a command `--scorer`."""
+    text = "Registered name; `proxyprune scorers` lists them."
+    return click.option("--scorer", "-s", default="magnitude", show_default=True, metavar="NAME", shell_complete=scorer_names, help=text)(
+        command
+    )
+
+
+def file_option(name: str, metavar: str, text: str) -> Callable[[_Function], _Function]:
+    """An option that names a file or folder; whether it exists is for the command to see."""
+    return click.option(name, type=_FILE, metavar=metavar, help=text)
+
+
+def plot_option(drawn: str) -> Callable[[_Function], _Function]:
+    """Give a command `--plot`; `drawn` says what it shows."""
+    return file_option("--plot", "PATH", f"Draw {drawn} (.png, .svg or .pdf).")

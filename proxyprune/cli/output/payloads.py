@@ -1,0 +1,58 @@
+"""Results as plain JSON types, for --json."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proxyprune.graph.model_graph import ModelGraph
+    from proxyprune.scoring.ranking import Ranking
+    from proxyprune.scoring.registry import ScorerInfo
+
+SCHEMA = 1
+
+
+def graph_payload(graph: ModelGraph) -> dict[str, Any]:
+    """What `describe --json` prints."""
+    return graph.to_dict()
+
+
+def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `score --json` prints: the ranking as `Ranking.from_dict` reads it, and the structure that it belongs to.
+
+    Args:
+        graph: The network.
+        ranking: Its ranking.
+        asked: What asking a language model took, or None when none was asked.
+    """
+    from proxyprune.graph.text import block_dict
+    from proxyprune.support.versions import made_with
+
+    return {
+        **ranking.to_dict(),
+        "order": list(ranking.order),
+        "model_class": graph.model_class,
+        "fingerprint": graph.fingerprint,
+        "macs": {block.id: block.macs for block in graph.blocks},
+        "blocks": [block_dict(block) for block in graph.blocks],
+        "made_with": made_with(),
+        **({} if asked is None else {"asked": asked}),
+    }
+
+
+def scorers_payload(infos: tuple[ScorerInfo, ...]) -> dict[str, Any]:
+    """What `scorers --json` prints."""
+    return {
+        "schema": SCHEMA,
+        "scorers": [
+            {
+                "name": info.name,
+                "origin": info.origin,
+                "target": info.target,
+                "needs": None if info.needs is None else list(info.needs),
+                "summary": info.summary,
+                "error": info.error,
+            }
+            for info in infos
+        ],
+    }

@@ -1,0 +1,175 @@
+"""Results as tables for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from proxyprune.support.wording import quantity
+
+if TYPE_CHECKING:
+    from proxyprune.coupling.groups import ChannelGroup
+    from proxyprune.graph.model_graph import ModelGraph
+    from proxyprune.graph.structure import Block
+    from proxyprune.planning.plan import PrunePlan
+    from proxyprune.scoring.ranking import Ranking
+    from proxyprune.scoring.registry import ScorerInfo
+
+_BAR_CELLS = 20
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_SHOWN_PLACES = 3  # places named for each reason of pinning; the rest is counted
+
+
+def ranking_table(graph: ModelGraph, ranking: Ranking) -> Table:
+    """All blocks, most important first."""
+    table = _table(f"{len(graph.blocks)} blocks of {graph.model_class}, most important first ({ranking.scorer})")
+    for heading, justify in (("#", "right"), ("block", "left"), ("kind", "left"), ("widths", "right"), ("resolution", "right")):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("MACs", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("importance", no_wrap=True)
+    for place, block_id in enumerate(ranking.order, start=1):
+        block = graph.block_by_id[block_id]
+        score = ranking.scores[block_id]
+        table.add_row(
+            str(place),
+            block.id,
+            block.kind,
+            _widths(block),
+            "×".join(map(str, block.resolution)),
+            quantity(block.macs),
+            _share(block.macs, graph.macs),
+            Text.assemble((f"{score:.3f} ", ""), (_bar(score), "cyan")),
+        )
+    return table
+
+
+def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = None) -> list[RenderableType]:
+    """What a reader has to know before trusting the figures."""
+    lines = []
+    if confidence is not None:
+        lines.append(f"Confidence (mean Kendall tau of repeated queries): {confidence:.2f}.")
+    lines.extend(notes)
+    if graph.unsupported_ops:
+        lines.append(f"Without an axis rule, so what they touch is pinned: {', '.join(graph.unsupported_ops)}.")
+    if graph.uncosted_ops:
+        lines.append(f"Without a cost rule, so their MACs are missing from every figure: {', '.join(graph.uncosted_ops)}.")
+    return [Text(f"• {line}") for line in lines]
+
+
+def warning(ranking: Ranking) -> Text | None:
+    """Why a ranking should decide nothing; None for one that may."""
+    if ranking.unreliable is None:
+        return None
+    return Text(f"UNRELIABLE: {ranking.unreliable} Planning refuses this ranking unless --accept-unreliable is given.", style="bold red")
+
+
+def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple[int, int] | None = None) -> Table:
+    """MACs and parameters before and after, beside the target.
+
+    Args:
+        plan: The plan.
+        conventional: MACs before and after without attention products, as papers count.
+        thop: What thop itself counts, when it is installed.
+    """
+    table = _table(f"Plan: {plan.scorer} scores, mode {plan.mode}, seed {plan.seed}")
+    for heading in ("", "before", "after", "left", "target", "gap to target"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows = (
+        ("MACs (exact, attention included)", plan.base_macs, plan.macs, plan.target_macs, plan.metric == "macs"),
+        ("parameters", plan.base_params, plan.params, plan.target_params, plan.metric == "params"),
+    )
+    for label, before, after, target, budgeted in rows:
+        gap = f"{target - after:,} ({(target - after) / before:.2%})" if budgeted else ""
+        table.add_row(label, f"{before:,}", f"{after:,}", _share(after, before), f"{target:,}" if budgeted else "", gap)
+    for label, counts in _conventions(conventional, thop):
+        table.add_row(label, f"{counts[0]:,}", f"{counts[1]:,}", _share(counts[1], counts[0]), "", "")
+    return table
+
+
+def widths_table(graph: ModelGraph, plan: PrunePlan) -> Table:
+    """Every channel group that is cut, and every block that is taken out."""
+    removed = f", {_counted(len(plan.removed_blocks), 'block')} removed" if plan.removed_blocks else ""
+    table = _table(f"{len(plan.widths)} of {len(graph.prunable)} channel groups cut{removed}")
+    table.add_column("channel group", overflow="fold")
+    table.add_column("channels", justify="right")
+    table.add_column("left", justify="right")
+    table.add_column("unit", justify="right")
+    table.add_column("layers", justify="right")
+    for group_id, (before, after) in plan.widths.items():
+        group = graph.by_id[group_id]
+        table.add_row(group_id, f"{before} → {after}", _share(after, before), str(group.unit), str(_layers(group)))
+    for block_id in plan.removed_blocks:
+        table.add_row(block_id, "removed", "", "", "")
+    return table
+
+
+def pinned_table(graph: ModelGraph) -> Table | None:
+    """What cannot be cut, by reason; None when everything can."""
+    places: dict[str, list[str]] = {}
+    for group in graph.groups:
+        if group.pinned is not None:
+            places.setdefault(group.pinned, []).append(group.id)
+    if not places:
+        return None
+    table = _table(f"{_counted(sum(map(len, places.values())), 'channel group')} pinned, with the reason")
+    table.add_column("why", overflow="fold")
+    table.add_column("groups", justify="right")
+    table.add_column("such as", overflow="fold")
+    for reason, names in places.items():
+        table.add_row(reason, str(len(names)), ", ".join(names[:_SHOWN_PLACES]))
+    return table
+
+
+def scorers_table(infos: Iterable[ScorerInfo]) -> Table:
+    """Registered scorers; the broken ones with their error."""
+    table = _table(None)
+    table.add_column("scorer", no_wrap=True)
+    table.add_column("from", overflow="fold")
+    table.add_column("needs")
+    table.add_column("what it does", overflow="fold", ratio=1)
+    for info in infos:
+        about = Text(f"cannot be used: {info.error}", style="red") if info.error else Text(info.summary)
+        needs = "" if info.needs is None else ", ".join(info.needs) or "structure only"
+        table.add_row(info.name, info.origin, needs, about)
+    return table
+
+
+def _conventions(conventional: tuple[int, int], thop: tuple[int, int] | None) -> list[tuple[str, tuple[int, int]]]:
+    if thop == conventional:
+        return [("MACs as papers count (thop; no attention products)", conventional)]
+    by_thop = [] if thop is None else [("MACs by thop itself (norms and pooling counted too)", thop)]
+    return [("MACs as papers count (no attention products)", conventional), *by_thop]
+
+
+def _table(title: str | None) -> Table:
+    title = None if title is None else f"\n{title}"  # a line between tables
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _bar(score: float) -> str:
+    eighths = round(score * _BAR_CELLS * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR_CELLS)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _widths(block: Block) -> str:
+    before, after = ("?" if width is None else str(width) for width in block.widths)
+    return "" if block.widths == (None, None) else f"{before} → {after}"
+
+
+def _layers(group: ChannelGroup) -> int:
+    """Modules that hold a slice of the group."""
+    return len({member.parameter.rpartition(".")[0] for member in group.members})

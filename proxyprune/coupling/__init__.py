@@ -1,0 +1,1 @@
+"""`Program` -> `Coupling`: which parameter slices must shrink together."""

@@ -1,0 +1,162 @@
+"""From a traced program to its channel groups.
+
+Two passes over the program. The scouting pass cuts every ambiguous reshape open and watches which factors survive; then one factor is
+chosen for each (attention heads before others, then the larger, then the outer), and the second pass walks with these choices. What
+belongs together then is put into groups by `proxyprune.coupling.grouping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from proxyprune.coupling.axes import FIXED, Axis, Labels
+from proxyprune.coupling.grouping import Walked, form_groups
+from proxyprune.coupling.groups import Coupling
+from proxyprune.coupling.module_relations import relate
+from proxyprune.coupling.options import Amendments, Options
+from proxyprune.coupling.outcome import Outcome
+from proxyprune.coupling.rules.pointwise import is_pointwise, pointwise
+from proxyprune.coupling.rules.table import TABLE
+from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
+from proxyprune.tracing.nodes import op_name, output_shapes
+from proxyprune.tracing.program import Program
+
+Choices = Mapping[tuple[str, str, int], int | None]
+
+
+def couple(program: Program, options: Options, model: nn.Module, amendments: Amendments) -> Coupling:
+    """Find the channel groups of a program.
+
+    Args:
+        program: The traced model.
+        options: How norm and convolution groups may shrink.
+        model: The traced module, for the few classes in `adapters`.
+        amendments: Dimensions to pin or to tie, found by probing.
+    """
+    labels = _start(program, model, amendments)
+    scout, factored = _walk(program, options, labels, choices=None)
+    if not factored:
+        return form_groups(program, scout, options)
+    choices = _choose(scout.labels, factored)
+    walked, _ = _walk(program, options, _start(program, model, amendments), choices)
+    return form_groups(program, walked, options)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Labels of the parameters, with what is known before any op is looked at."""
+
+    labels: Labels
+    leaves: Mapping[str, tuple[Axis, ...]]
+
+
+_READERS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.index"})
+
+
+def _start(program: Program, model: nn.Module, amendments: Amendments) -> _Start:
+    """Label every dimension of every parameter and floating-point buffer; integers (indices, counters) are never cut."""
+    labels = Labels()
+    leaves = {
+        name: fixed(shape) if name in program.integers else tuple(labels.fresh(size) for size in shape)
+        for name, shape in program.shapes.items()
+    }
+    relate(model, program, leaves, labels)
+    for key, reason in amendments.pins.items():
+        labels.pin(_leaf(leaves, key), reason)
+    for first, second in amendments.ties:
+        labels.equate(_leaf(leaves, first), _leaf(leaves, second), f"a forward that takes {first} and {second} for one width")
+    return _Start(labels, leaves)
+
+
+def _walk(program: Program, options: Options, start: _Start, choices: Choices | None) -> tuple[Walked, list[Factored]]:
+    """Apply every op's rule once, in execution order."""
+    walk = Walk(program, options, start.labels, choices)
+    outcomes: dict[Node, Outcome] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            name = program.state.get(node.name)
+            axes = start.leaves[name] if name is not None else fixed(_shape(node))
+            walk.outputs[node], walk.zeros[node] = (axes,), name is not None
+            if name in program.trainable:
+                walk.weights.add(node)
+        elif node.op == "call_function":
+            outcomes[node] = _outcome(walk, node)
+            walk.outputs[node], walk.zeros[node] = outcomes[node].outputs, outcomes[node].zero
+            if node.all_input_nodes and all(map(walk.is_weight, node.all_input_nodes)):
+                walk.weights.add(node)
+        elif node.op == "get_attr":
+            walk.outputs[node], walk.zeros[node] = (fixed(_shape(node)),), False
+        elif node.op == "output":
+            for result in node.all_input_nodes:
+                for axis in walk.axes(result):
+                    walk.labels.pin(axis, "is an output of the model")
+    unknown = tuple(dict.fromkeys(op_name(node) for node, outcome in outcomes.items() if not outcome.known))
+    return Walked(walk.labels, start.leaves, outcomes, unknown), walk.factored
+
+
+def _leaf(leaves: Mapping[str, tuple[Axis, ...]], key: str) -> Axis:
+    name, _, dim = key.rpartition(":")
+    return leaves[name][int(dim)]
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def rule_of(node: Node) -> Rule | None:
+    """The rule for an op; elementwise ops are recognised by torch's own tag."""
+    name = op_name(node)
+    return pointwise if is_pointwise(node) and "prelu" not in name else TABLE.get(name)
+
+
+def _outcome(walk: Walk, node: Node) -> Outcome:
+    rule = rule_of(node)
+    if not node.users and op_name(node) in _READERS:  # nobody looks at what was read
+        return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
+    if rule is not None:
+        try:
+            outcome = rule(walk, node)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # arguments that the rule does not know: as without a rule
+            outcome = None
+        if outcome is not None and _fits(node, outcome):
+            return outcome
+    walk.pin_all(node, f"goes into {walk.where(node)}, an op without an axis rule")
+    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), costed=False, known=False)
+
+
+def _fits(node: Node, outcome: Outcome) -> bool:
+    """Every output has an axis for each dimension, with a label for each position."""
+    shapes = output_shapes(node)
+    return len(shapes) == len(outcome.outputs) and all(
+        len(axes) == len(shape) and all(axis is None or len(axis) == size for axis, size in zip(axes, shape, strict=True))
+        for axes, shape in zip(outcome.outputs, shapes, strict=True)
+    )
+
+
+def _choose(labels: Labels, factored: list[Factored]) -> dict[tuple[str, str, int], int | None]:
+    """Which factor of every ambiguous reshape may shrink.
+
+    A class of labels that one reshape lets shrink, or keeps, does so in all of them.
+    """
+    classes = labels.solve()
+    heads = {c for axis in labels.heads for c in classes.of[axis[axis != FIXED]].tolist()}
+    shrinks: dict[int, bool] = {}
+    choices: dict[tuple[str, str, int], int | None] = {}
+    for entry in factored:
+        candidates = []
+        for k, axis in enumerate(entry.factors):
+            distinct = set() if axis is None else set(classes.resolve(axis).tolist()) - {-1}
+            if len(distinct) >= 2 and not any(shrinks.get(c) is False for c in distinct):
+                chosen_before, is_head = any(shrinks.get(c) for c in distinct), bool(heads & distinct)
+                candidates.append(((chosen_before, is_head, len(distinct), -k), k, distinct))
+        best = max(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
+        choices[entry.key] = best
+        for _, k, distinct in sorted(candidates, key=lambda candidate: candidate[1] != best):
+            for label_class in distinct:
+                shrinks.setdefault(label_class, k == best)
+    return choices

@@ -1,0 +1,1 @@
+"""Images and conditions, in and out."""

@@ -1,0 +1,1 @@
+"""The mathematics: noise schedule, intervals, objective, the call of a denoiser."""

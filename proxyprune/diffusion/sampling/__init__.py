@@ -1,0 +1,1 @@
+"""The pipeline of experts and the schedulers that it samples with."""

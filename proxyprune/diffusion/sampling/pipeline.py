@@ -1,0 +1,357 @@
+"""`StepAdaptivePipeline`: experts, intervals and a scheduler as one diffusers pipeline, saved without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from torch import Tensor
+
+from proxyprune.diffusion.data.image_data import to_bytes
+from proxyprune.diffusion.networks import from_record
+from proxyprune.diffusion.records import read_json
+from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
+from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
+from proxyprune.diffusion.sampling.schedulers import sampler
+from proxyprune.errors import InputError, ModelFileError, StorageError
+from proxyprune.support.files import put_folder, write_json
+from proxyprune.support.progress import bar
+
+INDEX = "model_index.json"
+TRAINED_WITH = "training_scheduler"
+"""Entry of the index and folder of the scheduler that says how the networks were trained; other samplers are made from it."""
+
+
+class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
+    """One denoiser for each interval of noise levels, and any diffusers scheduler to sample with.
+
+    Args:
+        experts: The networks.
+        blueprint: Everything else about them.
+        scheduler: A diffusers scheduler for the process that they were trained on; see `use`.
+        folders: Where each expert is saved, or None for one that is whole and only in memory.
+    """
+
+    def __init__(self, experts: Experts, blueprint: Blueprint, scheduler: Any, folders: Sequence[Path | None] = ()) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+        self.experts = experts
+        self.blueprint = blueprint
+        self.folders = tuple(folders) or (None,) * len(experts)
+        self._trained_with = scheduler
+        self._rehearsed: set[str] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experts run."""
+        return self.experts.device
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What diffusers calls the parts of a pipeline: the scheduler; experts are no part that another pipeline could take."""
+        return {"scheduler": self.scheduler}
+
+    def to(self, *args: Any, **kwargs: Any) -> StepAdaptivePipeline:
+        """Move the experts to a device.
+
+        Raises:
+            InputError: If a dtype is asked for.
+        """
+        if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args):
+            raise InputError("Experts run in the precision that they were saved in; to() takes a device only.")
+        device = kwargs.get("device", next((arg for arg in args if isinstance(arg, str | int | torch.device)), None))
+        if device is not None:
+            self.experts.to(torch.device(device))
+        return self
+
+    def use(self, name: str) -> StepAdaptivePipeline:
+        """Sample with another scheduler for the same process.
+
+        Args:
+            name: "ddim", "ddpm", "dpm++", "euler", "heun", "unipc", "flow", or the name of a class in diffusers.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            InputError: If diffusers has none of this name, or it samples another process.
+        """
+        self.scheduler = sampler(name, self._trained_with)
+        return self
+
+    def compile(self, **options: Any) -> StepAdaptivePipeline:
+        """Compile every expert with torch.compile when it is first needed.
+
+        Args:
+            options: For torch.compile.
+
+        Returns:
+            This pipeline.
+        """
+        self.experts.compile_options = options
+        return self
+
+    def sampling_macs(self, steps: int) -> int:
+        """Exact MACs of one image: every step of the present scheduler at the cost of the expert that takes it.
+
+        Args:
+            steps: Sampling steps.
+        """
+        return self._sampler().macs(steps)
+
+    def relative_macs(self, steps: int) -> float:
+        """The same, as a share of what the unpruned network would cost.
+
+        Args:
+            steps: Sampling steps.
+        """
+        sampling = self._sampler()
+        return sampling.macs(steps) / (self.blueprint.base_macs * len(sampling.route(steps)))
+
+    def _sampler(self) -> Sampler:
+        blueprint = self.blueprint
+        return Sampler(self.experts, blueprint.intervals, blueprint.calling, self.scheduler, self._trained_with, self._rehearsed)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 50,
+        seed: int = 0,
+        condition: Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Sample one batch.
+
+        Args:
+            batch_size: Number of images.
+            num_inference_steps: Steps of the scheduler.
+            seed: Image i depends on the seed and on i, not on the batch size.
+            condition: Labels or embeddings, one for each image; None takes the classes in turn.
+            generator: Used instead of the seed: one for each image, or one to draw theirs from.
+            output_type: "pil", "np" ([images, height, width, channels] in [0, 1]) or "pt" (bytes [images, channels, height, width]).
+            return_dict: Return diffusers' ImagePipelineOutput instead of a tuple.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise InputError(f"Expected output_type 'pil', 'np' or 'pt', found {output_type!r}.")
+        _at_least_one(batch_size=batch_size, num_inference_steps=num_inference_steps)
+        condition = self._checked(condition, batch_size)
+        generators = _as_many(generator, batch_size) if generator is not None else image_generators(seed, 0, batch_size)
+        found = to_bytes(self._batch(generators, num_inference_steps, condition, 0)).cpu()
+        images: Any = found
+        if output_type != "pt":
+            images = found.permute(0, 2, 3, 1).float().numpy() / 255.0
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def generate(
+        self, count: int, *, steps: int = 50, batch_size: int = 64, seed: int = 0, condition: Tensor | None = None, progress: bool = True
+    ) -> Tensor:
+        """Sample many images in batches; bytes [count, channels, height, width]. The batch size does not change what is drawn.
+
+        Args:
+            count: Number of images.
+            steps: Steps of the scheduler.
+            batch_size: Images at a time.
+            seed: As in a call.
+            condition: Labels or embeddings for all of them, or None.
+            progress: Show a bar on a terminal.
+        """
+        _at_least_one(count=count, steps=steps, batch_size=batch_size)
+        condition = self._checked(condition, count)
+        parts = []
+        with bar("sampling", count, shown=progress) as advance:
+            for first in range(0, count, batch_size):
+                size = min(batch_size, count - first)
+                given = None if condition is None else condition[first : first + size]
+                parts.append(to_bytes(self._batch(image_generators(seed, first, size), steps, given, first)).cpu())
+                advance(first + size, "images")
+        return torch.cat(parts)
+
+    def _checked(self, condition: Any, count: int) -> Tensor | None:
+        """Labels or embeddings as a tensor, one for each image.
+
+        Raises:
+            InputError: If there are more or fewer, the networks take none, or a label is none of theirs.
+        """
+        if condition is None:
+            return None
+        blueprint = self.blueprint
+        if blueprint.calling.condition is None:
+            raise InputError("The networks of this pipeline take no labels or embeddings; leave the condition out.")
+        found = torch.as_tensor(condition)
+        if not found.ndim or len(found) != count:
+            raise InputError(
+                f"Expected one label or embedding for each of {count} images, found {len(found) if found.ndim else 'a single one'}."
+            )
+        if blueprint.classes and (found.is_floating_point() or found.ndim != 1 or int(found.min()) < 0):
+            raise InputError(f"Expected labels: whole numbers from 0 up, found {found.dtype} of shape {tuple(found.shape)}.")
+        if blueprint.classes and int(found.max()) >= blueprint.classes:
+            raise InputError(f"Expected labels from 0 to {blueprint.classes - 1}, found {int(found.max())}.")
+        return found
+
+    def _batch(self, generators: Sequence[torch.Generator], steps: int, condition: Tensor | None, first: int) -> Tensor:
+        wanted = self.blueprint.calling.condition
+        if wanted is not None and condition is None:
+            condition = conditions(self.blueprint.classes, first, len(generators))
+            if condition is None:
+                raise InputError(
+                    f"The networks take {wanted}; give condition=, one embedding for each image (--condition FILE.npz on the command line)."
+                )
+        if condition is not None:
+            condition = condition.to(self.device)
+        noise = initial_noise(generators, self.blueprint.shape, self.device)
+        return self._sampler().denoise(noise, steps, condition, generators)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a folder: model_index.json and scheduler/ as diffusers does, step_adaptive.json, and experts/N with plans and safetensors.
+
+        Written beside its place and moved there when complete; what else lies in an earlier pipeline's folder is kept. Experts that were
+        changed in memory are saved as they are now.
+
+        Raises:
+            StorageError: If the folder cannot be written, or holds something else.
+        """
+        if kwargs:
+            raise InputError(f"save_pretrained takes a folder only here, found {', '.join(kwargs)}.")
+        target = Path(save_directory).expanduser()
+        if target.exists() and not (target / RECORD).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise StorageError(f"Cannot save to '{target}': it holds something else. Choose a new or empty folder.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
+            try:
+                self._write(fresh)
+                put_folder(fresh, target, foreign=_not_ours)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+        except OSError as error:
+            raise StorageError(f"The pipeline cannot be saved to '{target}': {error}. Check the free space and permissions.") from error
+
+    def _write(self, folder: Path) -> None:
+        self.scheduler.save_pretrained(str(folder / "scheduler"))
+        self._trained_with.save_pretrained(str(folder / TRAINED_WITH))
+        write_json(folder / RECORD, self.blueprint.to_dict())
+        write_json(
+            folder / INDEX,
+            {
+                "_class_name": type(self).__name__,
+                "_diffusers_version": diffusers.__version__,
+                "scheduler": ["diffusers", type(self.scheduler).__name__],
+                TRAINED_WITH: ["diffusers", type(self._trained_with).__name__],
+            },
+        )
+        for index, source in enumerate(self.folders):
+            place = folder / "experts" / str(index)
+            if source is not None:
+                copy_expert(source, place, self.experts.held(index))
+                continue
+            from safetensors.torch import save_model
+
+            place.mkdir(parents=True)
+            save_model(self.experts[index], str(place / WHOLE))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        factory: Factory | None = None,
+        resident: bool = True,
+        scheduler: Any = None,
+        device: str | torch.device = "cpu",
+    ) -> StepAdaptivePipeline:
+        """Load what `save_pretrained` wrote; nothing is unpickled and no code of the folder is run.
+
+        Args:
+            pretrained_model_name_or_path: The folder.
+            factory: Builds the unpruned network; needed when it came from a model file.
+            resident: Keep all experts in memory; otherwise one at a time is.
+            scheduler: Another scheduler than the saved one.
+            device: Where experts run.
+
+        Raises:
+            StorageError: If the folder is no pipeline.
+            ModelFileError: If the network cannot be built.
+        """
+        folder = Path(pretrained_model_name_or_path).expanduser().resolve()
+        data, index = (read_json(folder / name, "Copy the whole pipeline again.") for name in (RECORD, INDEX))
+        if not isinstance(data, Mapping) or not isinstance(index, Mapping):
+            inside = folder / "pipeline"
+            advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
+            raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
+        blueprint = Blueprint.from_dict(data)
+        build = factory or _factory(blueprint)
+        folders = [folder / "experts" / str(number) for number in range(len(blueprint.macs))]
+        for place in folders:
+            if not place.is_dir():
+                raise StorageError(f"'{folder}' lacks the expert {place.name} of {len(folders)}. Copy the whole folder again.")
+            check_expert(place)
+
+        def expert(number: int) -> torch.nn.Module:
+            model = load_expert(folders[number], build)
+            blueprint.calling.check(model)
+            return model
+
+        experts = Experts(blueprint.macs, blueprint.params, expert, resident, torch.device(device))
+        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
+        if TRAINED_WITH in index:
+            found._trained_with = _scheduler(folder, index, TRAINED_WITH)
+        if resident:
+            for number in range(len(experts)):
+                experts[number]
+        return found
+
+
+def _factory(blueprint: Blueprint) -> Factory:
+    network = blueprint.network
+    if network is None:
+        raise ModelFileError(
+            "The networks of this pipeline came from a model file; give its build_model as factory= (--model on the command line)."
+        )
+    return lambda: from_record(network)
+
+
+def _not_ours(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in (INDEX, RECORD, TRAINED_WITH, "scheduler", "experts")]
+
+
+def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Any:
+    named = index.get(entry)
+    name = named[1] if isinstance(named, list) and len(named) == 2 else named
+    kind: Any = getattr(diffusers, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
+        raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
+    try:
+        return kind.from_pretrained(str(folder / entry))
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"Expected {name} of at least 1, found {count}.")
+
+
+def _as_many(generator: torch.Generator | Sequence[torch.Generator], count: int) -> list[torch.Generator]:
+    if isinstance(generator, torch.Generator):
+        seeds = torch.randint(0, 2**62, (count,), generator=generator, device=generator.device).tolist()
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+    if len(generator) != count:
+        raise InputError(f"Expected {count} generators, one for each image, found {len(generator)}.")
+    return list(generator)

@@ -1,0 +1,146 @@
+"""Score the channels of the base on its own data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxyprune.api import cut as prune_judged, trace
+from proxyprune.diffusion.process.intervals import Interval
+from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, Process
+from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.training.across_processes import SharedScorer, told
+from proxyprune.diffusion.training.batches import fixed_batches
+from proxyprune.diffusion.training.ledger import Entry, training_macs
+from proxyprune.errors import MissingNeedError, ProxyPruneError
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.result import PruneResult
+from proxyprune.scoring import Brief, find, score
+from proxyprune.scoring.ranking import Ranking
+
+
+@dataclass
+class CountedLoss:
+    """A loss that counts the images it is shown, for the ledger.
+
+    Attributes:
+        objective: The loss.
+        images: Shown so far.
+    """
+
+    objective: Objective
+    images: int = field(default=0, init=False)
+
+    def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
+        """The loss of one batch."""
+        self.images += len(batch)
+        return self.objective(model, batch)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network with its importances on the timesteps of an interval: enough to cut it to any size.
+
+    Attributes:
+        graph: Its trace.
+        ranking: Its blocks and channels, judged on the interval.
+        entry: What judging cost.
+    """
+
+    graph: ModelGraph
+    ranking: Ranking
+    entry: Entry
+
+    def cut(self, setup: Setup, model: nn.Module, macs: int) -> PruneResult:
+        """Prune the judged network, or one with the same weights, to a number of MACs."""
+        settings = setup.config.pruning
+        options: dict[str, Any] = {"mode": settings.mode, "round_to": settings.round_to, "accept_unreliable": settings.accept_unreliable}
+        return prune_judged(model, setup.placed_inputs(), self.graph, self.ranking, macs, keep=settings.keep, **options)
+
+
+def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str, base_losses: Losses = ()) -> Judged:
+    """Rank a network's blocks and channels on the timesteps of an interval.
+
+    Args:
+        setup: The run.
+        model: The network.
+        interval: Whose timesteps the calibration batches are drawn from.
+        macs: The size in mind, for scorers that are told the goal.
+        stage: For the ledger.
+        base_losses: Of the base, where experts are weighed against it.
+    """
+    settings = setup.config.pruning
+    process = setup.process(setup.config.experts, interval.first, interval.last, base_losses)
+    images = settings.calibration_batches * settings.calibration_images
+    batches = training_batches(setup, process, interval.first, interval.last, images, settings.calibration_images)
+    loss = CountedLoss(Objective(setup.calling))
+    scorer = SharedScorer(find(settings.scorer, dict(settings.options)), setup.accelerator)
+    inputs = setup.placed_inputs()
+    graph = trace(model, inputs, norm_groups=settings.norm_groups, probe=False)
+    ranking = score(
+        graph,
+        scorer,
+        model=model,
+        batches=batches,
+        loss_fn=loss,
+        seed=setup.config.seed,
+        example_inputs=inputs,
+        brief=Brief(macs, mode=settings.mode, interval=interval.brief(setup.schedule.snr_db)),
+    )
+    shown = int(told(setup.accelerator, loss.images))
+    spent = training_macs(graph.macs, shown) if "gradients" in scorer.needs else graph.macs * shown
+    return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent))
+
+
+def rehearse_judging(setup: Setup) -> float:
+    """Have the untrained network judged by two images: what a scorer misses, it shall say before a base is trained.
+
+    What else goes wrong may come from the weights, which training changes, and counts when the scorer is asked in earnest. One that asks
+    another machine is not asked twice.
+
+    Returns:
+        How often the scorer looks at each image.
+
+    Raises:
+        MissingNeedError: If the scorer cannot judge this network.
+    """
+    settings, last = setup.config.pruning, len(setup.schedule.times) - 1
+    scorer = find(settings.scorer, dict(settings.options))
+    if "network" in scorer.needs:
+        return 0.0
+    batches = training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
+    loss = CountedLoss(Objective(setup.calling))
+    given: dict[str, Any] = {"example_inputs": setup.placed_inputs(), "brief": Brief(setup.base_macs, mode=settings.mode)}
+    with torch.random.fork_rng():
+        try:
+            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=loss, **given)
+        except MissingNeedError as error:
+            raise MissingNeedError(f"{error} Here options are settings: --set pruning.options.NAME=VALUE.") from error
+        except ProxyPruneError:
+            return 1.0
+    return loss.images / 2
+
+
+def training_batches(setup: Setup, process: Process, first: int, last: int, images: int, batch_size: int = 128) -> Sequence[NoisyBatch]:
+    """Training images with noise, from timesteps first ... last; the same ones whenever they are asked for."""
+    seed, device = setup.config.seed, setup.device
+    return fixed_batches(setup.data, process, first, last, images=images, batch_size=batch_size, seed=seed, held_out=False, device=device)
+
+
+def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
+    """What judging channels once costs, of the whole network.
+
+    Args:
+        setup: The run.
+        looks: How often the scorer looks at each image; nothing for one that looks at none.
+    """
+    settings = setup.config.pruning
+    images = round(settings.calibration_batches * settings.calibration_images * looks)
+    needs = find(settings.scorer, dict(settings.options)).needs
+    if "gradients" in needs:
+        return training_macs(setup.base_macs, images)
+    return setup.base_macs * images if "loss" in needs else 0

@@ -1,0 +1,1 @@
+"""`Coupling` -> `ModelGraph`: blocks, exact cost and text. Every later stage reads it."""

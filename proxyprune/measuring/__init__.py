@@ -1,0 +1,1 @@
+"""Measure a network: held-out loss and wall time, written to a journal as they come."""

@@ -1,0 +1,1 @@
+"""Ranking and budget -> `PrunePlan`. Touches no module."""

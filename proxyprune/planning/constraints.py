@@ -1,0 +1,223 @@
+"""What a plan may choose from: keep patterns, floors, ceilings and rounding become one ladder of allowed counts per group."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proxyprune.coupling.groups import ChannelGroup
+from proxyprune.errors import InputError, KeepPatternError
+from proxyprune.graph.model_graph import ModelGraph
+
+Bound = float | int
+
+DEFAULT_FLOOR = 0.1
+"""Share of its atoms that every group keeps, unless the target cannot be reached otherwise or a floor pattern says something else."""
+
+UNROUNDED = 1
+BELOW_DEFAULT_FLOOR = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the caller wants respected, whatever the scores say.
+
+    A pattern is a name, a dotted prefix of one, or an fnmatch pattern; names are those of blocks, channel groups, modules and parameters.
+
+    Attributes:
+        keep: What must stay exactly as it is. A group is kept when any of its members is matched, so a kept module keeps its input
+            width as well as its output width; a block with a match inside is not removed.
+        floors: Least that stays, by pattern: a fraction (float, 0 to 1) or a number of channels (int). Reaches the groups that live
+            entirely inside what is matched, or, when there are none, every group that touches it. The highest match counts. A block with
+            a floor above 0 is not removed.
+        ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
+        round_to: Channels of each cut group should be a multiple of this.
+    """
+
+    keep: tuple[str, ...] = ()
+    floors: Mapping[str, Bound] = field(default_factory=dict)
+    ceilings: Mapping[str, Bound] = field(default_factory=dict)
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise InputError(f"round_to must be a whole number of channels, at least 1; found {self.round_to!r}.")
+        for pattern in (*self.keep, *self.floors, *self.ceilings):
+            if not isinstance(pattern, str) or not pattern:
+                raise KeepPatternError(f"Expected patterns as non-empty strings, found {pattern!r}.")
+        for kind, bounds in (("floor", self.floors), ("ceiling", self.ceilings)):
+            for pattern, bound in bounds.items():
+                _check_bound(kind, pattern, bound)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The counts that one group may have.
+
+    Attributes:
+        counts: Allowed numbers of atoms, [levels], descending; the first is the most that may stay.
+        atoms: Atoms of the uncut group.
+        phases: For each level 0, or why it is used only when the target is out of reach without it: UNROUNDED, BELOW_DEFAULT_FLOOR, or
+            their sum. Never descends.
+    """
+
+    counts: NDArray[np.int64]
+    atoms: int
+    phases: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Limits, looked up in one graph.
+
+    Attributes:
+        ladders: One per prunable group, in graph order.
+        kept_blocks: Ids of blocks that must not be removed.
+    """
+
+    ladders: tuple[Ladder, ...]
+    kept_blocks: frozenset[str]
+
+
+class Names:
+    """Every name that a pattern can match in one graph."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self._graph = graph
+        self._prefixes: dict[str, tuple[str, ...]] = {}
+        names = [*graph.block_by_id, *graph.by_id]
+        for name in (*graph.block_by_id, *graph.program.shapes, *(m.parameter for g in graph.groups for m in g.members)):
+            names.extend(self.prefixes(name))
+        for alias in graph.program.aliases:
+            names.extend(self.prefixes(alias))
+        self._known = tuple(dict.fromkeys(names))
+
+    def prefixes(self, name: str) -> tuple[str, ...]:
+        """A dotted name and all modules that it lies in."""
+        if name not in self._prefixes:
+            parts = name.split(".")
+            self._prefixes[name] = tuple(".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return self._prefixes[name]
+
+    def match(self, pattern: str, kind: str) -> frozenset[str]:
+        """Names that a pattern matches.
+
+        Raises:
+            KeepPatternError: If there are none; the message lists the closest ones.
+        """
+        matched = frozenset(name for name in self._known if name == pattern or fnmatch.fnmatchcase(name, pattern))
+        if matched:
+            shared = {name for alias, name in self._graph.program.aliases.items() if self.inside(alias, matched)}
+            return matched | shared
+        close = difflib.get_close_matches(pattern, self._known, n=3, cutoff=0.4) or list(self._known[:3])
+        raise KeepPatternError(
+            f"The {kind} pattern {pattern!r} matches no block, channel group, module or parameter of this {self._graph.model_class}. "
+            f"Closest: {', '.join(repr(name) for name in close)}."
+        )
+
+    def touches(self, group: ChannelGroup, matched: frozenset[str]) -> bool:
+        """Whether any part of a group is matched."""
+        return group.id in matched or any(self.inside(name, matched) for name in (*group.blocks, *_parameters(group)))
+
+    def contains(self, group: ChannelGroup, matched: frozenset[str]) -> bool:
+        """Whether all of a group is matched."""
+        return group.id in matched or all(self.inside(name, matched) for name in _parameters(group))
+
+    def inside(self, name: str, matched: frozenset[str]) -> bool:
+        """Whether a name, or a module around it, is matched."""
+        return any(prefix in matched for prefix in self.prefixes(name))
+
+
+def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
+    """Turn limits into ladders.
+
+    Raises:
+        KeepPatternError: If a pattern matches nothing.
+        InputError: If a floor and a ceiling leave a group without an allowed count.
+    """
+    names = Names(graph)
+    keep = frozenset().union(*(names.match(pattern, "keep") for pattern in limits.keep))
+    floors = [(names.match(pattern, "floor"), bound) for pattern, bound in limits.floors.items()]
+    floored = [(_reach(names, graph, matched), bound) for matched, bound in floors]
+    ceiled = [(_reach(names, graph, names.match(pattern, "ceiling")), bound) for pattern, bound in limits.ceilings.items()]
+    ladders = []
+    for group in graph.prunable:
+        if names.touches(group, keep):
+            ladders.append(uncut(group))
+            continue
+        least = [_floor_atoms(group, bound) for reached, bound in floored if group.id in reached]
+        most = [_ceiling_atoms(group, bound) for reached, bound in ceiled if group.id in reached]
+        ladders.append(_ladder(group, max(least, default=None), min(most, default=group.atoms), limits.round_to))
+    firm = keep.union(*(matched for matched, bound in floors if bound > 0))
+    return Resolved(tuple(ladders), frozenset(_kept_blocks(names, graph, firm)))
+
+
+def uncut(group: ChannelGroup) -> Ladder:
+    """The ladder of a group that stays as it is."""
+    return Ladder(np.array([group.atoms], np.int64), group.atoms, np.zeros(1, np.int64))
+
+
+def lattice(group: ChannelGroup) -> NDArray[np.int64]:
+    """Every count that a group can have at all, descending."""
+    bins = len(set(group.bins)) if group.bins is not None else 1
+    return np.arange(group.atoms, max(group.floor, bins) - 1, -math.lcm(group.step, bins), dtype=np.int64)
+
+
+def _ladder(group: ChannelGroup, least: int | None, most: int, round_to: int) -> Ladder:
+    counts = lattice(group)
+    counts = counts[(counts >= (least or 0)) & (counts <= most)]
+    if not len(counts):
+        raise InputError(
+            f"Group '{group.id}' has {group.atoms} atoms of {group.atom_channels} channels in steps of {group.step}: its floor "
+            f"({least or int(lattice(group)[-1])} atoms) and ceiling ({most} atoms) leave no width. Lower the floor or raise the ceiling."
+        )
+    rounded = ((counts * group.atom_channels) % round_to == 0) | (counts == group.atoms)
+    # Unrounded counts come after the last rounded one, as a last resort.
+    last = int(counts[rounded][-1]) if rounded.any() else int(counts[0]) + 1
+    usable = rounded | (counts < last)
+    counts, rounded = counts[usable], rounded[usable]
+    default = math.ceil(DEFAULT_FLOOR * group.atoms) if least is None else 0
+    phases = np.where(rounded, 0, UNROUNDED) + np.where(counts < default, BELOW_DEFAULT_FLOOR, 0)
+    phases[0] = 0
+    return Ladder(counts, group.atoms, phases.astype(np.int64))
+
+
+def _reach(names: Names, graph: ModelGraph, matched: frozenset[str]) -> frozenset[str]:
+    inner = frozenset(group.id for group in graph.prunable if names.contains(group, matched))
+    return inner or frozenset(group.id for group in graph.prunable if names.touches(group, matched))
+
+
+def _kept_blocks(names: Names, graph: ModelGraph, firm: frozenset[str]) -> Iterable[str]:
+    around = {prefix for name in firm for prefix in names.prefixes(name)}
+    for block in graph.blocks:
+        if names.inside(block.id, firm) or block.id in around or any(group in firm for group in block.groups):
+            yield block.id
+
+
+def _parameters(group: ChannelGroup) -> Iterable[str]:
+    return dict.fromkeys(member.parameter for member in group.members)
+
+
+def _floor_atoms(group: ChannelGroup, bound: Bound) -> int:
+    exact = bound * group.atoms if isinstance(bound, float) else bound / group.atom_channels
+    return min(group.atoms, math.ceil(exact - 1e-9))
+
+
+def _ceiling_atoms(group: ChannelGroup, bound: Bound) -> int:
+    return min(group.atoms, math.floor(bound * group.atoms + 1e-9) if isinstance(bound, float) else bound // group.atom_channels)
+
+
+def _check_bound(kind: str, pattern: str, bound: object) -> None:
+    if isinstance(bound, float) and 0.0 <= bound <= 1.0:
+        return
+    if isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1:
+        return
+    raise InputError(
+        f"The {kind} for {pattern!r} must be a fraction (float, 0 to 1) or a number of channels (int, at least 1); found {bound!r}."
+    )

@@ -1,0 +1,331 @@
+"""From a ranking and a budget to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proxyprune.errors import InputError, TargetError, UnreliableRankingError
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.planning.budget import METRICS, Budget, Target, parse_budget
+from proxyprune.planning.constraints import BELOW_DEFAULT_FLOOR, DEFAULT_FLOOR, UNROUNDED, Bound, Ladder, Limits, Resolved, resolve, uncut
+from proxyprune.planning.depth import drop_nested, removal_order, share_of_blocks, solve_depth
+from proxyprune.planning.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
+from proxyprune.planning.plan import MODES, PrunePlan
+from proxyprune.planning.widths import TOLERANCE, Price, order_by_loss, order_steps, savings_per_atom, solve_widths
+from proxyprune.scoring.ranking import Ranking
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IndexArray = NDArray[np.int64]
+
+ALLOCATIONS = ("auto", "blocks", "channels")
+
+_WEIGHINGS = 3
+"""How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """All that decides about widths and blocks."""
+
+    graph: ModelGraph
+    ranking: Ranking
+    mode: str
+    budget: Budget
+    limits: Limits
+    resolved: Resolved
+    allocation: str
+
+    def price(self, removed: Collection[str] = ()) -> Price:
+        return Price(self.graph, self.budget.metric, frozenset(removed))
+
+    def price_blocks(self, removed: Collection[str]) -> int:
+        """Cost at full width without some blocks."""
+        return self.price(removed).one(_full(self.graph))
+
+    def ladders(self, removed: Collection[str] = ()) -> tuple[Ladder, ...]:
+        """Allowed counts per group; a group that lives only in removed blocks is left alone."""
+        gone = set(removed)
+        pairs = zip(self.graph.prunable, self.resolved.ladders, strict=True)
+        return tuple(uncut(group) if gone.issuperset(group.blocks) and group.blocks else ladder for group, ladder in pairs)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    atoms: IndexArray
+    removed: frozenset[str] = frozenset()
+
+
+def make_plan(
+    graph: ModelGraph,
+    ranking: Ranking,
+    target: Target = 0.6,
+    *,
+    mode: str = "width",
+    round_to: int = 1,
+    keep: Iterable[str] = (),
+    floors: Mapping[str, Bound] | None = None,
+    ceilings: Mapping[str, Bound] | None = None,
+    metric: str = "macs",
+    allocation: str = "auto",
+    model: nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
+    accept_unreliable: bool = False,
+) -> PrunePlan:
+    """Decide what to cut so that the network fits a budget.
+
+    The plan never exceeds the budget, and misses it by less than 1 % of the base wherever the steps allow; otherwise a note says by how
+    much.
+
+    Args:
+        graph: The traced model.
+        ranking: Block importances, for exactly the blocks of the graph.
+        target: Fraction of the base (0 < t < 1), or an absolute number ("3.4G").
+        mode: "width" narrows channel groups. "depth" removes whole blocks: lowest score first until the budget is met, then the best
+            removed ones come back as far as they fit. "both" removes blocks, lowest score first, for at most half of the reduction, and
+            narrows what is left to the exact target; more blocks leave only when the widths alone do not reach it.
+        round_to: Channels of each cut group become a multiple of this; a group without such a width stays whole unless the target needs it.
+        keep: Names, dotted prefixes or fnmatch patterns of blocks, groups, modules or parameters that must stay exactly as they are.
+        floors: Least that stays, by pattern: a fraction (float) or channels (int). Without a floor, a group keeps a tenth of its atoms
+            unless the target cannot be reached otherwise.
+        ceilings: Most that stays, by pattern, in the same units. Not used in mode "depth".
+        metric: "macs" or "params": what `target` budgets.
+        allocation: Where widths come from. "blocks": from the importance of the blocks that a group lies in. "channels": the channels that
+            lose least for what they save leave first, wherever they are; needs channel scores that are in one unit for the whole network.
+            "auto": channels where the ranking has such scores, blocks otherwise.
+        model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
+            first ones stay.
+        options: Further settings to record in the plan (plain JSON values).
+        accept_unreliable: Plan although the ranking says of itself that it should decide nothing; the plan's notes say so too.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TargetError: If the target is out of range or no plan reaches it; the message says what the best plan reaches and what limits it.
+        KeepPatternError: If a pattern matches nothing.
+        InvalidScoreError: If the ranking does not fit the graph.
+        UnreliableRankingError: If the ranking is marked unreliable and that was not accepted.
+        InputError: If another argument makes no sense.
+    """
+    if mode not in MODES:
+        raise InputError(f"Unknown mode {mode!r}; expected one of {', '.join(MODES)}.")
+    limits = Limits(_patterns(keep), dict(floors or {}), dict(ceilings or {}), round_to)
+    budget = parse_budget(target, base=graph.params if metric == "params" else graph.macs, metric=metric)
+    check_scores(graph, ranking)
+    _check_reliable(ranking, accepted=accept_unreliable)
+    problem = _Problem(graph, ranking, mode, budget, limits, resolve(graph, limits), _allocation(graph, ranking, allocation))
+    choice = _CHOOSE[mode](problem)
+    if choice is None:
+        raise _unreachable(problem)
+    counts = {g.id: int(n) for g, n in zip(graph.prunable, choice.atoms.tolist(), strict=True) if n < g.atoms}
+    macs, params = (Price(graph, each, choice.removed).one(choice.atoms) for each in METRICS)
+    return PrunePlan(
+        fingerprint=graph.fingerprint,
+        mode=mode,
+        metric=metric,
+        target=budget.asked,
+        base_macs=graph.macs,
+        target_macs=budget.limit if metric == "macs" else graph.macs,
+        macs=macs,
+        base_params=graph.params,
+        target_params=budget.limit if metric == "params" else graph.params,
+        params=params,
+        kept=kept_atoms(graph, ranking, counts, model),
+        widths={group: (graph.by_id[group].width, count * graph.by_id[group].atom_channels) for group, count in counts.items()},
+        removed_blocks=tuple(block.id for block in graph.blocks if block.id in choice.removed),
+        scorer=ranking.scorer,
+        seed=ranking.seed,
+        options=_options(problem, options),
+        notes=_notes(problem, choice, {"macs": macs, "params": params}[metric]),
+    )
+
+
+def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
+    if ranking.unreliable is not None and not accepted:
+        raise UnreliableRankingError(
+            f"The ranking of scorer '{ranking.scorer}' is marked unreliable, so no plan is made from it: {ranking.unreliable} Use another "
+            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it all the same."
+        )
+
+
+def _allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
+    """Where widths come from: blocks or channels.
+
+    Raises:
+        InputError: If there is no such allocation, or channels were asked for and cannot be compared.
+    """
+    if asked not in ALLOCATIONS:
+        raise InputError(f"Unknown allocation {asked!r}; expected one of {', '.join(ALLOCATIONS)}.")
+    comparable = comparable_channels(graph, ranking)
+    if asked == "channels" and not comparable:
+        missing = sum(group.id not in ranking.channel_scores for group in graph.prunable)
+        found = f"{missing} of {len(graph.prunable)} groups without scores" if missing else "scores that it does not call comparable"
+        raise InputError(
+            f"allocation='channels' needs channel scores in one unit for the whole network; the ranking by '{ranking.scorer}' has {found}. "
+            "Use a scorer that estimates the loss, such as 'taylor', or allocation='blocks'."
+        )
+    return asked if asked != "auto" else "channels" if comparable else "blocks"
+
+
+def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
+    price, ladders = problem.price(removed), problem.ladders(removed)
+    if problem.allocation == "blocks":
+        steps = order_steps(ladders, importance_by_group(problem.graph, problem.ranking))
+        atoms = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
+    else:
+        atoms = _weigh_channels(problem, price, ladders)
+    return None if atoms is None else _Choice(atoms, removed)
+
+
+def _weigh_channels(problem: _Problem, price: Price, ladders: tuple[Ladder, ...]) -> IndexArray | None:
+    """Least lost for what is saved; what an atom saves depends on all other widths, so it is looked at again in the plan found."""
+    scores = [np.asarray(problem.ranking.channel_scores[group.id], np.float64) for group in problem.graph.prunable]
+    lost = [
+        lost_importance(group, values, ladder.counts) for group, values, ladder in zip(problem.graph.prunable, scores, ladders, strict=True)
+    ]
+    atoms = _full(problem.graph)
+    for _ in range(_WEIGHINGS):
+        steps = order_by_loss(ladders, lost, savings_per_atom(price, ladders, atoms))
+        found = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
+        if found is None:
+            return None
+        atoms = found
+    return atoms
+
+
+def _choose_blocks(problem: _Problem) -> _Choice | None:
+    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks)
+    removed = solve_depth(leaving, problem.price_blocks, problem.budget.limit)
+    return None if removed is None else _Choice(_full(problem.graph), removed)
+
+
+def _choose_both(problem: _Problem) -> _Choice | None:
+    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks)
+    start = share_of_blocks(leaving, problem.price_blocks, base=problem.budget.base, limit=problem.budget.limit)
+    for count in range(start, len(leaving) + 1):
+        removed = drop_nested(leaving[:count])
+        # One look at the narrowest network tells whether solving the widths can succeed.
+        if problem.price(removed).one(_narrowest(problem, removed)) <= problem.budget.limit:
+            return _choose_widths(problem, removed)
+    return None
+
+
+_CHOOSE = {"width": _choose_widths, "depth": _choose_blocks, "both": _choose_both}
+
+
+def _full(graph: ModelGraph) -> IndexArray:
+    return np.array([group.atoms for group in graph.prunable], dtype=np.int64)
+
+
+def _narrowest(problem: _Problem, removed: Collection[str] = ()) -> IndexArray:
+    return np.array([ladder.counts[-1] for ladder in problem.ladders(removed)], dtype=np.int64)
+
+
+def _patterns(keep: Iterable[str]) -> tuple[str, ...]:
+    return (keep,) if isinstance(keep, str) else tuple(keep)
+
+
+def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
+    graph, limits = problem.graph, problem.limits
+    asked = {
+        "allocation": problem.allocation,
+        "norm_groups": graph.options.norm_groups,
+        "conv_groups": graph.options.conv_groups,
+        "round_to": limits.round_to,
+        "keep": list(limits.keep),
+        "floors": dict(limits.floors),
+        "ceilings": dict(limits.ceilings),
+    }
+    if graph.amendments:
+        asked["amendments"] = graph.amendments.to_dict()
+    return asked | dict(further or {})
+
+
+def _least(problem: _Problem) -> int:
+    """Cost of the cheapest network that the mode and the limits allow."""
+    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks) if problem.mode != "width" else []
+    removed = drop_nested(leaving)
+    return problem.price(removed).one(_full(problem.graph) if problem.mode == "depth" else _narrowest(problem, removed))
+
+
+def _unreachable(problem: _Problem) -> TargetError:
+    budget, mode = problem.budget, problem.mode
+    best = _least(problem)
+
+    def without(**changes: Any) -> int:
+        return _least(replace(problem, resolved=resolve(problem.graph, replace(problem.limits, **changes))))
+
+    reasons = []
+    for name, changes in (("the keep patterns hold", {"keep": ()}), ("the floors hold", {"floors": {}})):
+        held = best - without(**changes)
+        if held > 0:
+            reasons.append(f"{name} {held:,} ({budget.share(held):.1%} of the base)")
+    rest = without(keep=(), floors={})
+    why = {"width": "pinned axes and the last step of each group", "depth": "what is outside the removable blocks"}
+    reasons.append(f"{rest:,} ({budget.share(rest):.1%}) cannot go in mode '{mode}': {why.get(mode, ' and '.join(why.values()))}")
+    pinned = [group for group in problem.graph.groups if group.pinned is not None]
+    if pinned and mode != "depth":
+        reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
+    if best >= budget.base:
+        return TargetError(
+            f"Target {budget.asked!r} cannot be reached. The best reachable is {budget.base:,} {budget.unit}, 1.0000 of the base: "
+            f"nothing can be cut in mode '{mode}'. What limits it: {'; '.join(reasons)}. "
+            "Try another mode; `graph.groups` has the reasons, in the terminal `proxyprune describe`."
+        )
+    # Rounded up, so that the figure works as a target.
+    fraction = min(1.0, math.ceil(budget.share(best) * 10_000 + 1e-6) / 10_000)
+    return TargetError(
+        f"Target {budget.asked!r} ({budget.limit:,} {budget.unit}) cannot be reached. The best reachable is {best:,} {budget.unit}, "
+        f"{fraction:.4f} of the base of {budget.base:,}. What limits it: {'; '.join(reasons)}. "
+        "Ask for a higher target, or loosen the limits."
+    )
+
+
+def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
+    budget, mode = problem.budget, problem.mode
+    notes = []
+    if problem.ranking.unreliable is not None:
+        notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
+    if mode != "depth" and problem.ranking.comparable_channels and not comparable_channels(problem.graph, problem.ranking):
+        unscored = [group.id for group in problem.graph.prunable if group.id not in problem.ranking.channel_scores]
+        notes.append(f"Widths follow blocks, and channels are not weighed across groups: {_some(unscored)} without channel scores.")
+    gap = budget.limit - spent
+    if gap > TOLERANCE * budget.base:
+        coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(mode, "blocks and channel steps")
+        notes.append(
+            f"The plan stays {gap:,} {budget.unit} ({budget.share(gap):.2%} of the base) below the target: "
+            f"{coarse} and the limits gave nothing closer."
+        )
+    if mode == "depth":
+        if problem.limits.ceilings:
+            notes.append("Ceilings limit widths; mode 'depth' does not use them.")
+        return tuple(notes)
+    relaxed = _cut_in_phase(problem, choice, BELOW_DEFAULT_FLOOR)
+    if relaxed:
+        notes.append(f"To reach the target, {_some(relaxed)} went below the default floor of {DEFAULT_FLOOR:.0%} of their atoms.")
+    unrounded = _cut_in_phase(problem, choice, UNROUNDED)
+    if unrounded:
+        notes.append(f"No multiple of {problem.limits.round_to} channels was possible for {_some(unrounded)}.")
+    return tuple(notes)
+
+
+def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
+    """Groups whose count the ladder offers only as a last resort of this kind."""
+    found = []
+    for group, ladder, count in zip(problem.graph.prunable, problem.ladders(choice.removed), choice.atoms.tolist(), strict=True):
+        if ladder.phases[ladder.counts == count][0] & phase:
+            found.append(group.id)
+    return found
+
+
+def _some(groups: list[str]) -> str:
+    shown = ", ".join(f"'{group}'" for group in groups[:5])
+    return f"{len(groups)} group{'s' if len(groups) > 1 else ''} ({shown}{', …' if len(groups) > 5 else ''})"

@@ -1,0 +1,5 @@
+"""Figures of rankings, plans, searches, comparisons and diffusion runs, as PNG, SVG or PDF."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

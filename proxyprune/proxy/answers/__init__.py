@@ -1,0 +1,1 @@
+"""One answer of a language model, and the ranking that several answers agree on."""

@@ -1,0 +1,169 @@
+"""The answer: its JSON schema, and the checks that every answer has to pass in our own code.
+
+No service's schema mode is relied on: some do not enforce ranges, some enforce nothing. Nothing is repaired and nothing is filled in; an
+answer with a problem is returned to the model once, with the problems, and then dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from proxyprune.errors import LLMInvalidAnswerError
+from proxyprune.proxy.answers.agreement import kendall_tau
+
+LOWEST, HIGHEST = 0, 10
+LEVELS = 3
+"""Different scores that an answer needs: with fewer it does not rank."""
+
+COPIED_TAU = 0.9
+"""|Kendall tau| with the order of the list from which an answer counts as a copy of it."""
+
+FEWEST_FOR_COPY = 6
+"""Below this many blocks chance alone copies the list too often (5 blocks: 1 answer in 60; 6: 1 in 360), so nothing can be concluded."""
+
+_LONGEST_REPLY = 1_000_000
+_LISTED = 8
+
+
+def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
+    """JSON schema of an answer: every label required, every score one of the integers 0..10.
+
+    The range is an enumeration because grammars and strict modes enforce enumerations, and not all enforce minimum and maximum. It stands
+    in one place and is referred to, because services limit the number of enumerated values in a schema.
+    """
+    score = {"$ref": "#/$defs/score"}
+    return {
+        "type": "object",
+        "properties": {
+            "scores": {
+                "type": "object",
+                "properties": dict.fromkeys(labels, score),
+                "required": list(labels),
+                "additionalProperties": False,
+            }
+        },
+        "required": ["scores"],
+        "additionalProperties": False,
+        "$defs": {"score": {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}},
+    }
+
+
+def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False, levels: int = LEVELS) -> dict[str, int]:
+    """The scores of a valid answer.
+
+    Args:
+        text: What the model wrote.
+        labels: All labels, in the order of the list.
+        free_form: Take the outermost {...} out of surrounding prose; for models that nothing binds to JSON.
+        levels: Different scores that are needed, where there are as many labels.
+
+    Returns:
+        Score by label, in the order of the list.
+
+    Raises:
+        LLMInvalidAnswerError: With all problems at once.
+    """
+    data = _parsed(_outermost(text) if free_form else text)
+    problems = _shape_problems(data)
+    if not problems:
+        problems = _label_problems(data["scores"], labels) + _value_problems(data["scores"], labels)
+    if problems:
+        raise _invalid(problems)
+    scores = {label: int(data["scores"][label]) for label in labels}
+    if problems := _ranking_problems(list(scores.values()), levels):
+        raise _invalid(problems)
+    return scores
+
+
+def _parsed(text: str) -> Any:
+    if len(text) > _LONGEST_REPLY:
+        raise _invalid([f"It has {len(text):,} characters."])
+    if not text.strip():
+        raise _invalid(["It is empty."])
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        problem = "It is nested too deeply."
+    except ValueError as error:
+        problem = f"It is not one JSON document ({error})."
+    raise _invalid([problem])
+
+
+def _outermost(text: str) -> str:
+    start, end = text.find("{"), text.rfind("}")
+    return text[start : end + 1] if 0 <= start < end else text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = [key for key, _ in pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise ValueError(f"{_named(list(dict.fromkeys(twice)))} more than once")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _shape_problems(data: Any) -> list[str]:
+    if not isinstance(data, Mapping):
+        return [f"It is a JSON {_kind(data)}, and must be an object."]
+    if set(data) != {"scores"}:
+        return [f"Its keys must be exactly 'scores', found {_named([str(key) for key in data]) or 'none'}."]
+    if not isinstance(data["scores"], Mapping):
+        return [f"'scores' is a JSON {_kind(data['scores'])}, and must be an object with a score for each label."]
+    return []
+
+
+def _label_problems(scores: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    wanted = set(labels)
+    missing = [label for label in labels if label not in scores]
+    unknown = [label for label in scores if label not in wanted]
+    problems = [f"{len(missing)} of {len(labels)} labels are missing: {_named(missing)}."] if missing else []
+    return problems + ([f"{len(unknown)} labels are not in the list: {_named(unknown)}."] if unknown else [])
+
+
+def _value_problems(scores: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    wrong = [label for label in labels if label in scores and not _is_score(scores[label])]
+    if not wrong:
+        return []
+    shown = ", ".join(f"{label}: {_short(scores[label])}" for label in wrong[:_LISTED])
+    more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+    return [f"These scores are no integers from {LOWEST} to {HIGHEST}: {shown}{more}."]
+
+
+def _ranking_problems(scores: Sequence[int], levels: int) -> list[str]:
+    count = len(scores)
+    found = len(set(scores))
+    if count >= levels > found:
+        return [f"It has {found} different score{'s' if found > 1 else ''}, which ranks nothing; use at least {levels}."]
+    if count >= FEWEST_FOR_COPY and abs(kendall_tau(scores, range(count))) >= COPIED_TAU:
+        return ["The scores only follow the order of the list, which is random. Judge the blocks."]
+    return []
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
+
+
+def _invalid(problems: list[str]) -> LLMInvalidAnswerError:
+    return LLMInvalidAnswerError(f"The answer is no valid score map: {' '.join(problems)}", problems=tuple(problems))
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(_short(name) for name in names[:_LISTED])
+    return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _kind(value: Any) -> str:
+    names = {"list": "array", "str": "string", "int": "number", "float": "number", "bool": "boolean", "NoneType": "null", "dict": "object"}
+    return names.get(type(value).__name__, type(value).__name__)

@@ -1,0 +1,86 @@
+"""OpenAI-compatible servers (llama.cpp, Ollama, vLLM, LM Studio, ...): chat completions, with the best response format that they know."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from proxyprune.proxy.service.endpoint import Endpoint
+from proxyprune.proxy.service.exchange import Reply, Request, Usage
+from proxyprune.proxy.service.failures import FailedStatus, Service
+from proxyprune.proxy.service.openai_sdk import exchange, make_client
+from proxyprune.proxy.service.response_formats import Ladder, Rung, not_understood
+
+
+class OpenAIChat:
+    """Provider for chat completions.
+
+    The request is the plainest there is: role system, `max_tokens`, no reasoning parameters, because compatible servers reject or ignore
+    the newer ones. The response format is found by trying, and remembered by the ladder.
+    """
+
+    def __init__(self, endpoint: Endpoint, ladder: Ladder) -> None:
+        self._endpoint = endpoint
+        self._client = make_client(endpoint)
+        self._ladder = ladder
+
+    def send(self, request: Request, timeout_seconds: float) -> Reply:
+        """Ask once, and again one rung down for as long as the server does not understand the response format."""
+        service = Service(self._endpoint, request.model)
+        with self._ladder.climb(self._endpoint.url) as climb:
+            while True:
+                found = self._ask(service, request, climb.rung, timeout_seconds)
+                if not isinstance(found, FailedStatus):
+                    climb.settle()
+                    return _reply(service, request, found, free_form=climb.rung.free_form)
+                if not not_understood(found) or not climb.step_down():
+                    raise service.refused_status(found)
+
+    def _ask(self, service: Service, request: Request, rung: Rung, timeout_seconds: float) -> Any:
+        body = _body(request) | rung.arguments(request.schema)
+        client = self._client.with_options(timeout=timeout_seconds)
+        return exchange(service, timeout_seconds, lambda: client.chat.completions.create(**body))
+
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
+
+
+def _body(request: Request) -> dict[str, Any]:
+    messages = [{"role": "system", "content": request.system}]
+    messages += [{"role": turn.role, "content": turn.text} for turn in request.turns]
+    body: dict[str, Any] = {"model": request.model, "messages": messages, "max_tokens": request.max_output_tokens}
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    return body
+
+
+def _reply(service: Service, request: Request, found: Any, *, free_form: bool) -> Reply:
+    choices = getattr(found, "choices", None)
+    if isinstance(found, str) or not isinstance(choices, list) or not choices:
+        raise service.foreign_reply(found)
+    message = getattr(choices[0], "message", None)
+    reason = getattr(choices[0], "finish_reason", None)
+    if refusal := getattr(message, "refusal", None):
+        raise service.refusal(None, str(refusal))
+    if reason == "content_filter":
+        raise service.refusal("content_filter", None)
+    if reason == "length":
+        raise service.truncated(request.max_output_tokens)
+    text = getattr(message, "content", None)
+    if not isinstance(text, str):
+        raise service.foreign_reply(found)
+    reply = Reply(text, _usage(found), str(getattr(found, "model", None) or ""), str(getattr(found, "_request_id", None) or ""))
+    return dataclasses.replace(reply, free_form=free_form)
+
+
+def _usage(found: Any) -> Usage:
+    usage = getattr(found, "usage", None)
+    return Usage.from_dict(
+        {
+            "input_tokens": getattr(usage, "prompt_tokens", None),
+            "output_tokens": getattr(usage, "completion_tokens", None),
+            "cached_tokens": getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None),
+            "reasoning_tokens": getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None),
+        }
+    )

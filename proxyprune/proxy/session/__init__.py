@@ -1,0 +1,1 @@
+"""Many questions: settings, money, time, cache and audit."""

@@ -1,0 +1,243 @@
+"""One question and its valid answer: from the cache, or from the service with one chance to mend it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from proxyprune.errors import LLMError, LLMInvalidAnswerError, LLMReplayMissError
+from proxyprune.proxy.answers.answer import read_answer
+from proxyprune.proxy.prompt.survey import Prompt
+from proxyprune.proxy.prompt.wording import VERSION, filled
+from proxyprune.proxy.service.endpoint import Endpoint
+from proxyprune.proxy.service.exchange import Provider, Reply, Request, Turn, Usage
+from proxyprune.proxy.service.failures import Service
+from proxyprune.proxy.service.redact import redacted
+from proxyprune.proxy.session.audit import Audit
+from proxyprune.proxy.session.cache import Cache, digest
+from proxyprune.proxy.session.deadline import Deadline, persist
+from proxyprune.proxy.session.price import Account, output_limit
+from proxyprune.proxy.session.settings import LLMSettings
+from proxyprune.support.seeds import derived_seed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A valid answer.
+
+    Attributes:
+        scores: Score by block id, or by stage.
+        usage: Tokens, an invalid first answer included.
+        replayed: Whether it came from the cache.
+    """
+
+    scores: dict[str, int]
+    usage: Usage
+    replayed: bool
+
+
+@dataclass
+class Asker:
+    """Asks the questions of one ranking; safe to use from several threads.
+
+    Attributes:
+        name: Registered name of the scorer.
+        settings: Limits.
+        endpoint: Where requests go.
+        seed: Of the ranking.
+        make_provider: Makes the client; called when the first question is not in the cache, and never when replaying.
+        cache: Recorded answers.
+        audit: Log of attempts.
+        account: Money.
+        deadline: Limit for everything.
+    """
+
+    name: str
+    settings: LLMSettings
+    endpoint: Endpoint
+    seed: int
+    make_provider: Callable[[], Provider]
+    cache: Cache
+    audit: Audit
+    account: Account
+    deadline: Deadline
+    _provider: Provider | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def request(self, prompt: Prompt) -> Request:
+        """What is sent for a prompt."""
+        return Request(
+            model=self.settings.model,
+            system=prompt.system,
+            turns=(Turn("user", prompt.user),),
+            schema=prompt.schema,
+            max_output_tokens=output_limit(prompt, self.endpoint.hosted is not None, self.settings.max_output_tokens),
+            temperature=self.settings.temperature,
+        )
+
+    def key(self, prompt: Prompt, sample: int) -> str:
+        """Name of the recorded answer: a hash of everything that the answer depends on, and of nothing else."""
+        request = self.request(prompt)
+        return digest(
+            {
+                "provider": self.name,
+                "origin": self.endpoint.identity,
+                "model": request.model,
+                "wording": VERSION,
+                "system": request.system,
+                "user": prompt.user,
+                "schema": request.schema,
+                "max_output_tokens": request.max_output_tokens,
+                "temperature": request.temperature,
+                "seed": self.seed,
+                "sample": sample,
+                "part": prompt.part,
+            }
+        )
+
+    def recorded(self, prompt: Prompt, sample: int) -> Answer | None:
+        """The answer in the cache, checked like a fresh one; None where there is none.
+
+        Raises:
+            LLMReplayMissError: When replaying, if there is none.
+        """
+        key = self.key(prompt, sample)
+        content = self.cache.load("answers", key)
+        if content is None:
+            return None
+        try:
+            scores = read_answer(
+                str(content.get("text")), prompt.labels.order, free_form=bool(content.get("free_form")), levels=prompt.levels
+            )
+        except LLMInvalidAnswerError as error:  # recorded by a version with other rules
+            problem = str(error)
+        else:
+            return Answer(_by_key(prompt, scores), Usage.from_dict(content.get("usage") or {}), replayed=True)
+        if self.cache.replaying:
+            raise LLMReplayMissError(f"The recorded answer {key} is not valid any more: {problem} Ask anew with cache_mode='read-write'.")
+        return None
+
+    def ask(self, prompt: Prompt, sample: int) -> Answer:
+        """A valid answer.
+
+        Raises:
+            LLMInvalidAnswerError: If the second answer is invalid too.
+            LLMError: If there is no answer.
+        """
+        if (found := self.recorded(prompt, sample)) is not None:
+            self.audit.write("replayed", sample=sample, part=prompt.part, key=self.key(prompt, sample), scores=found.scores)
+            return found
+        request, started = self.request(prompt), time.monotonic()
+        reply = self._send(request, prompt, sample)
+        usage = reply.usage
+        scores, problems = self._read(reply, prompt)
+        if problems:
+            reply = self._send(self._again(request, reply, prompt, problems), prompt, sample)
+            usage = usage + reply.usage
+            scores, still = self._read(reply, prompt)
+            if still:
+                raise LLMInvalidAnswerError(
+                    f"{self._service} gave no valid score map, and none when it was told why. First: {' '.join(problems)} "
+                    f"Then: {' '.join(still)} Try a larger model.",
+                    problems=still,
+                )
+        self._record(prompt, sample, reply, usage, mended=bool(problems), seconds=time.monotonic() - started)
+        return Answer(_by_key(prompt, scores), usage, replayed=False)
+
+    def close(self) -> None:
+        """Let go of the client."""
+        if self._provider is not None:
+            self._provider.close()
+
+    def _again(self, request: Request, reply: Reply, prompt: Prompt, problems: tuple[str, ...]) -> Request:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        again = filled("again", problems=listed, count=len(prompt.labels.of))
+        return replace(request, turns=(*request.turns, Turn("assistant", reply.text[:8000] or "(empty)"), Turn("user", again)))
+
+    def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], tuple[str, ...]]:
+        """The scores, or what is wrong with the answer."""
+        try:
+            return read_answer(reply.text, prompt.labels.order, free_form=reply.free_form, levels=prompt.levels), ()
+        except LLMInvalidAnswerError as error:
+            return {}, error.problems
+
+    def _send(self, request: Request, prompt: Prompt, sample: int) -> Reply:
+        """Send with patience; every attempt is logged and paid for."""
+        where = {"sample": sample, "part": prompt.part}
+
+        def failed(tries: int, error: LLMError) -> None:
+            self.account.charge_failure(request, error)
+            self.audit.write("failed", **where, attempt=tries, error=type(error).__name__, message=str(error), **_sent(request))
+
+        provider = self._connected()
+        purpose = derived_seed(self.seed, "waits", sample, prompt.part)
+        reply = persist(
+            self.settings, self.deadline, lambda seconds: provider.send(request, seconds), self._service.timed_out, purpose, failed
+        )
+        self.account.charge(reply.usage)
+        self.audit.write("answered", **where, **_sent(request), text=reply.text, usage=reply.usage.to_dict(), request_id=reply.request_id)
+        whole = reply.text.encode("utf-8", "replace").decode()  # half a surrogate pair could be neither sent back nor stored
+        return replace(reply, text=redacted(whole, self.endpoint.secrets()))
+
+    def _connected(self) -> Provider:
+        with self._lock:
+            if self._provider is None:
+                self._provider = self.make_provider()
+            return self._provider
+
+    @property
+    def _service(self) -> Service:
+        return Service(self.endpoint, self.settings.model)
+
+    def _record(self, prompt: Prompt, sample: int, reply: Reply, usage: Usage, *, mended: bool, seconds: float) -> None:
+        self.cache.save(
+            "answers",
+            self.key(prompt, sample),
+            {
+                "provider": self.name,
+                "origin": self.endpoint.identity,
+                "model": self.settings.model,
+                "served_model": redacted(reply.model, self.endpoint.secrets()),
+                "request_id": redacted(reply.request_id, self.endpoint.secrets()),
+                "wording": VERSION,
+                "seed": self.seed,
+                "sample": sample,
+                "part": prompt.part,
+                "labels": dict(prompt.labels.keys),
+                "user": redacted(prompt.user, self.endpoint.secrets()),
+                "text": reply.text,
+                "free_form": reply.free_form,
+                "asked_twice": mended,
+                "usage": usage.to_dict(),
+                "seconds": round(seconds, 3),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "sdk": _sdk_version(self.name),
+            },
+        )
+
+
+def _by_key(prompt: Prompt, scores: dict[str, int]) -> dict[str, int]:
+    """Scores by what the labels stand for."""
+    return {key: scores[label] for key, label in prompt.labels.of.items()}
+
+
+def _sent(request: Request) -> dict[str, Any]:
+    return {
+        "model": request.model,
+        "turns": [{"role": turn.role, "text": turn.text} for turn in request.turns],
+        "wording": VERSION,
+        "max_output_tokens": request.max_output_tokens,
+    }
+
+
+def _sdk_version(name: str) -> str:
+    distribution = "anthropic" if name == "anthropic" else "openai"
+    try:
+        return f"{distribution} {metadata.version(distribution)}"
+    except metadata.PackageNotFoundError:
+        return distribution

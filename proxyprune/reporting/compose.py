@@ -1,0 +1,121 @@
+"""From a result to a page: which sections it gets, and its headline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxyprune.reporting.draw.charts import share_bar
+from proxyprune.reporting.page import Fact, Page, Remarks
+from proxyprune.reporting.read.read_result import Result
+from proxyprune.reporting.sections.diffusion import diffusion
+from proxyprune.reporting.sections.measured import comparison, search, time
+from proxyprune.reporting.sections.network import cost, graph, pinned, provenance, ranking, remarks, widths
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.wording import counted, figure, quantity, share
+
+
+def compose(result: Result) -> Page:
+    """The page for a result of any kind."""
+    notes = remarks(result)
+    warned = notes is not None and any(part.tone == "warning" for part in notes.parts if isinstance(part, Remarks))
+    found = [notes if warned else None, search(result), *comparison(result), *diffusion(result)]
+    found += [section(result) for section in (graph, ranking, time, cost, widths, pinned)]
+    found += [None if warned else notes, provenance(result)]
+    return Page(
+        title=result.model_class or result.name,
+        kind=result.kind,
+        summary=_summary(result),
+        facts=tuple(_facts(result)),
+        sections=tuple(section for section in found if section is not None),
+    )
+
+
+def _summary(result: Result) -> str:
+    """One sentence."""
+    plan = result.plan
+    if result.comparison is not None:
+        return f"{counted(len(result.comparison.scorers), 'scorer')} compared on the same cuts, data and recovery."
+    if result.diffusion is not None:
+        return (
+            f"Step-adaptive diffusion: {counted(len(result.diffusion.ranges), 'interval')}, each with a denoiser of the size that it needs."
+        )
+    if result.search is not None:
+        return f"A search with {result.search.proposer or 'an unnamed proposer'}: {counted(result.search.measured, 'measurement')}."
+    if plan is not None:
+        what = {"width": "Channels", "depth": "Whole blocks", "both": "Channels and whole blocks"}[plan.mode]
+        return f"{what} were {'planned' if result.kind == 'plan' else 'cut'} where {plan.scorer} found them least important."
+    if result.ranking is not None:
+        return f"{counted(len(result.ranking.scores), 'block')}, ranked by {result.ranking.scorer}."
+    return "The structure of a network, as it was traced."
+
+
+def _facts(result: Result) -> Iterator[Fact]:
+    yield from _search_facts(result)
+    yield from _diffusion_facts(result)
+    yield from _comparison_facts(result)
+    plan = result.plan
+    if plan is not None:
+        for label, before, after, target in (
+            ("MACs", plan.base_macs, plan.macs, plan.target_macs),
+            ("parameters", plan.base_params, plan.params, plan.target_params),
+        ):
+            budget = f", budget {quantity(target)}" if (label == "MACs") == (plan.metric == "macs") else ""
+            part = after / before if before else 0.0
+            yield Fact(f"{label} left", share(after, before) or "–", f"{quantity(before)} → {quantity(after)}{budget}", share_bar(part))
+        removed = f", {counted(len(plan.removed_blocks), 'block')} removed" if plan.removed_blocks else ""
+        yield Fact("cut", counted(len(plan.widths), "group"), f"mode {plan.mode}{removed}")
+    elif result.structure is not None and result.structure.blocks:
+        structure = result.structure
+        yield Fact("MACs", quantity(structure.macs), "one run on the example inputs")
+        yield Fact("blocks", str(len(structure.blocks)), f"{counted(structure.skips, 'skip connection')}")
+    if result.ranking is not None and (result.search is None or result.ranking.confidence is not None):
+        yield _confidence(result.ranking)
+    if result.figures is not None and result.figures.seconds is not None:
+        before_s, after_s = result.figures.seconds
+        yield Fact("measured time left", share(after_s, before_s), "one run on the example inputs")
+
+
+def _confidence(ranking: Ranking) -> Fact:
+    unreliable = "unreliable, by its own account"
+    if ranking.confidence is None:
+        return Fact("scorer", ranking.scorer, unreliable if ranking.unreliable else "")
+    told = unreliable if ranking.unreliable else "agreement of repeated answers"
+    return Fact("confidence", f"{ranking.confidence:.2f}", f"{ranking.scorer}: {told}")
+
+
+def _search_facts(result: Result) -> Iterator[Fact]:
+    found = result.search
+    if found is None or found.best is None:
+        return
+    start = found.rounds[0].loss
+    detail = (
+        "" if start is None else f"one shot {figure(start)}" + ("" if found.base_loss is None else f", unpruned {figure(found.base_loss)}")
+    )
+    yield Fact("best held-out loss", figure(found.best.loss), detail)
+    yield Fact("measurements", str(found.measured), f"best in round {found.best.index}")
+
+
+def _diffusion_facts(result: Result) -> Iterator[Fact]:
+    run = result.diffusion
+    if run is None:
+        return
+    if run.mean_share is not None:
+        yield Fact("sampling MACs", f"{run.mean_share:.1%}", "mean over the sampler's steps, of the base", share_bar(run.mean_share))
+    if run.limit_macs:
+        part = run.spent_macs / run.limit_macs
+        yield Fact("training MACs", f"{part:.1%}", f"{quantity(run.spent_macs)}, of one full-size model", share_bar(part))
+    elif run.ledger:
+        yield Fact("training MACs", quantity(run.spent_macs), "so far")
+    done = sum(entry.macs is not None for entry in run.ranges)
+    yield Fact("experts", f"{done} of {len(run.ranges)}" if run.ranges else "none yet", "trained")
+
+
+def _comparison_facts(result: Result) -> Iterator[Fact]:
+    found = result.comparison
+    if found is None:
+        return
+    yield Fact("scorers", str(len(found.scorers)), ", ".join(found.scorers[:4]) + ("…" if len(found.scorers) > 4 else ""))
+    yield Fact("cases", str(len(found.cases)), ", ".join(found.cases[:4]) + ("…" if len(found.cases) > 4 else ""))
+    yield Fact("measurements", str(len(found.cells)), counted(len({cell.seed for cell in found.cells}), "seed"))
+    if found.base_macs:
+        yield Fact("unpruned", f"{quantity(found.base_macs)}", "MACs")

@@ -1,0 +1,1 @@
+"""Values -> SVG drawings."""

@@ -1,0 +1,1 @@
+"""Files of a result -> values. Tolerant: a report of an older version still reads."""

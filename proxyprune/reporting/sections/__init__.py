@@ -1,0 +1,1 @@
+"""Values -> sections of the page."""

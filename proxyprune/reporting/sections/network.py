@@ -1,0 +1,281 @@
+"""The sections about one network: graph, ranking, cost and widths before and after, what was pinned, where it all comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from proxyprune.reporting.draw.charts import pair_bar, share_bar
+from proxyprune.reporting.draw.network_map import Shades, Shown, network_map, overview
+from proxyprune.reporting.page import Cell, Column, Details, Drawing, Part, Remarks, Row, Section, Table
+from proxyprune.reporting.read.read_result import Result
+from proxyprune.reporting.read.records import flat
+from proxyprune.reporting.read.structure import BlockRecord
+from proxyprune.support.wording import counted, quantity, share
+
+_MOST_NAMES = 12
+
+
+def remarks(result: Result) -> Section | None:
+    """What to know before trusting a figure."""
+    warnings = list(result.warnings)
+    if result.ranking is not None and result.ranking.unreliable:
+        warnings.insert(0, f"The ranking calls itself unreliable: {result.ranking.unreliable}")
+    unpriced, unruled = _ops(result)
+    if unpriced:
+        warnings.append(f"Without a cost rule, so their MACs are missing from every figure: {', '.join(unpriced)}.")
+    notes = list(result.plan.notes) if result.plan is not None else [] if result.figures is None else list(result.figures.notes)
+    notes += [] if result.ranking is None else [note for note in result.ranking.notes if note not in notes]
+    notes += [] if result.comparison is None else list(result.comparison.notes)
+    notes += [] if result.diffusion is None else list(result.diffusion.notes)
+    if unruled:
+        notes.append(f"Without an axis rule, so what they touch is pinned: {', '.join(unruled)}.")
+    parts: list[Part] = []
+    if warnings:
+        parts.append(Remarks(tuple(warnings), "warning"))
+    if notes:
+        parts.append(Remarks(tuple(notes)))
+    return Section("notes", "Before you trust a figure" if warnings else "Notes", "", tuple(parts)) if parts else None
+
+
+def _ops(result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    told = result.figures or result.structure
+    return ((), ()) if told is None else (told.uncosted_ops, told.unsupported_ops)
+
+
+def graph(result: Result) -> Section | None:
+    """The network, drawn."""
+    structure = result.structure
+    if structure is None or not structure.blocks:
+        return None
+    shown = {block.id: _shown(result, block) for block in structure.blocks}
+    scored = any(entry.score is not None for entry in shown.values())
+    shades = _shades(result)
+    told = ["Each box is a block, numbered in execution order as in the tables below; the rows are resolutions."]
+    if scored:
+        told.append("The colour is the block's place in the ranking, in tenths.")
+    if any(entry.kept is not None for entry in shown.values()):
+        told.append("The line under a box is the share of its MACs that it keeps; a dashed box was removed.")
+    told.append("Skip connections run above their row.")
+    caption = "The block graph, coloured by rank" if scored else "The block graph"
+    drawing = Drawing(
+        caption, network_map(structure, shown, shades), shades.legend() if scored else (), natural=True, glance=overview(structure)
+    )
+    return Section("graph", "The network", " ".join(told), (drawing,))
+
+
+def _shades(result: Result) -> Shades:
+    return Shades.over(() if result.ranking is None else result.ranking.scores.values())
+
+
+def _shown(result: Result, block: BlockRecord) -> Shown:
+    score = None if result.ranking is None else result.ranking.scores.get(block.id)
+    removed = result.plan is not None and any(_inside(block.id, gone) for gone in result.plan.removed_blocks)
+    macs = None if result.figures is None else result.figures.block_macs.get(block.id)
+    kept = macs[1] / macs[0] if macs is not None and macs[0] else None
+    return Shown(score, None if result.plan is None else kept, removed)
+
+
+def _inside(block: str, other: str) -> bool:
+    return block == other or block.startswith(f"{other}.")
+
+
+def ranking(result: Result) -> Section | None:
+    """Blocks by importance, and how far the order can be trusted."""
+    found = result.ranking
+    if found is None or not found.scores:
+        return None
+    blocks = {} if result.structure is None else {block.id: block for block in result.structure.blocks}
+    numbers = {name: index + 1 for index, name in enumerate(blocks)}
+    total = sum(block.macs for block in blocks.values())
+    columns = [Column("rank", True), Column("block"), Column("importance", True)]
+    columns += [Column("kind"), Column("share of MACs", True)] if blocks else []
+    rows = []
+    for rank, name in enumerate(found.order, start=1):
+        score, block = found.scores[name], blocks.get(name)
+        cells = [Cell(str(rank), tone="quiet"), _block_cell(name, numbers), Cell(f"{score:.3f}", share_bar(score))]
+        if blocks:
+            cells += [Cell("" if block is None else block.kind, tone="quiet"), Cell("" if block is None else share(block.macs, total))]
+        rows.append(Row(tuple(cells)))
+    table = Table(f"{counted(len(rows), 'block')}, most important first", tuple(columns), tuple(rows))
+    lead = "A long bar beside a small share of the MACs is a block that earns its place; the reverse is where pruning pays."
+    return Section("ranking", "Ranking", lead, (Details(tuple(_trust(result))), table))
+
+
+def _trust(result: Result) -> Iterator[tuple[str, str]]:
+    found = result.ranking
+    if found is None:
+        return
+    yield "scorer", found.scorer
+    yield "seed", str(found.seed)
+    if found.confidence is None:
+        yield "confidence", "asked once, so there is no agreement to measure"
+    else:
+        yield "confidence", f"{found.confidence:.2f} (mean Kendall tau of repeated answers: 1 agrees fully, 0 is chance)"
+    yield "reliability", found.unreliable or "not flagged as unreliable"
+    names = {"provider": "asked", "model": "model", "samples": "samples", "requests": "requests", "replayed": "replies from the cache"}
+    for key, label in names.items():
+        if key in result.asked:
+            yield label, result.asked[key]
+
+
+def cost(result: Result) -> Section | None:
+    """MACs and parameters by block."""
+    rows = list(_cost_rows(result))
+    if not rows:
+        return None
+    cut = result.figures is not None
+    most_macs = max(entry[1][0] for entry in rows)
+    most_params = max((entry[2][0] for entry in rows), default=0)
+    numbers = {} if result.structure is None else {block.id: index + 1 for index, block in enumerate(result.structure.blocks)}
+    removed = () if result.plan is None else result.plan.removed_blocks
+    columns = (
+        Column("#", True),
+        Column("block"),
+        Column("kind"),
+        Column("MACs", True),
+        Column("left", True),
+        Column("parameters", True),
+        Column("left", True),
+    )
+    shown = [column for index, column in enumerate(columns) if cut or index not in (4, 6)]
+    table = []
+    for name, macs, params, kind in rows:
+        gone = any(_inside(name, other) for other in removed)
+        number = numbers.get(name)
+        cells = [
+            Cell("" if number is None else str(number), tone="quiet"),
+            Cell(name or "outside every block", tone="" if name else "quiet"),
+            Cell("removed" if gone else kind, tone="bad" if gone else "quiet"),
+            Cell(_change(macs, cut), pair_bar(macs[0], macs[1], most_macs)),
+            Cell(share(macs[1], macs[0])),
+            Cell(_change(params, cut), pair_bar(params[0], params[1], most_params)),
+            Cell(share(params[1], params[0])),
+        ]
+        anchor = "" if number is None else f"block-{number}"
+        table.append(Row(tuple(cell for index, cell in enumerate(cells) if cut or index not in (4, 6)), anchor))
+    what = "MACs and parameters by block, before and after" if cut else "MACs and parameters by block"
+    lead = "In execution order; pale is before, full is after. MACs are multiply-accumulates of one run, attention included."
+    return Section("cost", "Cost by block", lead, (Table(what, tuple(shown), tuple(table)),))
+
+
+def _cost_rows(result: Result) -> Iterator[tuple[str, tuple[int, int], tuple[int, int], str]]:
+    """Name, MACs and parameters before and after, kind; in the order of the structure where there is one."""
+    blocks = () if result.structure is None else result.structure.blocks
+    if result.figures is None:
+        for block in blocks:
+            yield block.id, (block.macs, block.macs), (block.params, block.params), block.kind
+        return
+    known = {block.id: block for block in blocks}
+    macs, params = result.figures.block_macs, result.figures.block_params
+    for name in dict.fromkeys([*known, *macs, *params]):
+        fallback = (known[name].params,) * 2 if name in known and not params else (0, 0)
+        entry = macs.get(name, (0, 0)), params.get(name, fallback)
+        if name in known or any(map(any, entry)):
+            yield name, *entry, known[name].kind if name in known else ""
+
+
+def _change(pair: tuple[int, int], cut: bool) -> str:
+    return f"{quantity(pair[0])} → {quantity(pair[1])}" if cut and pair[0] != pair[1] else quantity(pair[0])
+
+
+def widths(result: Result) -> Section | None:
+    """Channel groups before and after."""
+    plan = result.plan
+    if plan is None or not (plan.widths or plan.removed_blocks):
+        return None
+    most = max((before for before, _ in plan.widths.values()), default=1)
+    units = {} if result.structure is None else {group.id: group.unit for group in result.structure.groups}
+    whole = [] if result.structure is None else [g for g in result.structure.groups if g.pinned is None and g.id not in plan.widths]
+    rows = [
+        Row(
+            (
+                Cell(_group_name(name)),
+                Cell(f"{before} → {after}", pair_bar(before, after, most)),
+                Cell(share(after, before)),
+                Cell(str(units.get(name, "")), tone="quiet"),
+            )
+        )
+        for name, (before, after) in plan.widths.items()
+    ]
+    columns = [Column("channel group"), Column("channels", True), Column("left", True), Column("in steps of", True)]
+    if not any(units.get(name) for name in plan.widths):
+        columns, rows = columns[:3], [Row(row.cells[:3]) for row in rows]
+    parts: list[Part] = [Table(f"{counted(len(rows), 'channel group')} cut", tuple(columns), tuple(rows))] if rows else []
+    if plan.removed_blocks:
+        parts.append(Remarks((f"Removed whole: {', '.join(plan.removed_blocks)}.",)))
+    if whole:
+        names = ", ".join(_group_name(group.id) for group in whole[:_MOST_NAMES])
+        more = f" and {len(whole) - _MOST_NAMES} more" if len(whole) > _MOST_NAMES else ""
+        parts.append(Remarks((f"Could be cut, and stay whole: {names}{more}.",)))
+    lead = "A channel group is everything that has to shrink together, in one layer or in twenty; it is named after its first parameter."
+    return Section("widths", "Widths before and after", lead, tuple(parts))
+
+
+def pinned(result: Result) -> Section | None:
+    """What cannot be cut, and why."""
+    reasons = _reasons(result)
+    if not reasons:
+        return None
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        by_reason.setdefault(why, []).append(_group_name(name))
+    rows = []
+    for why, names in by_reason.items():
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        rows.append(Row((Cell(why), Cell(str(len(names))), Cell(", ".join(names[:_MOST_NAMES]) + more, tone="quiet"))))
+    columns = (Column("why"), Column("groups", True), Column("which"))
+    lead = "A width that cannot be changed safely is left alone rather than guessed at."
+    return Section("pinned", "Pinned, and why", lead, (Table(f"{counted(len(reasons), 'channel group')} pinned", columns, tuple(rows)),))
+
+
+def _reasons(result: Result) -> Mapping[str, str]:
+    if result.figures is not None:
+        return result.figures.pinned
+    groups = () if result.structure is None else result.structure.groups
+    return {group.id: group.pinned for group in groups if group.pinned is not None}
+
+
+def provenance(result: Result) -> Section:
+    """What the figures were made from and with."""
+    pairs = [("read from", result.name), ("kind of result", result.kind)]
+    pairs += [("network", result.model_class)] if result.model_class else []
+    fingerprint = _fingerprint(result)
+    pairs += [("structure's fingerprint", fingerprint)] if fingerprint else []
+    if result.plan is not None:
+        plan = result.plan
+        pairs += [("plan's hash", plan.sha256), ("target", f"{plan.target} of the {_metric(plan.metric)}"), ("mode", plan.mode)]
+        pairs += [("plan by", f"{plan.scorer}, seed {plan.seed}")]
+        pairs += [
+            (f"option {name}", value) for name, value in flat(plan.options).items() if name != "amendments" and "amendments." not in name
+        ]
+    elif result.ranking is not None:
+        pairs += [("scored by", f"{result.ranking.scorer}, seed {result.ranking.seed}")]
+    pairs += [(f"asking: {name}", value) for name, value in result.asked.items()]
+    for settings in (result.search, result.comparison, result.diffusion):
+        pairs += [] if settings is None else list(settings.settings.items())
+    versions = [(name, version) for name, version in result.made_with.items()]
+    lead = "Enough to make the same result again: same network, inputs, seed, replies and versions give the same bytes."
+    parts: list[Part] = [Details(tuple(pairs))]
+    parts.append(Details(tuple(versions)) if versions else Remarks(("The file does not say with which versions it was made.",)))
+    return Section("provenance", "Provenance", lead, tuple(parts))
+
+
+def _fingerprint(result: Result) -> str:
+    if result.plan is not None:
+        return result.plan.fingerprint
+    if result.structure is not None and result.structure.fingerprint:
+        return result.structure.fingerprint
+    return "" if result.comparison is None else result.comparison.fingerprint
+
+
+def _metric(name: str) -> str:
+    return "parameters" if name == "params" else "MACs"
+
+
+def _block_cell(name: str, numbers: Mapping[str, int]) -> Cell:
+    return Cell(name, target=f"block-{numbers[name]}" if name in numbers else "")
+
+
+def _group_name(name: str) -> str:
+    """Without what every name ends in."""
+    return name.removesuffix(":0").removesuffix(".weight")

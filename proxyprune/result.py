@@ -1,0 +1,120 @@
+"""Results of pruning: `PruneResult` and the numbers of its `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.planning.plan import PrunePlan
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.versions import made_with
+from proxyprune.surgery.surgery import Surgery
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done, in numbers and sentences.
+
+    Attributes:
+        base_macs: Multiply-accumulates before, attention included; FLOPs = 2 x MACs.
+        macs: After.
+        target_macs: The budget.
+        base_params: Parameters before.
+        params: After.
+        conventional_macs: What the literature's counters see before and after: no attention products.
+        pinned: Channel group -> why it could not be cut.
+        unsupported_ops: Ops without an axis rule.
+        uncosted_ops: Ops without a cost rule; their MACs are in no figure here.
+        blocks: Block -> (MACs before, MACs after).
+        notes: From the plan.
+        block_params: Block -> (parameters before, parameters after).
+        made_with: Package -> version.
+        seconds: Measured wall time of one run before and after, or None when nobody measured it.
+    """
+
+    base_macs: int
+    macs: int
+    target_macs: int
+    base_params: int
+    params: int
+    conventional_macs: tuple[int, int]
+    pinned: Mapping[str, str] = field(repr=False)
+    unsupported_ops: tuple[str, ...]
+    uncosted_ops: tuple[str, ...]
+    blocks: Mapping[str, tuple[int, int]] = field(repr=False)
+    notes: tuple[str, ...]
+    block_params: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    made_with: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seconds: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": 1,
+            "base_macs": self.base_macs,
+            "macs": self.macs,
+            "target_macs": self.target_macs,
+            "base_params": self.base_params,
+            "params": self.params,
+            "conventional_macs": list(self.conventional_macs),
+            "pinned": dict(self.pinned),
+            "unsupported_ops": list(self.unsupported_ops),
+            "uncosted_ops": list(self.uncosted_ops),
+            "blocks": {block: list(macs) for block, macs in self.blocks.items()},
+            "notes": list(self.notes),
+            "block_params": {block: list(params) for block, params in self.block_params.items()},
+            "made_with": dict(self.made_with),
+            "seconds": None if self.seconds is None else list(self.seconds),
+        }
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model and everything that led to it.
+
+    Attributes:
+        model: The pruned module, of the original's class.
+        plan: What was cut.
+        ranking: What the scorer said.
+        report: Numbers before and after.
+        surgery: Slices and attribute changes, as they were carried out.
+        graph: The traced unpruned model.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: PrunePlan
+    ranking: Ranking = field(repr=False)
+    report: Report
+    surgery: Surgery = field(repr=False)
+    graph: ModelGraph = field(repr=False)
+
+
+def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
+    """Numbers of a plan, before and after."""
+    atoms = plan.atoms(graph)
+    before = graph.cost.block_macs(graph.cost.full)
+    after = graph.cost.block_macs(atoms, plan.removed_blocks)
+    params_before = graph.cost.block_params(graph.cost.full)
+    params_after = graph.cost.block_params(atoms, plan.removed_blocks)
+    return Report(
+        base_macs=plan.base_macs,
+        macs=plan.macs,
+        target_macs=plan.target_macs,
+        base_params=plan.base_params,
+        params=plan.params,
+        conventional_macs=(
+            graph.cost.conventional_macs(graph.cost.full),
+            graph.cost.conventional_macs(atoms, plan.removed_blocks),
+        ),
+        pinned={group.id: group.pinned for group in graph.groups if group.pinned is not None},
+        unsupported_ops=graph.unsupported_ops,
+        uncosted_ops=graph.uncosted_ops,
+        blocks={block: (before[block], after[block]) for block in before},
+        notes=plan.notes,
+        block_params={block: (params, params_after[block]) for block, params in params_before.items()},
+        made_with=made_with(),
+    )

@@ -1,0 +1,1 @@
+"""`PruneResult` <-> folder, without pickle."""

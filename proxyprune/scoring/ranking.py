@@ -1,0 +1,107 @@
+"""What a scorer returns: an importance for every block, and optionally for every channel."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from proxyprune.errors import InvalidScoreError
+from proxyprune.support.files import write_named
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Block importances; larger means keep.
+
+    Attributes:
+        scores: Importance in [0, 1] for every block of the graph.
+        scorer: Name of the scorer that made it.
+        confidence: Mean pairwise Kendall tau of repeated queries, or None for a scorer that is asked once.
+        channel_scores: Optional importance of each atom of a channel group, by group id; where a group is missing, planning
+            orders its atoms by the magnitude of all coupled slices.
+        comparable_channels: Whether channel scores of different groups are in one unit and add up (an estimate of the loss that the
+            network loses, say), so that planning may weigh channels of one group against those of another.
+        seed: Seed it was made with.
+        notes: Sentences for the reader (how it was made, what to beware of).
+        unreliable: Why the ranking should not decide anything (repeated answers agree no better than chance, say), or None. Planning
+            refuses such a ranking unless told to accept it.
+    """
+
+    scores: Mapping[str, float]
+    scorer: str
+    confidence: float | None = None
+    channel_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+    unreliable: str | None = None
+    comparable_channels: bool = False
+
+    def __post_init__(self) -> None:
+        for block, score in self.scores.items():
+            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0.0 <= score <= 1.0:
+                raise InvalidScoreError(
+                    f"Scorer '{self.scorer}' gave block '{block}' the score {score!r}; expected a finite number in [0, 1]. "
+                    "Scale the scores, or drop the blocks that cannot be scored."
+                )
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Block ids, most important first; ties stand in the order of `scores` (the graph's order)."""
+        return tuple(sorted(self.scores, key=lambda block: -self.scores[block]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the schema number."""
+        return {
+            "schema": SCHEMA,
+            "scorer": self.scorer,
+            "seed": self.seed,
+            "confidence": self.confidence,
+            "scores": dict(self.scores),
+            "channel_scores": {group: list(values) for group, values in self.channel_scores.items()},
+            "comparable_channels": self.comparable_channels,
+            "notes": list(self.notes),
+            "unreliable": self.unreliable,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ranking:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InvalidScoreError: If the data is of another schema or a score is not in [0, 1].
+        """
+        if data.get("schema") != SCHEMA:
+            raise InvalidScoreError(f"Expected a ranking with schema {SCHEMA}, found {data.get('schema')!r}. Score the model again.")
+        try:
+            return cls._from_fields(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InvalidScoreError):
+                raise
+            raise InvalidScoreError(f"The ranking is damaged ({type(error).__name__}: {error}). Score the model again.") from error
+
+    @classmethod
+    def _from_fields(cls, data: Mapping[str, Any]) -> Ranking:
+        return cls(
+            scores=dict(data["scores"]),
+            scorer=data["scorer"],
+            confidence=data["confidence"],
+            channel_scores={group: tuple(values) for group, values in data.get("channel_scores", {}).items()},
+            seed=data["seed"],
+            notes=tuple(data.get("notes", ())),
+            unreliable=data.get("unreliable"),
+            comparable_channels=bool(data.get("comparable_channels", False)),
+        )
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the ranking as JSON with stable key order.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        write_named(path, json.dumps(self.to_dict(), indent=1) + "\n")

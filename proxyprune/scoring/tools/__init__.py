@@ -1,0 +1,1 @@
+"""What authors of scorers may use. `proxyprune.scoring` exports it."""

@@ -1,0 +1,1 @@
+"""Proposers of the search, one a file; `by_name` finds them."""

@@ -1,0 +1,1 @@
+"""Files, versions, extras and checks: what knows nothing of networks or pruning. Imports only `errors`."""

@@ -1,0 +1,24 @@
+from .contract import (
+    CheckResult as CheckResult,
+    ContractReport as ContractReport,
+    Network as Network,
+    ScorerContractError as ScorerContractError,
+    attention_network as attention_network,
+    check_scorer as check_scorer,
+    residual_network as residual_network,
+)
+from .fake_llm.asked import Asked as Asked, by_place as by_place
+from .fake_llm.fake_server import FakeLLMServer as FakeLLMServer
+from .fake_llm.faults import (
+    CutOff as CutOff,
+    Dribble as Dribble,
+    Drop as Drop,
+    Empty as Empty,
+    Html as Html,
+    Refusal as Refusal,
+    Says as Says,
+    Slow as Slow,
+    Status as Status,
+    Truncated as Truncated,
+)
+from .simulated import SimulatedProxy as SimulatedProxy, SimulatedScorer as SimulatedScorer, predicted_tau as predicted_tau
