@@ -10,7 +10,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-sys.path.insert(0, str(Path(__file__).parent))  # so that `import zoo` works from every test folder and import mode
+sys.path.insert(0, str(Path(__file__).parent / "shared"))  # `import zoo` works from every test folder
 
 import pytest
 import torch

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from proxyprune.coupling.axes import FIXED, Axis, Labels
+from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.grouping import Walked, form_groups
-from proxyprune.coupling.groups import Coupling
 from proxyprune.coupling.module_relations import relate
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.outcome import Outcome

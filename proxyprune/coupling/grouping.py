@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from proxyprune.coupling.axes import FIXED, Axis, Classes, LabelArray, Labels
-from proxyprune.coupling.groups import ChannelGroup, Coupling, Member
+from proxyprune.coupling.coupling import Coupling
+from proxyprune.coupling.groups import ChannelGroup, Member
 from proxyprune.coupling.options import Options
 from proxyprune.coupling.outcome import CommonDivisor, Outcome, Size
 from proxyprune.tracing.nodes import op_name, output_shapes

@@ -12,7 +12,8 @@ from torch.fx import Node
 
 from proxyprune.coupling.axes import Axis
 from proxyprune.coupling.couple import couple
-from proxyprune.coupling.groups import ChannelGroup, Coupling
+from proxyprune.coupling.coupling import Coupling
+from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.graph.cost import CostModel, Polynomial
 from proxyprune.graph.find_blocks import BlockFinder, Span, kind_of

@@ -12,7 +12,7 @@ from proxyprune.graph.text import to_dict, to_networkx, to_text
 if TYPE_CHECKING:
     import networkx as nx
 
-    from proxyprune.coupling.groups import Coupling
+    from proxyprune.coupling.coupling import Coupling
     from proxyprune.coupling.options import Amendments, Options
     from proxyprune.graph.cost import CostModel
     from proxyprune.graph.structure import Bypass

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from proxyprune.coupling.axes import LabelArray
-from proxyprune.coupling.groups import Coupling
+from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.outcome import CommonDivisor, Size
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Bypass

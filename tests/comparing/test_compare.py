@@ -1,0 +1,202 @@
+"""Comparing scorers: fair cells, honest errors, and a journal that a kill does not lose."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+from subject import subject
+
+import proxyprune as pp
+from proxyprune.comparing import Case
+from proxyprune.comparing.run import calibration_of, ranking_tau
+from proxyprune.comparing.values import Spread
+from proxyprune.errors import InputError, JournalError, LLMTimeoutError
+from proxyprune.scoring import Ranking
+
+CASES = (Case("width", 0.6), Case("depth", 0.85))
+
+
+def run(scorers=("magnitude", "ablation"), **changed):
+    network = subject()
+    given = {"cases": CASES, "seeds": (0, 1), "recovery": pp.Recovery(2, 1e-2), "batches": network.batches, "loss_fn": network.loss_fn}
+    return pp.compare(network.model, network.example_inputs, scorers, **{**given, **changed})
+
+
+@cache
+def comparison():
+    return run()
+
+
+def test_every_scorer_gets_every_cell():
+    """Scorers x cases x seeds, in that order, each within its budget and measured before and after recovery."""
+    cells = comparison().cells
+    assert [(c.scorer, c.mode, c.target, c.seed) for c in cells] == [
+        (scorer, case.mode, case.target, seed) for scorer in ("magnitude", "ablation") for case in CASES for seed in (0, 1)
+    ]
+    for cell in cells:
+        assert cell.error is None
+        assert cell.macs <= float(cell.target) * comparison().base_macs
+        assert cell.loss > 0
+        assert cell.recovered_loss > 0
+    assert [cell.seed for cell in comparison().base] == [0, 1]
+    assert all(cell.macs == comparison().base_macs for cell in comparison().base)
+
+
+def test_the_oracle_agrees_with_itself_on_the_same_data():
+    """Ablation asked with the held-out batches has tau 1 to the oracle; on other batches it has less, and money is None."""
+    network = subject()
+    same = run(("ablation",), batches=network.batches[:2], held_out=network.batches[:2], seeds=(0,), cases=CASES[:1])
+    assert same.scorings[0].tau == pytest.approx(1.0)
+    assert all(scoring.dollars is None and scoring.seconds > 0 for scoring in comparison().scorings)
+
+
+def test_tau_in_numbers():
+    """Equal orders give 1, reversed ones -1, and a constant ranking no figure at all."""
+    scores = {"a": 0.1, "b": 0.5, "c": 0.9}
+    assert ranking_tau(scores, scores) == pytest.approx(1.0)
+    assert ranking_tau(scores, {key: -value for key, value in scores.items()}) == pytest.approx(-1.0)
+    assert ranking_tau(dict.fromkeys(scores, 0.5), scores) is None
+
+
+def test_calibration_is_drawn_by_seed():
+    """A scorer sees so many batches, in their order, others for another seed."""
+    batches = list(range(20))
+    drawn = [calibration_of(batches, 5, seed) for seed in range(4)]
+    assert all(len(set(found)) == 5 and list(found) == sorted(found) for found in drawn)
+    assert len(set(drawn)) > 1
+    assert calibration_of(batches, 5, 1) == drawn[1]
+    assert calibration_of(batches, None, 0) == tuple(batches)
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A scorer that is never answered."""
+
+    name: str = "failing"
+    needs: frozenset[str] = frozenset()
+
+    def score(self, graph, context):
+        """Raise."""
+        raise LLMTimeoutError("Nobody answered.")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a scorer reports about its spending."""
+
+    spent_usd: float | None
+
+
+@dataclass(frozen=True)
+class Costly:
+    """A scorer that says what it spends, and doubts itself."""
+
+    observer: object = field(default=None, compare=False)
+    name: str = "costly"
+    needs: frozenset[str] = frozenset()
+
+    def score(self, graph, context):
+        """Alternate scores."""
+        for spent in (0.25, None, 0.5):
+            self.observer(Event(spent))
+        return Ranking({block.id: index % 2 / 2 for index, block in enumerate(graph.blocks)}, self.name, unreliable="It guesses.")
+
+
+def test_what_fails_is_a_cell_and_the_others_go_on():
+    """A scorer without a ranking and a target out of reach are told; a self-declared unreliable ranking is measured all the same."""
+    heard = []
+    result = run(
+        {"failing": Failing(), "costly": Costly(heard.append), "random": "random"}, cases=(*CASES, Case("depth", 0.01)), seeds=(0,)
+    )
+    by_name = {(summary.scorer, str(summary.case)): summary for summary in result.summary()}
+    assert any("Nobody answered" in error for error in by_name["failing", "width 0.6"].errors)
+    assert by_name["failing", "width 0.6"].loss is None
+    assert by_name["costly", "width 0.6"].loss.count == 1
+    assert by_name["costly", "width 0.6"].dollars == 0.75
+    assert len(heard) == 3
+    assert "cannot be reached" in by_name["random", "depth 0.01"].errors[0]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_comparison_goes_on_where_it_was_killed(tmp_path):
+    """With half a line at the end, measured cells are read and only the others are measured; the result is the same."""
+    whole = run(journal=tmp_path / "whole.jsonl")
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:8]) + lines[8][:20])
+    said = []
+    resumed = run(journal=tmp_path / "cut.jsonl", resume=True, progress=said.append)
+    assert len(said) == len(lines) - 8
+
+    def figures(result):
+        return [(c.scorer, c.loss, c.recovered_loss, c.macs) for c in result.cells]
+
+    assert figures(resumed) == figures(whole) == figures(comparison())
+    with pytest.raises(JournalError, match="recovery_steps"):
+        run(journal=tmp_path / "cut.jsonl", resume=True, recovery=None)
+    with pytest.raises(JournalError, match="Resume it"):
+        run(journal=tmp_path / "cut.jsonl")
+
+
+def test_the_journal_serves_more_scorers_later(tmp_path):
+    """What was measured is not measured again when a scorer is added."""
+    run(("magnitude",), journal=tmp_path / "j", seeds=(0,))
+    said = []
+    run(("magnitude", "random"), journal=tmp_path / "j", resume=True, seeds=(0,), progress=said.append)
+    assert said
+    assert all("random" in text for text in said)
+
+
+def test_what_failed_is_tried_again(tmp_path):
+    """A scorer whose server was away the first time gets its cells when the comparison is resumed."""
+    assert run({"sometimes": Failing()}, journal=tmp_path / "j", seeds=(0,), cases=CASES[:1]).cells[0].error is not None
+    again = run({"sometimes": "random"}, journal=tmp_path / "j", resume=True, seeds=(0,), cases=CASES[:1])
+    assert again.cells[0].error is None
+    assert again.scorings[0].error is None
+
+
+def test_quality_is_the_callers_own_measure():
+    """It is taken from the network as it is at the end of the cell."""
+    seen = []
+
+    def quality(model):
+        seen.append(sum(parameter.numel() for parameter in model.parameters()))
+        return 0.5
+
+    result = run(("magnitude",), seeds=(0,), cases=CASES[:1], quality=quality)
+    assert result.cells[0].quality == 0.5
+    assert seen[-1] == result.cells[0].params < seen[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scorers": "magnitude"}, "Expected a list of scorers"),
+        ({"scorers": ()}, "no scorer to compare"),
+        ({"scorers": ("random", "random")}, "listed twice"),
+        ({"cases": (Case("wide", 0.5),)}, "Unknown mode"),
+        ({"cases": ()}, "at least one case"),
+        ({"seeds": (1, 1)}, "listed twice"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, message):
+    """Each mistake has its message."""
+    with pytest.raises(InputError, match=message):
+        run(**given)
+
+
+def test_spread_in_numbers():
+    """Mean, extremes, deviation and count; None where there is nothing."""
+    assert Spread.of([1.0, 3.0, None]) == Spread(2.0, 1.0, 3.0, pytest.approx(2**0.5), 2)
+    assert Spread.of([None]) is None
+    assert Spread.of([4.0]).deviation == 0.0
+
+
+def test_the_plot_is_drawn(tmp_path):
+    """A picture with a panel for each case comes out."""
+    from proxyprune.plots import plot_comparison
+
+    plot_comparison(comparison(), tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 5000

@@ -1,0 +1,187 @@
+"""Imports run downwards along the flow, in no circle of any kind, and nothing heavy is imported before it is needed.
+
+The docstring of `proxyprune` has the order, from the bottom up. Every import counts: at the top of a file, inside functions, under
+TYPE_CHECKING, and in the stubs that list what a package exports.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import proxyprune
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "proxyprune"
+
+ORDER = tuple(re.findall(r"^    (\w+) {2,}\S", str(proxyprune.__doc__), flags=re.MULTILINE))
+"""Folders and files directly below the package, each of which may import only those before it."""
+
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "networkx",
+    "matplotlib",
+    "openai",
+    "anthropic",
+    "diffusers",
+    "accelerate",
+    "datasets",
+    "transformers",
+    "torch_pruning",
+    "thop",
+    "rich",
+    "jinja2",
+)
+
+
+def modules() -> dict[str, Path]:
+    """Module names below the package, with their files; "" is the package itself."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> set[str]:
+    """Modules of the package that a module imports anywhere in its file, or in its stub."""
+    texts = [path.read_text(encoding="utf-8") for path in (MODULES[module], MODULES[module].with_suffix(".pyi")) if path.exists()]
+    found: set[str] = set()
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(["proxyprune", module, str(node.module)] if node.level else [str(node.module)])
+            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {name.removeprefix("proxyprune.") for name in names}
+    return (found & MODULES.keys()) - {module, ""}
+
+
+IMPORTS = {module: imports(module) for module in MODULES if module}
+
+
+def top(module: str) -> str:
+    """The folder or file directly below the package that a module lies in."""
+    return module.partition(".")[0]
+
+
+def test_every_folder_has_one_place_in_the_order():
+    """The docstring of the package lists each folder and each file at the top, once, and none that is gone."""
+    assert sorted(ORDER) == sorted({top(module) for module in IMPORTS} - {"__main__"})
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_imports_run_downwards(module):
+    """A module imports from its own folder and from folders before it in the order."""
+    allowed = ORDER[: ORDER.index(top(module)) + 1] if module != "__main__" else ORDER
+    upwards = sorted(name for name in IMPORTS[module] if top(name) not in allowed)
+    assert not upwards, f"proxyprune.{module} imports {upwards}, which stand above it"
+
+
+def test_no_module_imports_itself_through_others():
+    """Modules form no circle."""
+    TopologicalSorter(IMPORTS).prepare()
+
+
+@pytest.mark.parametrize("folder", sorted({module.rpartition(".")[0] for module in IMPORTS if module.count(".") > 1}))
+def test_inner_folders_form_no_circle(folder):
+    """The folders inside a folder import each other in one direction only."""
+    outer = folder.rpartition(".")[0] + "."
+    edges: dict[str, set[str]] = {}
+    for module in IMPORTS:
+        if module.startswith(outer):
+            inner = [name[len(outer) :] for name in IMPORTS[module] if name.startswith(outer)]
+            edges.setdefault(top(module[len(outer) :]), set()).update(map(top, inner))
+    TopologicalSorter({name: below - {name} for name, below in edges.items()}).prepare()
+
+
+def test_imports_in_functions_and_under_type_checking_count():
+    """The reader of imports sees all three places of an import."""
+    found = imports("plots.network")
+    assert {"graph.model_graph", "plots.figure"} <= found, "an import under TYPE_CHECKING is missed"
+    assert "proxy.service.openai_chat" in imports("proxy.scorer"), "an import in a function is missed"
+    assert "plots.network" in imports("plots"), "an import in a stub is missed"
+
+
+def test_public_faces_list_names_that_exist():
+    """Every name that a package exports can be imported."""
+    for package in ("", *sorted(module for module, path in MODULES.items() if path.with_suffix(".pyi").exists() and module)):
+        code = f"from importlib import import_module; m = import_module('{'.'.join(filter(None, ['proxyprune', package]))}')\n"
+        code += "assert all(hasattr(m, name) for name in m.__all__)"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import proxyprune",
+        "import proxyprune.cli",
+        "import proxyprune.plots.network",
+        "import proxyprune.modelfile",
+        "import proxyprune.diffusion",
+    ],
+)
+def test_import_is_light(statement):
+    """The package, its command line and the modules that it starts with import nothing that costs time."""
+    code = f"import sys; {statement}; print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    assert found == ""
+
+
+def test_help_imports_nothing_heavy():
+    """`proxyprune --help` and the help of every command run without the heavy libraries."""
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom proxyprune.cli import main\n"
+        "for command in ([], *([name] for name in main.commands)):\n"
+        "    assert CliRunner().invoke(main, [*command, '--help']).exit_code == 0\n"
+        f"print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    assert found == ""
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_no_llm_library_without_an_llm_scorer(name):
+    """Tracing, scoring and planning with local scorers never import the LLM libraries."""
+    code = (
+        "import sys, torch, proxyprune as pp\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))\n"
+        "pp.prune(model, torch.zeros(1, 4), target=0.6)\n"
+        f"assert {name!r} not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "proxyprune",
+        "proxyprune.scoring",
+        "proxyprune.scoring.contract",
+        "proxyprune.api",
+        "proxyprune.reporting.html",
+        "proxyprune.cli",
+        "proxyprune.searching",
+        "proxyprune.comparing",
+    ],
+)
+def test_public_names_whatever_was_imported_before(before):
+    """`pp.scorers()` and the other verbs stay callable when a module of the same name was imported first."""
+    code = (
+        f"import {before}; import proxyprune as pp; pp.scorers(); "
+        "assert all(callable(getattr(pp, n)) for n in ('score', 'trace', 'prune', 'search', 'compare'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
