@@ -3,6 +3,7 @@ from .applying.apply import apply_plan as apply_plan
 from .applying.training_state import carry_optimizer as carry_optimizer, carry_state as carry_state
 from .comparing import Comparison as Comparison, compare as compare
 from .coupling.groups import ChannelGroup as ChannelGroup, Member as Member
+from .coupling.rules.register import RegisteredRule as RegisteredRule, register_rule as register_rule
 from .errors import ProxyPruneError as ProxyPruneError
 from .graph.cost import CostModel as CostModel
 from .graph.model_graph import ModelGraph as ModelGraph

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from proxyprune.applying.apply import Applied, apply
 from proxyprune.coupling.options import Amendments, Options
+from proxyprune.coupling.rules.register import registered_rules
 from proxyprune.errors import InputError, VerificationError
 from proxyprune.graph.build import analyse
 from proxyprune.graph.model_graph import ModelGraph
@@ -165,11 +166,12 @@ def trace(
         ExampleInputsError: If the model raises on the inputs.
         TraceError: If torch.export cannot follow the model.
         InputError: If an option has an unknown value.
+        RuleError: If a rule that was registered for one of the model's ops fails.
     """
     for name, value, known in (("norm_groups", norm_groups, NORM_GROUPS), ("conv_groups", conv_groups, CONV_GROUPS)):
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}; found {value!r}.")
-    graph = analyse(model, capture(model, example_inputs), Options(norm_groups, conv_groups), Amendments())
+    graph = analyse(model, capture(model, example_inputs), Options(norm_groups, conv_groups, registered_rules()), Amendments())
     return probe_groups(model, example_inputs, graph) if probe else graph
 
 

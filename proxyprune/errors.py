@@ -9,6 +9,7 @@
     │   ├── ResultFileError       a file is no result of proxyprune, or is damaged
     │   ├── WeightsError          weights are missing, misshapen, NaN or infinite
     │   ├── UnreliableRankingError  a ranking says of itself that it should decide nothing
+    │   ├── RuleError             a rule for an op cannot be registered, fails, or is missing
     │   ├── DataError             a data set is missing, or holds something that is no image
     │   └── UnknownNameError      no scorer, block or group has this name  (also LookupError)
     ├── TraceError                torch.export cannot read the model
@@ -73,6 +74,10 @@ class ResultFileError(InputError):
 
 class WeightsError(InputError):
     """Weights are missing, have other shapes than the model, or are not finite."""
+
+
+class RuleError(InputError):
+    """A rule for an op cannot be registered, fails on the traced model, or is missing where a plan needs it."""
 
 
 class DataError(InputError):

@@ -1,1 +1,5 @@
-"""`Program` -> `Coupling`: which parameter slices must shrink together."""
+"""`Program` -> `Coupling`: which parameter slices must shrink together. The names exported here are those that rules are written with."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -19,10 +19,10 @@ from proxyprune.coupling.grouping import Walked, form_groups
 from proxyprune.coupling.module_relations import relate
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.outcome import Outcome
-from proxyprune.coupling.rules.pointwise import is_pointwise, pointwise
-from proxyprune.coupling.rules.table import TABLE
+from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
-from proxyprune.tracing.nodes import op_name, output_shapes
+from proxyprune.errors import RuleError
+from proxyprune.tracing.nodes import is_tensor, op_name, output_shapes
 from proxyprune.tracing.program import Program
 
 Choices = Mapping[tuple[str, str, int], int | None]
@@ -95,7 +95,8 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
                 for axis in walk.axes(result):
                     walk.labels.pin(axis, "is an output of the model")
     unknown = tuple(dict.fromkeys(op_name(node) for node, outcome in outcomes.items() if not outcome.known))
-    return Walked(walk.labels, start.leaves, outcomes, unknown), walk.factored
+    registered = tuple(dict.fromkeys(name for name in map(op_name, outcomes) if name in options.rules))
+    return Walked(walk.labels, start.leaves, outcomes, unknown, registered), walk.factored
 
 
 def _leaf(leaves: Mapping[str, tuple[Axis, ...]], key: str) -> Axis:
@@ -108,16 +109,18 @@ def _shape(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
 
 
-def rule_of(node: Node) -> Rule | None:
-    """The rule for an op; elementwise ops are recognised by torch's own tag."""
+def _rule_of(node: Node) -> Rule | None:
+    """Return the package's own rule for an op."""
     name = op_name(node)
-    return pointwise if is_pointwise(node) and "prelu" not in name else TABLE.get(name)
+    return built_in_rule(name, node.target) if is_tensor(node) else TABLE.get(name)
 
 
 def _outcome(walk: Walk, node: Node) -> Outcome:
-    rule = rule_of(node)
     if not node.users and op_name(node) in _READERS:  # nobody looks at what was read
         return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
+    if op_name(node) in walk.options.rules:
+        return _registered_outcome(walk, node)
+    rule = _rule_of(node)
     if rule is not None:
         try:
             outcome = rule(walk, node)
@@ -127,6 +130,28 @@ def _outcome(walk: Walk, node: Node) -> Outcome:
             return outcome
     walk.pin_all(node, f"goes into {walk.where(node)}, an op without an axis rule")
     return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), costed=False, known=False)
+
+
+def _registered_outcome(walk: Walk, node: Node) -> Outcome:
+    """Return the outcome of a registered rule.
+
+    Raises:
+        RuleError: If the rule raises, or returns axes that do not fit the shapes of the op's outputs.
+    """
+    try:
+        outcome = walk.options.rules[op_name(node)](walk, node)
+    except Exception as error:
+        raise RuleError(
+            f"The rule registered for {op_name(node)} raised {type(error).__name__}: {error} (at {walk.where(node)}). "
+            "Correct the rule, or remove its registration."
+        ) from error
+    if not isinstance(outcome, Outcome) or not _fits(node, outcome):
+        found = [[None if axis is None else len(axis) for axis in axes] for axes in getattr(outcome, "outputs", ())]
+        raise RuleError(
+            f"The rule registered for {op_name(node)} must return an Outcome with one axis for each dimension of each output: "
+            f"the outputs have shapes {[list(shape) for shape in output_shapes(node)]}, the rule returned axes of lengths {found}."
+        )
+    return outcome
 
 
 def _fits(node: Node, outcome: Outcome) -> bool:

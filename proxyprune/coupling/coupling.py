@@ -26,6 +26,7 @@ class Coupling:
         atom_of: Axis class -> (index of the prunable group, atom in it).
         unsupported_ops: Ops without a rule.
         uncosted_ops: Ops that may multiply and have no cost rule.
+        registered_ops: Ops whose rule was registered by the caller.
         classes: The solved axis classes.
     """
 
@@ -36,6 +37,7 @@ class Coupling:
     atom_of_class: LabelArray
     unsupported_ops: tuple[str, ...]
     uncosted_ops: tuple[str, ...]
+    registered_ops: tuple[str, ...]
     classes: Classes = field(repr=False)
 
     def count(self, axis: LabelArray) -> tuple[int, dict[int, int]]:

@@ -35,6 +35,7 @@ class Walked:
     leaves: Mapping[str, tuple[Axis, ...]]
     outcomes: Mapping[Node, Outcome]
     unsupported_ops: tuple[str, ...]
+    registered_ops: tuple[str, ...]
 
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -66,7 +67,17 @@ def form_groups(program: Program, walked: Walked, options: Options) -> Coupling:
     groups = [_group(draft, steps[index], bins[index]) for index, draft in enumerate(prunable)]
     groups += [_group(draft, 1, None) for draft in pinned]
     uncosted = dict.fromkeys(op_name(node) for node, outcome in walked.outcomes.items() if not outcome.costed and any(output_shapes(node)))
-    return Coupling(tuple(groups), walked.outcomes, walked.leaves, group_of, atom_of, walked.unsupported_ops, tuple(uncosted), classes)
+    return Coupling(
+        tuple(groups),
+        walked.outcomes,
+        walked.leaves,
+        group_of,
+        atom_of,
+        walked.unsupported_ops,
+        tuple(uncosted),
+        walked.registered_ops,
+        classes,
+    )
 
 
 @dataclass(frozen=True)

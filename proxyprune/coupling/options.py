@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch.fx import Node
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ class Amendments:
 
 @dataclass(frozen=True)
 class Options:
-    """How norm groups and convolution groups may shrink.
+    """How norm groups and convolution groups may shrink, and the rules that the caller registered.
 
     Attributes:
         norm_groups: "balanced" keeps the number of norm groups and takes the same number of channels from each; "whole" removes
             whole norm groups; "reduced" may lower the number of norm groups for finer steps.
         conv_groups: "balanced" keeps the number of convolution groups; "whole" removes whole ones.
+        rules: Registered rule by op name ("mylib.swish"), as they were when the trace began.
     """
 
     norm_groups: str = "balanced"
     conv_groups: str = "balanced"
+    rules: Mapping[str, Callable[[Any, Node], Any]] = field(default_factory=dict, repr=False)

@@ -15,6 +15,8 @@ from proxyprune.coupling.couple import couple
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.coupling.options import Amendments, Options
+from proxyprune.coupling.rules.register import registered_rules
+from proxyprune.errors import RuleError
 from proxyprune.graph.cost import CostModel, Polynomial
 from proxyprune.graph.find_blocks import BlockFinder, Span, kind_of
 from proxyprune.graph.model_graph import ModelGraph
@@ -185,6 +187,17 @@ def _inputs(program: Program, names: tuple[str, ...]) -> dict[str, tuple[str, ..
 
 
 def trace_like(model: nn.Module, example_inputs: ExampleInputs, options: Mapping[str, Any]) -> ModelGraph:
-    """Trace a model with the options that a plan was made with."""
-    chosen = Options(options.get("norm_groups", "balanced"), options.get("conv_groups", "balanced"))
+    """Trace a model with the options that a plan was made with.
+
+    Raises:
+        RuleError: If the plan was made with a registered rule that is not registered now.
+    """
+    rules = registered_rules()
+    missing = [op for op in options.get("registered_rules", ()) if op not in rules]
+    if missing:
+        raise RuleError(
+            f"The plan was made with registered rules for {', '.join(missing)}, which are not registered in this process. "
+            "Call proxyprune.register_rule for them first, as where the plan was made."
+        )
+    chosen = Options(options.get("norm_groups", "balanced"), options.get("conv_groups", "balanced"), rules)
     return analyse(model, capture(model, example_inputs), chosen, Amendments.from_dict(options.get("amendments", {})))

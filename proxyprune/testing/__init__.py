@@ -1,9 +1,12 @@
-"""For authors of scorers and for tests: the contract suite, a fake LLM server, and a simulated proxy of known skill.
+"""For authors of scorers and op rules, and for tests: contract suites, a fake LLM server, and a simulated proxy of known skill.
 
-from proxyprune.testing import check_scorer
+from proxyprune.testing import check_rule, check_scorer
 
-def test_contract():
+def test_scorer():
     check_scorer(MyScorer())
+
+def test_rule():
+    check_rule("mylib::swish", model, example_inputs)
 """
 
 import lazy_loader

@@ -21,4 +21,5 @@ from .fake_llm.faults import (
     Status as Status,
     Truncated as Truncated,
 )
+from .rule_contract import RuleContractError as RuleContractError, check_rule as check_rule
 from .simulated import SimulatedProxy as SimulatedProxy, SimulatedScorer as SimulatedScorer, predicted_tau as predicted_tau

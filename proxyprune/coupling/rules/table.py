@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from proxyprune.coupling.rules import joins, norms, pointwise, products, reductions, shapes
 from proxyprune.coupling.rules.walk import Rule
 
 TABLE: dict[str, Rule] = {**pointwise.RULES, **products.RULES, **shapes.RULES, **joins.RULES, **norms.RULES, **reductions.RULES}
+
+
+def built_in_rule(name: str, target: Any) -> Rule | None:
+    """Return the package's own rule for an op; elementwise ops are recognised by torch's tag.
+
+    Args:
+        name: As `op_name` writes it, "aten.linear".
+        target: The overload that is called.
+    """
+    tagged = torch.Tag.pointwise in getattr(target, "tags", ())
+    return pointwise.pointwise if tagged and "prelu" not in name else TABLE.get(name)
