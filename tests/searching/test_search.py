@@ -28,7 +28,7 @@ from proxyprune.searching.proposers.by_name import PROPOSERS
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
-sys.path.insert(0, 'tests')
+sys.path.insert(0, 'tests/shared')
 import torch
 torch.set_num_threads(1)
 import proxyprune as pp
