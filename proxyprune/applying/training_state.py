@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from proxyprune.errors import InputError, PlanMismatchError
 from proxyprune.surgery.perform import slice_tensor
 from proxyprune.surgery.surgery import Cut, Surgery
+from proxyprune.tracing.names import is_inside
 
 Memory = tuple[int, tuple[int, ...], tuple[int, ...], str]
 Named = nn.Module | Mapping[str, Tensor]
@@ -123,7 +124,7 @@ def _cuts_by_name(surgery: Surgery) -> dict[str, tuple[Cut, ...]]:
 
 
 def _bypassed(name: str, surgery: Surgery) -> bool:
-    return any(name.startswith(entry.module + ".") for entry in surgery.bypassed)
+    return any(is_inside(name, entry.module) for entry in surgery.bypassed)
 
 
 def _must_fit(name: str, found: Tensor, successor: Tensor) -> None:

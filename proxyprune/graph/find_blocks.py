@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from proxyprune.graph.structure import Bypass
+from proxyprune.tracing.names import is_inside
 from proxyprune.tracing.nodes import op_name
 from proxyprune.tracing.program import Program
 
@@ -157,7 +158,7 @@ class BlockFinder:
             return not children and self._has_parameters(name) and bool(self.span(name).nodes)
         if not children:
             return self._has_parameters(name) or self._has_products(name)
-        if any(other.startswith(f"{name}.") for other in self.bypasses):
+        if any(other != name and is_inside(other, name) for other in self.bypasses):
             return type(module) in self._bypassed_types and name in self.bypasses and not self._stacks_inside(name)
         if name in self.bypasses or type(module) in self._bypassed_types or self._products(name) <= 1:
             return True
@@ -168,7 +169,7 @@ class BlockFinder:
     @cached_property
     def _bypassed_types(self) -> set[type[nn.Module]]:
         """Classes of the innermost modules that can be skipped; containers say nothing by their class."""
-        names = [name for name in self.bypasses if not any(other.startswith(f"{name}.") for other in self.bypasses)]
+        names = [name for name in self.bypasses if not any(other != name and is_inside(other, name) for other in self.bypasses)]
         return {type(self.modules[name]) for name in names if not isinstance(self.modules[name], _STACKS)}
 
     def _stacks_inside(self, name: str) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from proxyprune.errors import InputError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.scoring.contract import LossFunction
 from proxyprune.scoring.tools.calibration import seeded, untouched
+from proxyprune.support.checks import is_count
 from proxyprune.support.seeds import derived_seed
 from proxyprune.tracing.capture import evaluation
 
@@ -35,7 +36,7 @@ class Recovery:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
+        if not is_count(self.steps):
             raise InputError(f"Expected recovery steps to be a whole number from 0 up, found {self.steps!r}.")
         if not math.isfinite(self.learning_rate) or self.learning_rate <= 0.0:
             raise InputError(f"Expected a learning rate above 0, found {self.learning_rate!r}.")

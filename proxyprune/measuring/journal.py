@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from proxyprune.errors import JournalError, StorageError
+from proxyprune.support.checks import listed
 
 SCHEMA = 1
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,8 @@ def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
         f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}" for key in keys if found.get(key) != wanted.get(key)
     ]
     if differences:
-        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise JournalError(
-            f"'{path}' belongs to another {wanted['kind']}: {'; '.join(differences[:_SHOWN])}{more}. Its measurements do not hold here. "
+            f"'{path}' belongs to another {wanted['kind']}: {listed(differences, separator='; ')}. Its measurements do not hold here. "
             "Use the settings that it was made with, or another file."
         )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import InputError, KeepPatternError
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.support.checks import is_count
 
 Bound = float | int
 
@@ -46,7 +47,7 @@ class Limits:
     round_to: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+        if not is_count(self.round_to, 1):
             raise InputError(f"round_to must be a whole number of channels, at least 1; found {self.round_to!r}.")
         for pattern in (*self.keep, *self.floors, *self.ceilings):
             if not isinstance(pattern, str) or not pattern:
@@ -214,9 +215,7 @@ def _ceiling_atoms(group: ChannelGroup, bound: Bound) -> int:
 
 
 def _check_bound(kind: str, pattern: str, bound: object) -> None:
-    if isinstance(bound, float) and 0.0 <= bound <= 1.0:
-        return
-    if isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1:
+    if is_count(bound, 1) or (isinstance(bound, float) and 0.0 <= bound <= 1.0):
         return
     raise InputError(
         f"The {kind} for {pattern!r} must be a fraction (float, 0 to 1) or a number of channels (int, at least 1); found {bound!r}."

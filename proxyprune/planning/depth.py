@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.tracing.names import is_inside
 
 BlockPrice = Callable[[Collection[str]], int]
 """Cost of the network without some blocks, in the budget's metric."""
@@ -69,4 +70,4 @@ def share_of_blocks(leaving: Sequence[str], price: BlockPrice, *, base: int, lim
 def drop_nested(blocks: Collection[str]) -> frozenset[str]:
     """The same blocks without those that lie inside another one."""
     chosen = frozenset(blocks)
-    return frozenset(block for block in chosen if not any(block.startswith(other + ".") for other in chosen))
+    return frozenset(block for block in chosen if not any(other != block and is_inside(block, other) for other in chosen))

@@ -19,8 +19,10 @@ from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import METRICS, Target
+from proxyprune.support.checks import is_count, listed
 from proxyprune.support.files import write_named
 from proxyprune.support.ranges import from_ranges, to_ranges
+from proxyprune.support.strict_json import loads
 
 SCHEMA = 1
 MODES = ("width", "depth", "both")
@@ -173,7 +175,7 @@ class PrunePlan:
             PlanFormatError: If the text is not a whole, unchanged plan; `where` names its origin in the message.
         """
         try:
-            data = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+            data = loads(text)
         except (ValueError, RecursionError) as error:
             raise PlanFormatError(
                 f"Expected a plan as JSON in {where}, found text that does not parse ({error}). Make the plan again."
@@ -234,11 +236,10 @@ class PrunePlan:
             differences.append(f"the plan's base has {self.base_params:,} parameters, this model {graph.params:,}")
         if not differences:
             differences.append("the groups that it cuts are the same, so names, shapes or wiring elsewhere, or the example inputs, differ")
-        shown = differences[:6] + ([f"and {len(differences) - 6} more"] if len(differences) > 6 else [])
         raise PlanMismatchError(
             f"The plan was made for a structure with fingerprint {self.fingerprint[:12]}…, this {graph.model_class} has "
-            f"{graph.fingerprint[:12]}…: {'; '.join(shown)}. Use the model, example inputs and trace options that the plan was made with, "
-            "or make a new plan."
+            f"{graph.fingerprint[:12]}…: {listed(differences, 6, '; ')}. Use the model, example inputs and trace options that the plan was "
+            "made with, or make a new plan."
         )
 
     def atoms(self, graph: ModelGraph) -> NDArray[np.int64]:
@@ -261,17 +262,6 @@ def _compact(value: Any) -> str:
 
 def _fail(problem: str) -> NoReturn:
     raise PlanFormatError(f"This is not a valid plan: {problem}. Make the plan again, or restore the original file.")
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return data
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
 
 
 def _kept(group: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
@@ -299,12 +289,8 @@ def _check_keys(data: object) -> None:
         if not isinstance(entry, Mapping) or set(entry) != {"width", "kept"}:
             _fail(f"group '{group}': expected the keys width and kept, found {str(entry)[:80]}")
         width = entry["width"]
-        if not isinstance(width, list) or len(width) != 2 or not all(_is_count(value) for value in width):
+        if not isinstance(width, list) or len(width) != 2 or not all(is_count(value) for value in width):
             _fail(f"group '{group}': expected width as [before, after], found {str(width)[:80]}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_fields(plan: PrunePlan) -> None:
@@ -319,7 +305,7 @@ def _check_fields(plan: PrunePlan) -> None:
         _fail(f"'target' must be finite, found {plan.target!r}")
     for metric in METRICS:
         base, target, spent = (getattr(plan, name) for name in (f"base_{metric}", f"target_{metric}", metric))
-        if not all(_is_count(value) for value in (base, target, spent)):
+        if not all(is_count(value) for value in (base, target, spent)):
             _fail(f"base_{metric}, target_{metric} and {metric} must be whole numbers, found {base!r}, {target!r}, {spent!r}")
         if not spent <= target <= base:
             _fail(f"expected {metric} <= target_{metric} <= base_{metric}, found {spent}, {target}, {base}")
@@ -348,7 +334,7 @@ def _check_groups(plan: PrunePlan) -> None:
         _fail("'kept' and 'widths' must name the same groups in the same order")
     for group, kept in plan.kept.items():
         before, after = plan.widths[group]
-        if not all(_is_count(value) for value in (*plan.widths[group], *kept)):
+        if not all(is_count(value) for value in (*plan.widths[group], *kept)):
             _fail(f"group '{group}': widths and kept atoms must be whole numbers")
         if not kept or any(b <= a for a, b in itertools.pairwise(kept)):
             _fail(f"group '{group}': kept atoms must be ascending, and at least one")

@@ -44,9 +44,11 @@ from proxyprune.saving.manifest import (
 )
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.tools.weights import is_fake
+from proxyprune.support.checks import listed
 from proxyprune.support.files import put_folder, to_disk
 from proxyprune.surgery.perform import perform
 from proxyprune.surgery.surgery import Surgery
+from proxyprune.tracing.names import named_state
 
 _DAMAGED: Mapping[str, type[ProxyPruneError]] = {PLAN: PlanFormatError, SURGERY: PlanFormatError, WEIGHTS: WeightsError}
 
@@ -290,24 +292,21 @@ def _build(factory: Factory) -> nn.Module:
     return model
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
 def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]]) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in _named_tensors(model).items()}
-    known = {id(tensor) for name, tensor in _named_tensors(model).items() if name in structure}
+    tensors = dict(named_state(model))
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    known = {id(tensor) for name, tensor in tensors.items() if name in structure}
     differences = [
         f"'{name}' has shape {found[name]} instead of {shape}"
         for name, shape in structure.items()
         if name in found and found[name] != shape
     ]
-    differences += [f"'{name}' is new" for name, tensor in _named_tensors(model).items() if id(tensor) not in known]
+    differences += [f"'{name}' is new" for name, tensor in tensors.items() if id(tensor) not in known]
     differences += [f"'{name}' is missing" for name in structure if name not in found]
     if differences:
         raise PlanMismatchError(
-            f"The factory builds a {type(model).__name__} of another structure than the one that was pruned: {_few(differences)}. "
-            "Use the factory that the network was pruned with."
+            f"The factory builds a {type(model).__name__} of another structure than the one that was pruned: "
+            f"{listed(differences, 5, '; ')}. Use the factory that the network was pruned with."
         )
 
 
@@ -322,7 +321,9 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
         if name in tensors and tensors[name].shape != value.shape
     ]
     if differences:
-        raise WeightsError(f"The weights in '{where}' do not fit the rebuilt network: {_few(differences)}. Save the network again.")
+        raise WeightsError(
+            f"The weights in '{where}' do not fit the rebuilt network: {listed(differences, 5, '; ')}. Save the network again."
+        )
     with torch.no_grad():
         for name, value in state.items():
             saved = tensors[name]
@@ -337,7 +338,3 @@ def _set_modes(model: nn.Module, manifest: Manifest) -> None:
     flipped = frozenset(manifest.exceptions)
     for name, module in model.named_modules():
         module.training = manifest.training != (name in flipped)
-
-
-def _few(lines: list[str]) -> str:
-    return "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxyprune.errors import InvalidScoreError
+from proxyprune.support.checks import is_number
 from proxyprune.support.files import write_named
 
 SCHEMA = 1
@@ -44,7 +44,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         for block, score in self.scores.items():
-            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0.0 <= score <= 1.0:
+            if not is_number(score, 0.0, 1.0):
                 raise InvalidScoreError(
                     f"Scorer '{self.scorer}' gave block '{block}' the score {score!r}; expected a finite number in [0, 1]. "
                     "Scale the scores, or drop the blocks that cannot be scored."

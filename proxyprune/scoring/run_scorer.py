@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -14,6 +13,7 @@ from proxyprune.scoring.brief import Brief
 from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer, ScoringContext, check_contract, check_needs
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
+from proxyprune.support.checks import is_number, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,7 +142,7 @@ def _as_seed(seed: object) -> int:
 
 
 def _block_score(scorer: str, block: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0.0 <= value <= 1.0:
+    if not is_number(value, 0.0, 1.0):
         raise InvalidScoreError(f"Scorer '{scorer}' gave block '{block}' the score {value!r}; expected a finite number in [0, 1].")
     return float(value)
 
@@ -150,7 +150,7 @@ def _block_score(scorer: str, block: str, value: object) -> float:
 def _confidence(scorer: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1.0 <= value <= 1.0:
+    if not is_number(value, -1.0, 1.0):
         raise InvalidScoreError(f"Scorer '{scorer}' gave the confidence {value!r}; expected a Kendall tau in [-1, 1], or None.")
     return float(value)
 
@@ -171,7 +171,7 @@ def _channel_scores(graph: ModelGraph, scores: Mapping[str, tuple[float, ...]], 
                 f"Scorer '{scorer}' gave {len(values)} channel scores for group '{group.id}'; expected {group.atoms}, one for each atom."
             )
         for atom, value in enumerate(values):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 raise InvalidScoreError(
                     f"Scorer '{scorer}' gave atom {atom} of group '{group.id}' the score {value!r}; expected a finite number."
                 )
@@ -180,5 +180,4 @@ def _channel_scores(graph: ModelGraph, scores: Mapping[str, tuple[float, ...]], 
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_LISTED])
-    return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return listed((f"'{name}'" for name in names), _LISTED)

@@ -38,6 +38,7 @@ from proxyprune.searching.proposer import History, Proposer
 from proxyprune.searching.proposers.by_name import proposer_named
 from proxyprune.searching.proposers.scorer import ScorerProposer
 from proxyprune.searching.round import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
+from proxyprune.support.checks import is_count
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.tracing.capture import ExampleInputs
 
@@ -316,7 +317,7 @@ def search(
 
 def _check(rounds: int, patience: int | None) -> None:
     for name, value in (("rounds", rounds), ("patience", 1 if patience is None else patience)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(value, 1):
             raise InputError(f"Expected {name} to be a whole number from 1 up, found {value!r}.")
 
 

@@ -18,7 +18,8 @@ from proxyprune.tracing.model_call import (
     evaluation,
     failing_module,
 )
-from proxyprune.tracing.program import Program, assemble, named_state
+from proxyprune.tracing.names import named_state
+from proxyprune.tracing.program import Program, assemble
 
 _PREFIX = "model"
 

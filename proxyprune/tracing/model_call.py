@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from proxyprune.errors import InputError
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.program import named_state
+from proxyprune.tracing.names import named_state
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, Node
+
+from proxyprune.tracing.names import named_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +68,3 @@ def assemble(
         classes={name: type(module).__name__ for name, module in model.named_modules()},
         repeated=repeated,
     )
-
-
-def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by every name that they have."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)

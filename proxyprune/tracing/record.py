@@ -22,7 +22,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from proxyprune.support.nested import tensors_of
 from proxyprune.tracing.dispatch import Disguise, WholeOps
 from proxyprune.tracing.model_call import as_if_exporting, evaluation
-from proxyprune.tracing.program import Program, assemble, named_state
+from proxyprune.tracing.names import named_state
+from proxyprune.tracing.program import Program, assemble
 from proxyprune.tracing.skeleton import Ghost, empty_inputs, skeleton
 
 _VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from proxyprune.errors import LLMInvalidAnswerError
 from proxyprune.proxy.answers.agreement import kendall_tau
+from proxyprune.support.checks import is_count, listed
+from proxyprune.support.strict_json import loads
 
 LOWEST, HIGHEST = 0, 10
 LEVELS = 3
@@ -83,7 +85,7 @@ def _parsed(text: str) -> Any:
     if not text.strip():
         raise _invalid(["It is empty."])
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return loads(text)
     except RecursionError:
         problem = "It is nested too deeply."
     except ValueError as error:
@@ -94,19 +96,6 @@ def _parsed(text: str) -> Any:
 def _outermost(text: str) -> str:
     start, end = text.find("{"), text.rfind("}")
     return text[start : end + 1] if 0 <= start < end else text
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = [key for key, _ in pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-        raise ValueError(f"{_named(list(dict.fromkeys(twice)))} more than once")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
 
 
 def _shape_problems(data: Any) -> list[str]:
@@ -131,9 +120,8 @@ def _value_problems(scores: Mapping[str, Any], labels: Sequence[str]) -> list[st
     wrong = [label for label in labels if label in scores and not _is_score(scores[label])]
     if not wrong:
         return []
-    shown = ", ".join(f"{label}: {_short(scores[label])}" for label in wrong[:_LISTED])
-    more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-    return [f"These scores are no integers from {LOWEST} to {HIGHEST}: {shown}{more}."]
+    shown = listed((f"{label}: {_short(scores[label])}" for label in wrong), _LISTED)
+    return [f"These scores are no integers from {LOWEST} to {HIGHEST}: {shown}."]
 
 
 def _ranking_problems(scores: Sequence[int], levels: int) -> list[str]:
@@ -147,7 +135,7 @@ def _ranking_problems(scores: Sequence[int], levels: int) -> list[str]:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
+    return is_count(value, LOWEST) and value <= HIGHEST
 
 
 def _invalid(problems: list[str]) -> LLMInvalidAnswerError:
@@ -155,8 +143,7 @@ def _invalid(problems: list[str]) -> LLMInvalidAnswerError:
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(_short(name) for name in names[:_LISTED])
-    return shown + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return listed(map(_short, names), _LISTED)
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
+from proxyprune.support.checks import is_count
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -106,4 +108,4 @@ class Provider(Protocol):
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if is_count(value) else 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxyprune.errors import InputError
 from proxyprune.proxy.session.events import Event
+from proxyprune.support.checks import is_count, is_number
 
 CACHE_MODES = ("read-write", "off", "replay-only")
 CENTRES = ("borda", "kemeny")
@@ -115,24 +115,20 @@ class LLMSettings:
 
     def _combination_problems(self) -> list[str]:
         found = []
-        if _is_whole(self.samples, 1) and _is_whole(self.max_samples, 1) and self.most_samples < self.samples:
+        if is_count(self.samples, 1) and is_count(self.max_samples, 1) and self.most_samples < self.samples:
             found.append(f"max_samples ({self.max_samples}) must not be smaller than samples ({self.samples})")
         if self.cache_mode == "replay-only" and self.cache is None:
             found.append("cache_mode 'replay-only' needs cache, the folder with the recorded answers")
         return found
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _is_amount(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_number(value, 0.0)
 
 
 def _whole(least: int, *, or_none: bool = False) -> tuple[str, Callable[[object], bool]]:
     wanted = f"a whole number of at least {least}" + (" or None" if or_none else "")
-    return wanted, lambda value: (or_none and value is None) or _is_whole(value, least)
+    return wanted, lambda value: (or_none and value is None) or is_count(value, least)
 
 
 def _amount(*, positive: bool = False, or_none: bool = False) -> tuple[str, Callable[[object], bool]]:

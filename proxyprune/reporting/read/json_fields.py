@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from proxyprune.errors import ResultFileError
+from proxyprune.support.checks import is_count, is_number
+from proxyprune.support.strict_json import loads
 
 _LARGEST = 2**63
 
@@ -52,7 +52,7 @@ class Fields:
     def count(self, name: str, default: int | None = None) -> int:
         """A whole number from 0 up; without a default it must be there."""
         value: int = self.data.get(name, default)
-        return value if is_count(value) else self._wrong(name, "a whole number from 0 up", value)
+        return value if is_stored_count(value) else self._wrong(name, "a whole number from 0 up", value)
 
     def optional_count(self, name: str) -> int | None:
         """A whole number from 0 up, or nothing."""
@@ -101,7 +101,7 @@ class Fields:
 
     def pair_of(self, value: object, name: str) -> tuple[int, int]:
         """One pair of counts, before and after."""
-        if not isinstance(value, list | tuple) or len(value) != 2 or not all(is_count(part) for part in value):
+        if not isinstance(value, list | tuple) or len(value) != 2 or not all(is_stored_count(part) for part in value):
             self._wrong(name, "[before, after]", value)
         return (value[0], value[1])
 
@@ -116,14 +116,14 @@ def parsed(content: bytes, where: str) -> Any:
         ResultFileError: If it does not parse.
     """
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        return loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         fail(where, f"it is not JSON ({error})")
 
 
-def is_count(value: object) -> bool:
-    """A whole number that fits into 63 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
+def is_stored_count(value: object) -> TypeGuard[int]:
+    """Return True for a whole number from 0 up that fits into 63 bits."""
+    return is_count(value) and value < _LARGEST
 
 
 def as_number(value: object, where: str) -> float:
@@ -132,7 +132,7 @@ def as_number(value: object, where: str) -> float:
     Raises:
         ResultFileError: If it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
+    if not is_number(value, -1e300, 1e300):
         fail(where, f"expected a finite number, found {str(value)[:60]!r}")
     return float(value)
 
@@ -144,7 +144,3 @@ def fail(where: str, problem: str) -> NoReturn:
         ResultFileError: Always.
     """
     raise ResultFileError(f"{where} cannot be shown: {problem}. Make it again, or restore the original file.")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

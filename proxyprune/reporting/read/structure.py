@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from proxyprune.reporting.read.json_fields import Fields, fail, is_count
+from proxyprune.reporting.read.json_fields import Fields, fail, is_stored_count
 
 INPUT = "input"
 
@@ -123,9 +123,9 @@ class Structure:
 
 def _block(data: Fields) -> BlockRecord:
     resolution, widths = data.items("resolution"), data.items("widths")
-    if not all(is_count(size) for size in resolution):
+    if not all(is_stored_count(size) for size in resolution):
         fail(data.where, f"the resolution must hold whole numbers, found {str(resolution)[:60]}")
-    if not all(width is None or is_count(width) for width in widths):
+    if not all(width is None or is_stored_count(width) for width in widths):
         fail(data.where, f"the widths must be whole numbers or null, found {str(widths)[:60]}")
     return BlockRecord(
         id=data.text("id"),

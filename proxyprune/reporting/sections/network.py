@@ -10,7 +10,9 @@ from proxyprune.reporting.page import Cell, Column, Details, Drawing, Part, Rema
 from proxyprune.reporting.read.read_result import Result
 from proxyprune.reporting.read.records import flat
 from proxyprune.reporting.read.structure import BlockRecord
+from proxyprune.support.checks import listed
 from proxyprune.support.wording import counted, quantity, share
+from proxyprune.tracing.names import is_inside
 
 _MOST_NAMES = 12
 
@@ -69,14 +71,10 @@ def _shades(result: Result) -> Shades:
 
 def _shown(result: Result, block: BlockRecord) -> Shown:
     score = None if result.ranking is None else result.ranking.scores.get(block.id)
-    removed = result.plan is not None and any(_inside(block.id, gone) for gone in result.plan.removed_blocks)
+    removed = result.plan is not None and any(is_inside(block.id, gone) for gone in result.plan.removed_blocks)
     macs = None if result.figures is None else result.figures.block_macs.get(block.id)
     kept = macs[1] / macs[0] if macs is not None and macs[0] else None
     return Shown(score, None if result.plan is None else kept, removed)
-
-
-def _inside(block: str, other: str) -> bool:
-    return block == other or block.startswith(f"{other}.")
 
 
 def ranking(result: Result) -> Section | None:
@@ -140,7 +138,7 @@ def cost(result: Result) -> Section | None:
     shown = [column for index, column in enumerate(columns) if cut or index not in (4, 6)]
     table = []
     for name, macs, params, kind in rows:
-        gone = any(_inside(name, other) for other in removed)
+        gone = any(is_inside(name, other) for other in removed)
         number = numbers.get(name)
         cells = [
             Cell("" if number is None else str(number), tone="quiet"),
@@ -204,9 +202,8 @@ def widths(result: Result) -> Section | None:
     if plan.removed_blocks:
         parts.append(Remarks((f"Removed whole: {', '.join(plan.removed_blocks)}.",)))
     if whole:
-        names = ", ".join(_group_name(group.id) for group in whole[:_MOST_NAMES])
-        more = f" and {len(whole) - _MOST_NAMES} more" if len(whole) > _MOST_NAMES else ""
-        parts.append(Remarks((f"Could be cut, and stay whole: {names}{more}.",)))
+        names = listed((_group_name(group.id) for group in whole), _MOST_NAMES)
+        parts.append(Remarks((f"Could be cut, and stay whole: {names}.",)))
     lead = "A channel group is everything that has to shrink together, in one layer or in twenty; it is named after its first parameter."
     return Section("widths", "Widths before and after", lead, tuple(parts))
 
@@ -219,10 +216,7 @@ def pinned(result: Result) -> Section | None:
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(_group_name(name))
-    rows = []
-    for why, names in by_reason.items():
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        rows.append(Row((Cell(why), Cell(str(len(names))), Cell(", ".join(names[:_MOST_NAMES]) + more, tone="quiet"))))
+    rows = [Row((Cell(why), Cell(str(len(names))), Cell(listed(names, _MOST_NAMES), tone="quiet"))) for why, names in by_reason.items()]
     columns = (Column("why"), Column("groups", True), Column("which"))
     lead = "A width that cannot be changed safely is left alone rather than guessed at."
     return Section("pinned", "Pinned, and why", lead, (Table(f"{counted(len(reasons), 'channel group')} pinned", columns, tuple(rows)),))
