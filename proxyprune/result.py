@@ -11,6 +11,7 @@ from torch import nn
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.versions import made_with
 from proxyprune.surgery.surgery import Surgery
 
@@ -53,23 +54,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
-            "schema": 1,
-            "base_macs": self.base_macs,
-            "macs": self.macs,
-            "target_macs": self.target_macs,
-            "base_params": self.base_params,
-            "params": self.params,
-            "conventional_macs": list(self.conventional_macs),
-            "pinned": dict(self.pinned),
-            "unsupported_ops": list(self.unsupported_ops),
-            "uncosted_ops": list(self.uncosted_ops),
-            "blocks": {block: list(macs) for block, macs in self.blocks.items()},
-            "notes": list(self.notes),
-            "block_params": {block: list(params) for block, params in self.block_params.items()},
-            "made_with": dict(self.made_with),
-            "seconds": None if self.seconds is None else list(self.seconds),
-        }
+        return {"schema": 1, **to_plain(self)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import Target
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 SCHEMA = 1
 
@@ -50,13 +50,12 @@ class Scoring:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**_shallow(self), "ranking": None if self.ranking is None else self.ranking.to_dict()}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scoring:
         """The inverse of `to_dict`."""
-        ranking = None if data["ranking"] is None else Ranking.from_dict(data["ranking"])
-        return cls(**{**_own(cls, data), "ranking": ranking})
+        return from_plain(cls, data)
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,12 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return _shallow(self)
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cell:
         """The inverse of `to_dict`."""
-        return cls(**_own(cls, data))
+        return from_plain(cls, data)
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return dataclasses.asdict(self)
+        return to_plain(self)
 
 
 @dataclass(frozen=True)
@@ -246,11 +245,3 @@ def _brief(scoring: Scoring) -> dict[str, Any]:
     ranking = scoring.ranking
     told = None if ranking is None else {key: value for key, value in ranking.to_dict().items() if key != "channel_scores"}
     return {**scoring.to_dict(), "ranking": told}
-
-
-def _shallow(value: Any) -> dict[str, Any]:
-    return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
-
-
-def _own(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {entry.name: data[entry.name] for entry in dataclasses.fields(cls)}

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from proxyprune.support.dataclass_json import from_plain, to_plain
+
 
 @dataclass(frozen=True)
 class Amendments:
@@ -26,12 +28,12 @@ class Amendments:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"pins": dict(self.pins), "ties": [list(pair) for pair in self.ties]}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Amendments:
-        """The inverse of `to_dict`."""
-        return cls(dict(data.get("pins", {})), tuple((str(a), str(b)) for a, b in data.get("ties", [])))
+        """Return the inverse of `to_dict`."""
+        return from_plain(cls, data)
 
 
 @dataclass(frozen=True)

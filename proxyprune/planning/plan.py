@@ -20,6 +20,7 @@ from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import METRICS, Target
 from proxyprune.support.checks import is_count, listed
+from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.files import write_named
 from proxyprune.support.ranges import from_ranges, to_ranges
 from proxyprune.support.strict_json import loads
@@ -48,6 +49,7 @@ _KEYS = (
     "notes",
     "sha256",
 )
+"""Keys in the order of the file, which keeps `kept` and `widths` together as "groups"."""
 
 
 @dataclass(frozen=True)
@@ -111,25 +113,12 @@ class PrunePlan:
         return content | {"sha256": _digest(content)}
 
     def _content(self) -> dict[str, Any]:
-        return {
+        values = to_plain(self, omit=("kept", "widths")) | {
             "schema": SCHEMA,
-            "fingerprint": self.fingerprint,
-            "mode": self.mode,
-            "metric": self.metric,
-            "target": self.target,
-            "base_macs": self.base_macs,
-            "target_macs": self.target_macs,
-            "macs": self.macs,
-            "base_params": self.base_params,
-            "target_params": self.target_params,
-            "params": self.params,
-            "scorer": self.scorer,
-            "seed": self.seed,
             "options": json.loads(json.dumps(self.options)),
-            "removed_blocks": list(self.removed_blocks),
             "groups": {group: {"width": list(self.widths[group]), "kept": to_ranges(kept)} for group, kept in self.kept.items()},
-            "notes": list(self.notes),
         }
+        return {key: values[key] for key in _KEYS if key != "sha256"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PrunePlan:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from proxyprune.errors import StorageError
+from proxyprune.support.checks import listed
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 SCHEMA = 1
 
@@ -41,14 +43,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the schema number."""
-        return {
-            "schema": SCHEMA,
-            "sha256": dict(self.sha256),
-            "structure": {name: list(shape) for name, shape in self.structure.items()},
-            "shared": dict(self.shared),
-            "training": self.training,
-            "exceptions": list(self.exceptions),
-        }
+        return {"schema": SCHEMA, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
@@ -60,16 +55,7 @@ class Manifest:
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise StorageError(f"Expected a manifest with schema {SCHEMA}, found {found!r}. Save the network again.")
-        try:
-            return cls(
-                sha256=_text_map(data["sha256"]),
-                structure={str(name): tuple(int(size) for size in shape) for name, shape in data["structure"].items()},
-                shared=_text_map(data["shared"]),
-                training=bool(data["training"]),
-                exceptions=tuple(str(name) for name in data["exceptions"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StorageError(f"The manifest is malformed ({type(error).__name__}: {error}). Save the network again.") from error
+        return from_plain(cls, data, _malformed)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -99,5 +85,5 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _text_map(data: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in data.items()}
+def _malformed(problems: list[str]) -> StorageError:
+    return StorageError(f"The manifest is malformed ({listed(problems, separator='; ')}). Save the network again.")

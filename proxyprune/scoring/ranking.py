@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from proxyprune.errors import InvalidScoreError
-from proxyprune.support.checks import is_number
+from proxyprune.support.checks import is_number, listed
+from proxyprune.support.dataclass_json import from_plain, to_plain
 from proxyprune.support.files import write_named
 
 SCHEMA = 1
+
+_ORDER = ("scorer", "seed", "confidence", "scores", "channel_scores", "comparable_channels", "notes", "unreliable")
+"""Fields in the order of the file."""
 
 
 @dataclass(frozen=True)
@@ -57,46 +61,19 @@ class Ranking:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the schema number."""
-        return {
-            "schema": SCHEMA,
-            "scorer": self.scorer,
-            "seed": self.seed,
-            "confidence": self.confidence,
-            "scores": dict(self.scores),
-            "channel_scores": {group: list(values) for group, values in self.channel_scores.items()},
-            "comparable_channels": self.comparable_channels,
-            "notes": list(self.notes),
-            "unreliable": self.unreliable,
-        }
+        fields = to_plain(self)
+        return {"schema": SCHEMA} | {name: fields[name] for name in _ORDER}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ranking:
         """The inverse of `to_dict`.
 
         Raises:
-            InvalidScoreError: If the data is of another schema or a score is not in [0, 1].
+            InvalidScoreError: If the data is of another schema, a field is malformed, or a score is not in [0, 1].
         """
         if data.get("schema") != SCHEMA:
             raise InvalidScoreError(f"Expected a ranking with schema {SCHEMA}, found {data.get('schema')!r}. Score the model again.")
-        try:
-            return cls._from_fields(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, InvalidScoreError):
-                raise
-            raise InvalidScoreError(f"The ranking is damaged ({type(error).__name__}: {error}). Score the model again.") from error
-
-    @classmethod
-    def _from_fields(cls, data: Mapping[str, Any]) -> Ranking:
-        return cls(
-            scores=dict(data["scores"]),
-            scorer=data["scorer"],
-            confidence=data["confidence"],
-            channel_scores={group: tuple(values) for group, values in data.get("channel_scores", {}).items()},
-            seed=data["seed"],
-            notes=tuple(data.get("notes", ())),
-            unreliable=data.get("unreliable"),
-            comparable_channels=bool(data.get("comparable_channels", False)),
-        )
+        return from_plain(cls, data, _damaged)
 
     def to_json(self, path: str | Path) -> None:
         """Write the ranking as JSON with stable key order.
@@ -105,3 +82,7 @@ class Ranking:
             StorageError: If the file cannot be written.
         """
         write_named(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def _damaged(problems: list[str]) -> InvalidScoreError:
+    return InvalidScoreError(f"The ranking is damaged ({listed(problems, separator='; ')}). Score the model again.")

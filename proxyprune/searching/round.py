@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.scoring import Attempt
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 START, BETTER, WORSE, DUPLICATE, FAILED = "start", "better", "worse", "duplicate", "failed"
 VERDICTS: Mapping[str, str] = {
@@ -76,22 +76,13 @@ class Round:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        content = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         widths = None if self.plan is None else {group: list(pair) for group, pair in self.plan.widths.items()}
-        return content | {
-            "ranking": self.ranking.to_dict(),
-            "plan": None if self.plan is None else self.plan.to_dict(),
-            "kept": dict(self.kept),
-            "macs": self.macs,
-            "widths": widths,
-        }
+        return to_plain(self) | {"macs": self.macs, "widths": widths}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Round:
         """The inverse of `to_dict`."""
-        fields = {entry.name: data[entry.name] for entry in dataclasses.fields(cls)}
-        plan = None if data["plan"] is None else PrunePlan.from_dict(data["plan"])
-        return cls(**{**fields, "ranking": Ranking.from_dict(data["ranking"]), "plan": plan})
+        return from_plain(cls, data)
 
 
 def key_of(plan: PrunePlan) -> str:

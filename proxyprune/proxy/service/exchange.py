@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from proxyprune.support.checks import is_count
+from proxyprune.support.dataclass_json import to_plain
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, int]:
         """Plain JSON types."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Usage:
