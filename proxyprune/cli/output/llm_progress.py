@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from proxyprune.support.dataclass_json import to_plain
+
 if TYPE_CHECKING:
     from proxyprune.proxy.scorer import Preview
     from proxyprune.proxy.session.events import Event, Finished
@@ -105,12 +107,10 @@ def preview_text(preview: Preview) -> str:
 
 def preview_payload(preview: Preview) -> dict[str, Any]:
     """The same as plain JSON types."""
-    from dataclasses import asdict
-
     return {
         "schema": 1,
         "destination": preview.destination,
-        "estimate": asdict(preview.estimate),
+        "estimate": to_plain(preview.estimate),
         "prompts": [
             {"part": prompt.part, "system": prompt.system, "user": prompt.user, "answer_schema": prompt.schema}
             for prompt in preview.prompts

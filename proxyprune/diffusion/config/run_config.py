@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from proxyprune.diffusion.config.checks import problems
-from proxyprune.diffusion.config.json_fields import read_fields
 from proxyprune.diffusion.config.presets import CONFIGS
 from proxyprune.errors import InputError, StorageError, UnknownNameError
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 SCHEMA = 1
 _FOR_TRIALS, _MOST_FOR_TRIALS, _ENOUGH_STEPS = 0.02, 0.05, 20
@@ -326,7 +326,7 @@ class StepAdaptiveConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the schema number."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        return {"schema": SCHEMA, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, data: object) -> StepAdaptiveConfig:
@@ -338,12 +338,8 @@ class StepAdaptiveConfig:
         if not isinstance(data, Mapping) or data.get("schema", SCHEMA) != SCHEMA:
             other = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
             raise InputError(f"Expected a configuration with schema {SCHEMA}, found {other!r}.")
-        found: list[str] = []
         given = {name: value for name, value in data.items() if name != "schema"}
-        values = read_fields(cls, given, "", found, _close)
-        if found:
-            raise _unusable(found)
-        return cls(**values)
+        return from_plain(cls, given, _unusable, unknown=lambda name: f"there is no setting {name!r}{_close(name)}")
 
     @classmethod
     def from_json(cls, path: str | Path) -> StepAdaptiveConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from proxyprune.diffusion.process.objective import Objective, Process, interval_
 from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.training.batches import fixed_batches
 from proxyprune.errors import InputError
+from proxyprune.support.dataclass_json import to_plain
 
 _MANIFOLD_IMAGES = 5000
 """Most images of each side for precision and recall, whose cost grows with the square."""
@@ -79,7 +80,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"schema": 1, **asdict(self), "losses": list(self.losses), "notes": list(self.notes)}
+        return {"schema": 1, **to_plain(self)}
 
 
 _RESAMPLED = 2000

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import Intervals
 from proxyprune.errors import StorageError
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 SCHEMA = 1
 RECORD = "step_adaptive.json"
@@ -42,18 +43,7 @@ class Blueprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
-            "schema": SCHEMA,
-            "intervals": self.intervals.to_dict(),
-            "calling": asdict(self.calling),
-            "shape": list(self.shape),
-            "classes": self.classes,
-            "macs": list(self.macs),
-            "params": list(self.params),
-            "base_macs": self.base_macs,
-            "network": None if self.network is None else dict(self.network),
-            "notes": list(self.notes),
-        }
+        return {"schema": SCHEMA, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Blueprint:
@@ -65,20 +55,9 @@ class Blueprint:
         if data.get("schema") != SCHEMA:
             raise StorageError(f"Expected a pipeline with schema {SCHEMA}, found {data.get('schema')!r}. Save it again.")
         try:
-            channels, height, width = (int(size) for size in data["shape"])
-            intervals = Intervals.from_dict(data["intervals"])
-            if not len(data["macs"]) == len(data["params"]) == len(intervals):
-                raise ValueError(f"{len(intervals)} intervals, {len(data['macs'])} MACs and {len(data['params'])} numbers of parameters")
-            return cls(
-                intervals,
-                Calling(**data["calling"]),
-                (channels, height, width),
-                int(data["classes"]),
-                tuple(int(value) for value in data["macs"]),
-                tuple(int(value) for value in data["params"]),
-                int(data["base_macs"]),
-                data["network"],
-                tuple(str(note) for note in data["notes"]),
-            )
+            found = from_plain(cls, data)
+            if not len(found.macs) == len(found.params) == len(found.intervals):
+                raise ValueError(f"{len(found.intervals)} intervals, {len(found.macs)} MACs and {len(found.params)} numbers of parameters")
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{RECORD} is malformed ({type(error).__name__}: {error}). Save the pipeline again.") from error

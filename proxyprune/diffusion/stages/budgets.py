@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxyprune.errors import InputError, TargetError
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,12 @@ class Budgets:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
-            "schema": 1,
-            "fractions": list(self.fractions),
-            "steps": list(self.steps),
-            "method": self.method,
-            "k": self.k,
-            "mean": self.mean,
-            "notes": list(self.notes),
-        }
+        return {"schema": 1, **to_plain(self, omit=("notes",)), "mean": self.mean, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Budgets:
         """The inverse of `to_dict`."""
-        return cls(tuple(data["fractions"]), tuple(data["steps"]), str(data["method"]), data["k"], tuple(data["notes"]))
+        return from_plain(cls, data)
 
 
 def weighted_mean(fractions: Sequence[float], steps: Sequence[int]) -> float:

@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from proxyprune.diffusion.process.noise_schedule import FloatArray
 from proxyprune.diffusion.stages.budgets import Option
 from proxyprune.errors import InputError
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 PARTS = 40
 """Sizes that a measured allocation chooses from are multiples of 1 / PARTS of the base."""
@@ -63,15 +64,6 @@ class Recovery:
     def damage(self, interval: int, fraction: float, steps: float) -> float:
         """Log ratio of losses that is left after as much training as the whole network's `steps` cost."""
         return float(self.levels[interval] * (1.0 / fraction - 1.0) ** self.size_exponent * steps ** -self.exponents[interval])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {"levels": list(self.levels), "exponents": list(self.exponents), "size_exponent": self.size_exponent}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Recovery:
-        """The inverse of `to_dict`."""
-        return cls(tuple(data["levels"]), tuple(data["exponents"]), float(data["size_exponent"]))
 
 
 def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int]) -> Recovery:
@@ -176,18 +168,10 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; "remaining" is there for whoever draws it."""
-        return {
-            "sizes": [[{"fraction": size.fraction, "damages": list(size.damages)} for size in tried] for tried in self.sizes],
-            "whole_losses": list(self.whole_losses),
-            "lengths": list(self.lengths),
-            "expert_steps": list(self.expert_steps),
-            "recovery": self.recovery.to_dict(),
-            "remaining": [[list(point) for point in self.remaining(interval)] for interval in range(len(self.sizes))],
-        }
+        remaining = [[list(point) for point in self.remaining(interval)] for interval in range(len(self.sizes))]
+        return {**to_plain(self), "remaining": remaining}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
-        sizes = (tuple(TriedSize(size["fraction"], tuple(size["damages"])) for size in tried) for tried in data["sizes"])
-        steps, recovery = tuple(data["expert_steps"]), Recovery.from_dict(data["recovery"])
-        return cls(tuple(sizes), tuple(data["whole_losses"]), tuple(data["lengths"]), steps, recovery)
+        return from_plain(cls, data)

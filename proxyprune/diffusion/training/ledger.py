@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxyprune.errors import ComputeError
+from proxyprune.support.dataclass_json import from_plain, to_plain
 
 TRAINING_PASSES = 3
 """Forward passes that one training image counts as: forward, and backward at twice the price."""
@@ -34,10 +35,6 @@ class Entry:
     what: str
     images: int
     macs: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -92,18 +89,13 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
-            "schema": 1,
-            "limit_macs": self.limit_macs,
-            "spent_macs": self.spent_macs,
-            "share": self.share,
-            "entries": [entry.to_dict() for entry in self.entries],
-        }
+        derived = {"spent_macs": self.spent_macs, "share": self.share}
+        return {"schema": 1, "limit_macs": self.limit_macs, **derived, **to_plain(self, omit=("limit_macs",))}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
         """The inverse of `to_dict`."""
-        return cls(data["limit_macs"], tuple(Entry(**entry) for entry in data["entries"]))
+        return from_plain(cls, data)
 
     @classmethod
     def merged(cls, limit_macs: int | None, parts: Iterable[Ledger]) -> Ledger:
