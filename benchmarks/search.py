@@ -31,7 +31,7 @@ from proxyprune import Recovery
 from proxyprune.comparing.values import Spread
 from proxyprune.measuring.held_out import Data, held_out_loss, recovered
 from proxyprune.measuring.journal import opened
-from proxyprune.searching.proposers.scorer import ScorerProposer
+from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 
 SUBJECT = next(subject for subject in SUBJECTS if subject.name == "unet")
 TARGETS = (0.6, 0.4)

@@ -1,10 +1,10 @@
 """Axis labels: which positions of which tensor dimensions must leave together.
 
 Every dimension of every tensor in a traced program is described by an `Axis`: an integer label for each position, or None when
-the dimension is fixed (batch, space, time, a kernel). Ops relate axes to each other; `Labels` collects these relations and one
+the dimension is fixed (batch, space, time, a kernel). Ops relate axes to each other; `AxisLabels` collects these relations and one
 connected-components run turns them into classes. Two positions in one class leave together; a class that meets something fixed is pinned.
 
-Labels for positions, rather than symbols for whole dimensions, make concatenation, slicing, padding, interleaved heads, and views that
+AxisLabels for positions, rather than symbols for whole dimensions, make concatenation, slicing, padding, interleaved heads, and views that
 split across segments plain array operations.
 """
 
@@ -61,7 +61,7 @@ class Classes:
 
 
 @dataclass
-class Labels:
+class AxisLabels:
     """Collects labels and the relations between them while a program is walked."""
 
     count: int = 1  # label 0 is FIXED

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.coupling.axes import FIXED, Axis, Labels
+from proxyprune.coupling.axes import FIXED, Axis, AxisLabels
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.grouping import Walked, form_groups
 from proxyprune.coupling.module_relations import relate
@@ -50,7 +50,7 @@ def couple(program: Program, options: Options, model: nn.Module, amendments: Ame
 class _Start:
     """Labels of the parameters, with what is known before any op is looked at."""
 
-    labels: Labels
+    labels: AxisLabels
     leaves: Mapping[str, tuple[Axis, ...]]
 
 
@@ -59,7 +59,7 @@ _READERS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.index"})
 
 def _start(program: Program, model: nn.Module, amendments: Amendments) -> _Start:
     """Label every dimension of every parameter and floating-point buffer; integers (indices, counters) are never cut."""
-    labels = Labels()
+    labels = AxisLabels()
     leaves = {
         name: fixed(shape) if name in program.integers else tuple(labels.fresh(size) for size in shape)
         for name, shape in program.shapes.items()
@@ -163,7 +163,7 @@ def _fits(node: Node, outcome: Outcome) -> bool:
     )
 
 
-def _choose(labels: Labels, factored: list[Factored]) -> dict[tuple[str, str, int], int | None]:
+def _choose(labels: AxisLabels, factored: list[Factored]) -> dict[tuple[str, str, int], int | None]:
     """Which factor of every ambiguous reshape may shrink.
 
     A class of labels that one reshape lets shrink, or keeps, does so in all of them.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.fx import Node
 
-from proxyprune.coupling.axes import FIXED, Axis, Classes, LabelArray, Labels
+from proxyprune.coupling.axes import FIXED, Axis, AxisLabels, Classes, LabelArray
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.groups import ChannelGroup, Member
 from proxyprune.coupling.options import Options
@@ -31,7 +31,7 @@ KERNEL = "is a kernel or spatial dimension"
 class Walked:
     """A program after every rule was applied once: labels with their relations, and what the rules said."""
 
-    labels: Labels
+    labels: AxisLabels
     leaves: Mapping[str, tuple[Axis, ...]]
     outcomes: Mapping[Node, Outcome]
     unsupported_ops: tuple[str, ...]
@@ -202,7 +202,7 @@ class _Occurrence:
 
 
 def _steps(
-    labels: Labels, classes: Classes, atoms: Sequence[int], group_of: LabelArray, atom_of: LabelArray, options: Options
+    labels: AxisLabels, classes: Classes, atoms: Sequence[int], group_of: LabelArray, atom_of: LabelArray, options: Options
 ) -> tuple[list[int], list[tuple[int, ...] | None]]:
     """How many atoms of each group must leave at a time, and the bins that they must leave from evenly."""
     steps: list[int] = [1] * len(atoms)

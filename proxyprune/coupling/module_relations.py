@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch import nn
 
-from proxyprune.coupling.axes import Axis, Labels
+from proxyprune.coupling.axes import Axis, AxisLabels
 from proxyprune.tracing.program import Program
 
 Leaves = Mapping[str, tuple[Axis, ...]]
 
 
-def relate(model: nn.Module, program: Program, leaves: Leaves, labels: Labels) -> None:
+def relate(model: nn.Module, program: Program, leaves: Leaves, labels: AxisLabels) -> None:
     """Record what the adapters know about the modules of a model."""
     for name, module in model.named_modules():
         for kind, adapter in ADAPTERS.items():
@@ -25,7 +25,7 @@ def relate(model: nn.Module, program: Program, leaves: Leaves, labels: Labels) -
                 adapter(module, name, program, leaves, labels)
 
 
-def _multihead_attention(module: nn.Module, name: str, program: Program, leaves: Leaves, labels: Labels) -> None:
+def _multihead_attention(module: nn.Module, name: str, program: Program, leaves: Leaves, labels: AxisLabels) -> None:
     """Channel i of the embedding stands for channel i of the heads' concatenation."""
 
     def axis(parameter: str, dim: int) -> Axis:
@@ -49,4 +49,6 @@ def _multihead_attention(module: nn.Module, name: str, program: Program, leaves:
         labels.tie_within_runs(np.asarray(embedding), heads, where)
 
 
-ADAPTERS: dict[type[nn.Module], Callable[[nn.Module, str, Program, Leaves, Labels], None]] = {nn.MultiheadAttention: _multihead_attention}
+ADAPTERS: dict[type[nn.Module], Callable[[nn.Module, str, Program, Leaves, AxisLabels], None]] = {
+    nn.MultiheadAttention: _multihead_attention
+}

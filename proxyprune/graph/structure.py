@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,6 +13,9 @@ from proxyprune.coupling.groups import ChannelGroup
 
 if TYPE_CHECKING:
     from torch.fx import Node
+
+INPUT = "input"
+"""Stands for the model's own inputs among the inputs of a block."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,35 @@ class Block:
     def neighbours(self) -> tuple[str, ...]:
         """Blocks read from; the readers are in `ModelGraph.to_networkx()`."""
         return self.inputs
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Data that flows from one block to another.
+
+    Attributes:
+        source: Block that is read, or "input".
+        target: Block that reads.
+        skip: True when the reader also reads something later.
+    """
+
+    source: str
+    target: str
+    skip: bool
+
+
+def edges_of(blocks: Sequence[Block]) -> tuple[Edge, ...]:
+    """Return the edges between blocks, by reader in execution order.
+
+    Args:
+        blocks: In execution order; what they read is among them, or "input".
+    """
+    order = {INPUT: -1} | {block.id: index for index, block in enumerate(blocks)}
+    found: list[Edge] = []
+    for block in blocks:
+        latest = max((order[source] for source in block.inputs), default=-1)
+        found += [Edge(source, block.id, order[source] != latest) for source in block.inputs]
+    return tuple(found)
 
 
 @dataclass(frozen=True)

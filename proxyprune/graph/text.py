@@ -7,13 +7,12 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.coupling.groups import ChannelGroup
-from proxyprune.graph.structure import Block, Structure
+from proxyprune.graph.structure import INPUT, Block, Structure, edges_of
 
 if TYPE_CHECKING:
     import networkx as nx
 
 SCHEMA = 1
-INPUT = "input"
 
 _LEGEND = """\
 # one block a line: id kind in>out @resolution MACs% params% groups <- inputs (flags)
@@ -31,14 +30,11 @@ def to_networkx(graph: Structure) -> nx.DiGraph[str]:
     import networkx as nx
 
     result: nx.DiGraph[str] = nx.DiGraph(model=graph.model_class, macs=graph.macs, params=graph.params)
-    order = {INPUT: -1} | {block.id: index for index, block in enumerate(graph.blocks)}
     result.add_node(INPUT, kind=INPUT)
     for block in graph.blocks:
         result.add_node(block.id, **{entry.name: getattr(block, entry.name) for entry in fields(block) if entry.name != "id"})
-    for block in graph.blocks:
-        latest = max((order[source] for source in block.inputs), default=-1)
-        for source in block.inputs:
-            result.add_edge(source, block.id, kind="flow" if order[source] == latest else "skip")
+    for edge in edges_of(graph.blocks):
+        result.add_edge(edge.source, edge.target, kind="skip" if edge.skip else "flow")
     return result
 
 

@@ -1,4 +1,4 @@
-"""What a plan may choose from: keep patterns, floors, ceilings and rounding become one ladder of allowed counts per group."""
+"""What a plan may choose from: keep patterns, floors, ceilings and rounding become the allowed counts of each group."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class AllowedWidths:
     """The counts that one group may have.
 
     Attributes:
@@ -78,11 +78,11 @@ class Resolved:
     """Limits, looked up in one graph.
 
     Attributes:
-        ladders: One per prunable group, in graph order.
+        allowed: One per prunable group, in graph order.
         kept_blocks: Ids of blocks that must not be removed.
     """
 
-    ladders: tuple[Ladder, ...]
+    allowed: tuple[AllowedWidths, ...]
     kept_blocks: frozenset[str]
 
 
@@ -136,7 +136,7 @@ class Names:
 
 
 def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
-    """Turn limits into ladders.
+    """Return the counts that limits allow.
 
     Raises:
         KeepPatternError: If a pattern matches nothing.
@@ -147,21 +147,21 @@ def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
     floors = [(names.match(pattern, "floor"), bound) for pattern, bound in limits.floors.items()]
     floored = [(_reach(names, graph, matched), bound) for matched, bound in floors]
     ceiled = [(_reach(names, graph, names.match(pattern, "ceiling")), bound) for pattern, bound in limits.ceilings.items()]
-    ladders = []
+    allowed = []
     for group in graph.prunable:
         if names.touches(group, keep):
-            ladders.append(uncut(group))
+            allowed.append(uncut(group))
             continue
         least = [_floor_atoms(group, bound) for reached, bound in floored if group.id in reached]
         most = [_ceiling_atoms(group, bound) for reached, bound in ceiled if group.id in reached]
-        ladders.append(_ladder(group, max(least, default=None), min(most, default=group.atoms), limits.round_to))
+        allowed.append(_allowed(group, max(least, default=None), min(most, default=group.atoms), limits.round_to))
     firm = keep.union(*(matched for matched, bound in floors if bound > 0))
-    return Resolved(tuple(ladders), frozenset(_kept_blocks(names, graph, firm)))
+    return Resolved(tuple(allowed), frozenset(_kept_blocks(names, graph, firm)))
 
 
-def uncut(group: ChannelGroup) -> Ladder:
-    """The ladder of a group that stays as it is."""
-    return Ladder(np.array([group.atoms], np.int64), group.atoms, np.zeros(1, np.int64))
+def uncut(group: ChannelGroup) -> AllowedWidths:
+    """Return the only count of a group that stays as it is."""
+    return AllowedWidths(np.array([group.atoms], np.int64), group.atoms, np.zeros(1, np.int64))
 
 
 def lattice(group: ChannelGroup) -> NDArray[np.int64]:
@@ -170,7 +170,7 @@ def lattice(group: ChannelGroup) -> NDArray[np.int64]:
     return np.arange(group.atoms, max(group.floor, bins) - 1, -math.lcm(group.step, bins), dtype=np.int64)
 
 
-def _ladder(group: ChannelGroup, least: int | None, most: int, round_to: int) -> Ladder:
+def _allowed(group: ChannelGroup, least: int | None, most: int, round_to: int) -> AllowedWidths:
     counts = lattice(group)
     counts = counts[(counts >= (least or 0)) & (counts <= most)]
     if not len(counts):
@@ -186,7 +186,7 @@ def _ladder(group: ChannelGroup, least: int | None, most: int, round_to: int) ->
     default = math.ceil(DEFAULT_FLOOR * group.atoms) if least is None else 0
     phases = np.where(rounded, 0, UNROUNDED) + np.where(counts < default, BELOW_DEFAULT_FLOOR, 0)
     phases[0] = 0
-    return Ladder(counts, group.atoms, phases.astype(np.int64))
+    return AllowedWidths(counts, group.atoms, phases.astype(np.int64))
 
 
 def _reach(names: Names, graph: ModelGraph, matched: frozenset[str]) -> frozenset[str]:

@@ -13,11 +13,21 @@ from numpy.typing import NDArray
 from proxyprune.errors import InputError, TargetError, UnreliableRankingError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import METRICS, Budget, Target, parse_budget
-from proxyprune.planning.constraints import BELOW_DEFAULT_FLOOR, DEFAULT_FLOOR, UNROUNDED, Bound, Ladder, Limits, Resolved, resolve, uncut
+from proxyprune.planning.constraints import (
+    BELOW_DEFAULT_FLOOR,
+    DEFAULT_FLOOR,
+    UNROUNDED,
+    AllowedWidths,
+    Bound,
+    Limits,
+    Resolved,
+    resolve,
+    uncut,
+)
 from proxyprune.planning.depth import drop_nested, removal_order, share_of_blocks, solve_depth
 from proxyprune.planning.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
 from proxyprune.planning.plan import MODES, PrunePlan
-from proxyprune.planning.widths import TOLERANCE, Price, order_by_loss, order_steps, savings_per_atom, solve_widths
+from proxyprune.planning.widths import TOLERANCE, PlanCost, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -43,18 +53,18 @@ class _Problem:
     resolved: Resolved
     allocation: str
 
-    def price(self, removed: Collection[str] = ()) -> Price:
-        return Price(self.graph, self.budget.metric, frozenset(removed))
+    def price(self, removed: Collection[str] = ()) -> PlanCost:
+        return PlanCost(self.graph, self.budget.metric, frozenset(removed))
 
     def price_blocks(self, removed: Collection[str]) -> int:
         """Cost at full width without some blocks."""
         return self.price(removed).one(_full(self.graph))
 
-    def ladders(self, removed: Collection[str] = ()) -> tuple[Ladder, ...]:
+    def allowed(self, removed: Collection[str] = ()) -> tuple[AllowedWidths, ...]:
         """Allowed counts per group; a group that lives only in removed blocks is left alone."""
         gone = set(removed)
-        pairs = zip(self.graph.prunable, self.resolved.ladders, strict=True)
-        return tuple(uncut(group) if gone.issuperset(group.blocks) and group.blocks else ladder for group, ladder in pairs)
+        pairs = zip(self.graph.prunable, self.resolved.allowed, strict=True)
+        return tuple(uncut(group) if gone.issuperset(group.blocks) and group.blocks else entry for group, entry in pairs)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ def make_plan(
     if choice is None:
         raise _unreachable(problem)
     counts = {g.id: int(n) for g, n in zip(graph.prunable, choice.atoms.tolist(), strict=True) if n < g.atoms}
-    macs, params = (Price(graph, each, choice.removed).one(choice.atoms) for each in METRICS)
+    macs, params = (PlanCost(graph, each, choice.removed).one(choice.atoms) for each in METRICS)
     return PrunePlan(
         fingerprint=graph.fingerprint,
         mode=mode,
@@ -176,24 +186,24 @@ def _allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
 
 
 def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
-    price, ladders = problem.price(removed), problem.ladders(removed)
+    price, allowed = problem.price(removed), problem.allowed(removed)
     if problem.allocation == "blocks":
-        steps = order_steps(ladders, importance_by_group(problem.graph, problem.ranking))
+        steps = order_steps(allowed, importance_by_group(problem.graph, problem.ranking))
         atoms = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
     else:
-        atoms = _weigh_channels(problem, price, ladders)
+        atoms = _weigh_channels(problem, price, allowed)
     return None if atoms is None else _Choice(atoms, removed)
 
 
-def _weigh_channels(problem: _Problem, price: Price, ladders: tuple[Ladder, ...]) -> IndexArray | None:
+def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[AllowedWidths, ...]) -> IndexArray | None:
     """Least lost for what is saved; what an atom saves depends on all other widths, so it is looked at again in the plan found."""
     scores = [np.asarray(problem.ranking.channel_scores[group.id], np.float64) for group in problem.graph.prunable]
     lost = [
-        lost_importance(group, values, ladder.counts) for group, values, ladder in zip(problem.graph.prunable, scores, ladders, strict=True)
+        lost_importance(group, values, entry.counts) for group, values, entry in zip(problem.graph.prunable, scores, allowed, strict=True)
     ]
     atoms = _full(problem.graph)
     for _ in range(_WEIGHINGS):
-        steps = order_by_loss(ladders, lost, savings_per_atom(price, ladders, atoms))
+        steps = order_by_loss(allowed, lost, savings_per_atom(price, allowed, atoms))
         found = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
         if found is None:
             return None
@@ -226,7 +236,7 @@ def _full(graph: ModelGraph) -> IndexArray:
 
 
 def _narrowest(problem: _Problem, removed: Collection[str] = ()) -> IndexArray:
-    return np.array([ladder.counts[-1] for ladder in problem.ladders(removed)], dtype=np.int64)
+    return np.array([entry.counts[-1] for entry in problem.allowed(removed)], dtype=np.int64)
 
 
 def _patterns(keep: Iterable[str]) -> tuple[str, ...]:
@@ -320,10 +330,10 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
 
 
 def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
-    """Groups whose count the ladder offers only as a last resort of this kind."""
+    """Return the groups whose count is allowed only as a last resort of this kind."""
     found = []
-    for group, ladder, count in zip(problem.graph.prunable, problem.ladders(choice.removed), choice.atoms.tolist(), strict=True):
-        if ladder.phases[ladder.counts == count][0] & phase:
+    for group, entry, count in zip(problem.graph.prunable, problem.allowed(choice.removed), choice.atoms.tolist(), strict=True):
+        if entry.phases[entry.counts == count][0] & phase:
             found.append(group.id)
     return found
 

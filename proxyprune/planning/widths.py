@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.planning.constraints import UNROUNDED, Ladder
+from proxyprune.planning.constraints import UNROUNDED, AllowedWidths
 
 IndexArray = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ _PROBES = 15  # plans per call while bisecting: four bits a call
 
 
 @dataclass(frozen=True)
-class Price:
+class PlanCost:
     """What plans cost, in the budget's metric, with some blocks removed."""
 
     graph: ModelGraph
@@ -64,92 +64,92 @@ class Steps:
     """All single steps of all groups, in the order in which the family takes them.
 
     Attributes:
-        ladders: Allowed counts of each group.
+        allowed: Allowed counts of each group.
         owner: Group that takes each step, [steps].
         preference: Groups, most important first; ties in graph order.
     """
 
-    ladders: tuple[Ladder, ...]
+    allowed: tuple[AllowedWidths, ...]
     owner: IndexArray
     preference: tuple[int, ...]
     _table: IndexArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        longest = max((len(ladder.counts) for ladder in self.ladders), default=1)
-        rows = [np.pad(ladder.counts, (0, longest - len(ladder.counts)), mode="edge") for ladder in self.ladders]
-        object.__setattr__(self, "_table", np.array(rows, dtype=np.int64).reshape(len(self.ladders), longest))
+        longest = max((len(entry.counts) for entry in self.allowed), default=1)
+        rows = [np.pad(entry.counts, (0, longest - len(entry.counts)), mode="edge") for entry in self.allowed]
+        object.__setattr__(self, "_table", np.array(rows, dtype=np.int64).reshape(len(self.allowed), longest))
 
     @property
     def deepest(self) -> IndexArray:
         """Last level of each group, [groups]."""
-        return np.array([len(ladder.counts) - 1 for ladder in self.ladders], dtype=np.int64)
+        return np.array([len(entry.counts) - 1 for entry in self.allowed], dtype=np.int64)
 
     def levels(self, taken: int) -> IndexArray:
         """Level of each group after the first `taken` steps, [groups]."""
-        return np.bincount(self.owner[:taken], minlength=len(self.ladders)).astype(np.int64)
+        return np.bincount(self.owner[:taken], minlength=len(self.allowed)).astype(np.int64)
 
     def atoms(self, levels: IndexArray) -> IndexArray:
         """Atoms kept at these levels, [..., groups]."""
-        return self._table[np.arange(len(self.ladders)), levels]
+        return self._table[np.arange(len(self.allowed)), levels]
 
 
-def order_steps(ladders: Sequence[Ladder], importance: NDArray[np.float64]) -> Steps:
+def order_steps(allowed: Sequence[AllowedWidths], importance: NDArray[np.float64]) -> Steps:
     """Order the single steps of all groups by the lam at which the family takes them.
 
     The step from count a to count b is taken where lam ** (1.5 - importance) passes their mean. Steps that happen together: the less
     important group first, then the later one.
     """
     owner, phase, moment = [], [], []
-    for index, ladder in enumerate(ladders):
-        middle = (ladder.counts[:-1] + ladder.counts[1:]) / (2.0 * ladder.atoms)
+    for index, entry in enumerate(allowed):
+        middle = (entry.counts[:-1] + entry.counts[1:]) / (2.0 * entry.atoms)
         owner.append(np.full(len(middle), index, dtype=np.int64))
-        phase.append(ladder.phases[1:])
+        phase.append(entry.phases[1:])
         # Rounded, so that the last bit of a platform's logarithm decides nothing.
         moment.append(np.round(-np.log(middle) / (1.5 - importance[index]), 10))
     owners = np.concatenate(owner) if owner else np.zeros(0, np.int64)
     keys = (-owners, importance[owners], np.concatenate(moment), np.concatenate(phase)) if owner else ()
     order = np.lexsort(keys) if owner else owners
-    preference = sorted(range(len(ladders)), key=lambda index: (-importance[index], index))
-    return Steps(tuple(ladders), owners[order], tuple(preference))
+    preference = sorted(range(len(allowed)), key=lambda index: (-importance[index], index))
+    return Steps(tuple(allowed), owners[order], tuple(preference))
 
 
-def order_by_loss(ladders: Sequence[Ladder], lost: Sequence[NDArray[np.float64]], savings: NDArray[np.float64]) -> Steps:
+def order_by_loss(allowed: Sequence[AllowedWidths], lost: Sequence[NDArray[np.float64]], savings: NDArray[np.float64]) -> Steps:
     """Order the single steps of all groups by what they lose for what they save, least first.
 
     Within a group steps come in order: one that is worth less than the step before it goes with that one. Steps worth the same: the group
     that has lost the smaller share first, then the later one.
 
     Args:
-        ladders: Allowed counts of each group.
+        allowed: Allowed counts of each group.
         lost: What is lost at each level of each group, rising from 0, in one unit for all groups.
         savings: Cost that leaves with one atom of each group, [groups].
     """
     owner, phase, worth, share = [], [], [], []
-    for index, ladder in enumerate(ladders):
-        saved = -np.diff(ladder.counts) * savings[index]
+    for index, entry in enumerate(allowed):
+        saved = -np.diff(entry.counts) * savings[index]
         rate = np.divide(np.diff(lost[index]), saved, out=np.full(len(saved), np.inf), where=saved > 0)
         owner.append(np.full(len(rate), index, dtype=np.int64))
-        phase.append(ladder.phases[1:])
+        phase.append(entry.phases[1:])
         worth.append(np.maximum.accumulate(rate))
-        share.append(1.0 - ladder.counts[1:] / ladder.atoms)
+        share.append(1.0 - entry.counts[1:] / entry.atoms)
     owners = np.concatenate(owner) if owner else np.zeros(0, np.int64)
     keys = (-owners, np.concatenate(share), np.concatenate(worth), np.concatenate(phase)) if owner else ()
     order = np.lexsort(keys) if owner else owners
     last = {group: place for place, group in enumerate(owners[order].tolist())}
-    preference = sorted(range(len(ladders)), key=lambda index: (-last.get(index, len(owners)), index))
-    return Steps(tuple(ladders), owners[order], tuple(preference))
+    preference = sorted(range(len(allowed)), key=lambda index: (-last.get(index, len(owners)), index))
+    return Steps(tuple(allowed), owners[order], tuple(preference))
 
 
-def savings_per_atom(price: Price, ladders: Sequence[Ladder], atoms: IndexArray) -> NDArray[np.float64]:
+def savings_per_atom(price: PlanCost, allowed: Sequence[AllowedWidths], atoms: IndexArray) -> NDArray[np.float64]:
     """Cost that leaves with one atom of each group, [groups]: the mean from its first level to its last, all others as in `atoms`."""
-    levels = np.array([(ladder.counts[0], ladder.counts[-1]) for ladder in ladders], dtype=np.int64).reshape(-1, 2)
-    plans = np.repeat(atoms[None], 2 * len(ladders), axis=0)
-    plans[np.arange(2 * len(ladders)), np.repeat(np.arange(len(ladders)), 2)] = levels.ravel()
+    levels = np.array([(entry.counts[0], entry.counts[-1]) for entry in allowed], dtype=np.int64).reshape(-1, 2)
+    plans = np.repeat(atoms[None], 2 * len(allowed), axis=0)
+    plans[np.arange(2 * len(allowed)), np.repeat(np.arange(len(allowed)), 2)] = levels.ravel()
     most, least = price.many(plans).reshape(-1, 2).T
     return np.asarray((most - least) / np.maximum(levels[:, 0] - levels[:, 1], 1), dtype=np.float64)
 
 
-def solve_widths(steps: Steps, price: Price, limit: int, base: int) -> IndexArray | None:
+def solve_widths(steps: Steps, price: PlanCost, limit: int, base: int) -> IndexArray | None:
     """Atoms kept per group, [groups], at a cost of at most `limit` and as close to it as the steps allow.
 
     Returns:
@@ -161,7 +161,7 @@ def solve_widths(steps: Steps, price: Price, limit: int, base: int) -> IndexArra
 
 
 class _WidthSolver:
-    def __init__(self, steps: Steps, price: Price, limit: int, slack: int) -> None:
+    def __init__(self, steps: Steps, price: PlanCost, limit: int, slack: int) -> None:
         self._steps = steps
         self._price = price
         self._limit = limit
@@ -231,9 +231,9 @@ class _WidthSolver:
         """Look for a closer plan where steps are coarse; below default floors only as a last resort, never off rounded widths."""
         if not levels.any():
             return levels
-        worst = max(int(ladder.phases[level]) for ladder, level in zip(self._steps.ladders, levels.tolist(), strict=True))
+        worst = max(int(entry.phases[level]) for entry, level in zip(self._steps.allowed, levels.tolist(), strict=True))
         for lenient in (False, True):
-            reached = [(ladder.phases <= worst) | (lenient & (ladder.phases & UNROUNDED == 0)) for ladder in self._steps.ladders]
+            reached = [(entry.phases <= worst) | (lenient & (entry.phases & UNROUNDED == 0)) for entry in self._steps.allowed]
             bottom = np.array([int(np.flatnonzero(mask)[-1]) for mask in reached], dtype=np.int64)
             levels = self._repair_above(levels, bottom)
             if self._gap(levels) <= self._slack:

@@ -13,17 +13,17 @@ from proxyprune.errors import InputError, LLMError, LLMReplayMissError
 from proxyprune.proxy.answers.agreement import Agreement, measure_agreement
 from proxyprune.proxy.prompt.measured_figures import NEEDS_OF, measure
 from proxyprune.proxy.prompt.survey import Prompt, Survey
-from proxyprune.proxy.prompt.wording import VERSION
+from proxyprune.proxy.prompt.templates import VERSION
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
 from proxyprune.proxy.service.exchange import Provider
-from proxyprune.proxy.service.response_formats import Ladder
+from proxyprune.proxy.service.response_formats import ResponseFormats
 from proxyprune.proxy.session.ask import Asker
 from proxyprune.proxy.session.audit import Audit
 from proxyprune.proxy.session.cache import Cache
 from proxyprune.proxy.session.deadline import Deadline
 from proxyprune.proxy.session.events import Asked, Finished, Planned
-from proxyprune.proxy.session.price import Account, Estimate, Price, estimate, price_of
-from proxyprune.proxy.session.sample import Sampler, Samples
+from proxyprune.proxy.session.price import Account, CostEstimate, Price, estimate, price_of
+from proxyprune.proxy.session.sample import AnswerSampler, Samples
 from proxyprune.proxy.session.settings import LLMSettings
 from proxyprune.scoring.contract import ScoringContext, check_needs
 from proxyprune.scoring.ranking import Ranking
@@ -46,7 +46,7 @@ class Preview:
     """
 
     prompts: tuple[Prompt, ...]
-    estimate: Estimate
+    estimate: CostEstimate
     destination: str
 
 
@@ -64,7 +64,7 @@ class LLMScorer(LLMSettings):
     name: str = field(default="", init=False)
     needs: frozenset[str] = field(default=frozenset({"network"}), init=False)
     _endpoint: Endpoint = field(init=False, repr=False, compare=False)
-    _ladder: Ladder = field(default_factory=Ladder, init=False, repr=False, compare=False)
+    _formats: ResponseFormats = field(default_factory=ResponseFormats, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +114,7 @@ class LLMScorer(LLMSettings):
             return Ranking(scores, self.name, seed=context.seed, notes=("There is nothing to rank, so nobody was asked.",))
         survey = self._survey(graph, context)
         asker = self._asker(context)
-        sampler = Sampler(survey, asker, self, lambda done, expected, replayed: self._tell(Asked(done, expected, replayed)))
+        sampler = AnswerSampler(survey, asker, self, lambda done, expected, replayed: self._tell(Asked(done, expected, replayed)))
         self._tell(Planned(self._estimate(survey, asker)))
         with contextlib.closing(asker):
             samples = sampler.run()
@@ -152,7 +152,7 @@ class LLMScorer(LLMSettings):
     def _price(self) -> Price | None:
         return price_of(self._endpoint, self.model, self.price_per_million)
 
-    def _estimate(self, survey: Survey, asker: Asker) -> Estimate:
+    def _estimate(self, survey: Survey, asker: Asker) -> CostEstimate:
         requests = tuple(asker.request(prompt) for prompt in survey.prompts(0))
         return estimate(survey, requests, (self.samples, self.most_samples), self._endpoint.hosted is not None, self._price())
 
@@ -267,4 +267,4 @@ class LocalScorer(LLMScorer):
         """Make the client for an address."""
         from proxyprune.proxy.service.openai_chat import OpenAIChat
 
-        return OpenAIChat(endpoint, self._ladder)
+        return OpenAIChat(endpoint, self._formats)

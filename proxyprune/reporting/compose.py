@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from proxyprune.reporting.draw.charts import share_bar
 from proxyprune.reporting.page import Fact, Page, Remarks
 from proxyprune.reporting.read.read_result import Result
-from proxyprune.reporting.sections.diffusion import diffusion
 from proxyprune.reporting.sections.measured import comparison, search, time
-from proxyprune.reporting.sections.network import cost, graph, pinned, provenance, ranking, remarks, widths
+from proxyprune.reporting.sections.pruned_network import cost, graph, pinned, provenance, ranking, remarks, widths
+from proxyprune.reporting.sections.step_adaptive import diffusion
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.wording import counted, figure, quantity, share
 

@@ -26,7 +26,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell of a table.
 
     Attributes:
@@ -54,7 +54,7 @@ class Column:
 class Row:
     """Cells, and the fragment under which the row can be linked to ("" for none)."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     anchor: str = ""
 
 
@@ -74,7 +74,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Illustration:
     """A drawing with its caption.
 
     Attributes:
@@ -118,7 +118,7 @@ class Gallery:
     pictures: tuple[tuple[str, str], ...]
 
 
-Part: TypeAlias = "Table | Drawing | Remarks | Details | Gallery"
+Part: TypeAlias = "Table | Illustration | Remarks | Details | Gallery"
 
 
 @dataclass(frozen=True)

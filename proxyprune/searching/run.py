@@ -36,7 +36,7 @@ from proxyprune.scoring import Brief, Scorer, ScoringContext, score
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.searching.proposer import History, Proposer
 from proxyprune.searching.proposers.by_name import proposer_named
-from proxyprune.searching.proposers.scorer import ScorerProposer
+from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 from proxyprune.searching.round import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
 from proxyprune.support.checks import is_count
 from proxyprune.surgery.surgery import Surgery

@@ -1,4 +1,4 @@
-from .contract import (
+from .scorer_contract import (
     CheckResult as CheckResult,
     ContractReport as ContractReport,
     Network as Network,
@@ -7,7 +7,6 @@ from .contract import (
     check_scorer as check_scorer,
     residual_network as residual_network,
 )
-from .fake_llm.asked import Asked as Asked, by_place as by_place
 from .fake_llm.fake_server import FakeLLMServer as FakeLLMServer
 from .fake_llm.faults import (
     CutOff as CutOff,
@@ -21,5 +20,5 @@ from .fake_llm.faults import (
     Status as Status,
     Truncated as Truncated,
 )
+from .fake_llm.received_request import ReceivedRequest as ReceivedRequest, by_place as by_place
 from .rule_contract import RuleContractError as RuleContractError, check_rule as check_rule
-from .simulated import SimulatedProxy as SimulatedProxy, SimulatedScorer as SimulatedScorer, predicted_tau as predicted_tau

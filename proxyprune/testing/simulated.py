@@ -26,7 +26,7 @@ from proxyprune.proxy.scorer import LLMScorer
 from proxyprune.proxy.service.endpoint import Endpoint
 from proxyprune.proxy.service.exchange import Provider, Reply, Request, Usage
 from proxyprune.support.seeds import derived_seed
-from proxyprune.testing.fake_llm.asked import Asked
+from proxyprune.testing.fake_llm.received_request import ReceivedRequest
 
 
 def predicted_tau(samples: int, noise: float, skill: float = 1.0) -> float:
@@ -61,7 +61,7 @@ class SimulatedProxy:
     noise: float = 0.0
     seed: int = 0
 
-    def __call__(self, asked: Asked) -> str:
+    def __call__(self, asked: ReceivedRequest) -> str:
         """The text of an answer to a request that came over HTTP."""
         return self._answer(asked.places, asked.prompt)
 
@@ -69,7 +69,7 @@ class SimulatedProxy:
         """Answer in this process."""
         prompt = request.turns[0].text
         body = {"messages": [{"role": "user", "content": prompt}]}
-        return Reply(self._answer(Asked("chat", {}, body).places, prompt), Usage(len(prompt) // 2, 100))
+        return Reply(self._answer(ReceivedRequest("chat", {}, body).places, prompt), Usage(len(prompt) // 2, 100))
 
     def close(self) -> None:
         """Nothing is open."""

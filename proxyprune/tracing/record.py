@@ -56,7 +56,14 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     recording = _Recording.of(blank, inputs)
     before = _tensors_held(blank)
     try:
-        with _owners(blank, recording), evaluation(blank), as_if_exporting(), _without_cudnn(), Disguise(device), _Recorder(recording):
+        with (
+            _owners(blank, recording),
+            evaluation(blank),
+            as_if_exporting(),
+            _without_cudnn(),
+            Disguise(device),
+            _ProgramRecorder(recording),
+        ):
             results = list(tensors_of(blank(*inputs[0], **inputs[1])))
         recording.graph.output(tuple(recording.maker(result) for result in results))
     except (Unsure, Exception):  # noqa: BLE001  whatever went wrong, export says it better
@@ -169,7 +176,7 @@ class _Recording:
         return value
 
 
-class _Recorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+class _ProgramRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     def __init__(self, recording: _Recording) -> None:
         super().__init__()
         self.recording = recording

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from proxyprune.cli import main
 from proxyprune.cli.diagnosis.data_sets import fashion_mnist
+from proxyprune.cli.diagnosis.diagnosis import Device, Diagnosis, Package
 from proxyprune.cli.diagnosis.examine import examine
-from proxyprune.cli.diagnosis.values import Device, Diagnosis, Package
 
 
 def diagnosis(**changes) -> Diagnosis:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import MEASURED, NETWORK, fail, succeed
 
-from proxyprune.testing import Asked, FakeLLMServer, Refusal, SimulatedProxy
+from proxyprune.testing import FakeLLMServer, ReceivedRequest, Refusal, SimulatedProxy
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_prune_and_replay(network, server):
 def test_an_unreliable_ranking_is_refused(network):
     """Shown by score, refused by prune, accepted by name."""
 
-    def noise(asked: Asked) -> str:
+    def noise(asked: ReceivedRequest) -> str:
         return SimulatedProxy(range(len(asked.places)), noise=50.0)(asked)
 
     with FakeLLMServer(answer=noise) as server:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from proxyprune.coupling.axes import FIXED, Axis, LabelArray, Labels
+from proxyprune.coupling.axes import FIXED, Axis, AxisLabels, LabelArray
 
 
 def of(axis: Axis) -> LabelArray:
@@ -17,7 +17,7 @@ def of(axis: Axis) -> LabelArray:
 
 def test_fresh_labels_are_new_on_every_axis() -> None:
     """No label is given twice, and none is the fixed one."""
-    labels = Labels()
+    labels = AxisLabels()
     first, second = of(labels.fresh(3)), of(labels.fresh(4))
     together = np.concatenate([first, second])
     assert len(set(together.tolist())) == 7
@@ -27,12 +27,12 @@ def test_fresh_labels_are_new_on_every_axis() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_dimension_of_one_position_is_fixed(size: int) -> None:
     """There is nothing to cut, and broadcasting may stretch it."""
-    assert Labels().fresh(size) is None
+    assert AxisLabels().fresh(size) is None
 
 
 def test_unrelated_positions_are_classes_of_their_own() -> None:
     """Without relations every position is free and leaves alone."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = of(labels.fresh(5))
     resolved = labels.solve().resolve(axis)
     assert len(set(resolved.tolist())) == 5
@@ -41,7 +41,7 @@ def test_unrelated_positions_are_classes_of_their_own() -> None:
 
 def test_equated_axes_leave_pairwise_together() -> None:
     """Position k of one axis is in the class of position k of the other, and in no other."""
-    labels = Labels()
+    labels = AxisLabels()
     first, second = of(labels.fresh(4)), of(labels.fresh(4))
     labels.equate(first, second, "here")
     classes = labels.solve()
@@ -51,7 +51,7 @@ def test_equated_axes_leave_pairwise_together() -> None:
 
 def test_meeting_a_fixed_dimension_pins_the_whole_axis() -> None:
     """The reason says where it happened."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = of(labels.fresh(3))
     labels.equate(axis, None, "aten.add in head")
     classes = labels.solve()
@@ -61,7 +61,7 @@ def test_meeting_a_fixed_dimension_pins_the_whole_axis() -> None:
 
 def test_a_pin_reaches_everything_equated_with_it() -> None:
     """Three axes in a row: the last one is pinned, so all are."""
-    labels = Labels()
+    labels = AxisLabels()
     axes = [of(labels.fresh(3)) for _ in range(3)]
     labels.equate(axes[0], axes[1], "a")
     labels.equate(axes[1], axes[2], "b")
@@ -72,7 +72,7 @@ def test_a_pin_reaches_everything_equated_with_it() -> None:
 
 def test_only_positions_that_meet_fixed_ones_are_pinned() -> None:
     """A padded axis beside an unpadded one: the positions beside the padding stay, the others are free."""
-    labels = Labels()
+    labels = AxisLabels()
     inner, outer = of(labels.fresh(3)), of(labels.fresh(5))
     labels.equate(np.concatenate([[FIXED], inner, [FIXED]]), outer, "pad")
     classes = labels.solve()
@@ -83,7 +83,7 @@ def test_only_positions_that_meet_fixed_ones_are_pinned() -> None:
 
 def test_axes_of_unequal_length_are_pinned_both() -> None:
     """A relation that cannot be read pairwise is never guessed."""
-    labels = Labels()
+    labels = AxisLabels()
     first, second = of(labels.fresh(4)), of(labels.fresh(2))
     labels.equate(first, second, "here")
     classes = labels.solve()
@@ -93,7 +93,7 @@ def test_axes_of_unequal_length_are_pinned_both() -> None:
 
 def test_the_first_reason_is_kept() -> None:
     """Later pins of a class say nothing new."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = of(labels.fresh(2))
     labels.pin(axis, "first")
     labels.pin(axis, "second")
@@ -102,7 +102,7 @@ def test_the_first_reason_is_kept() -> None:
 
 def test_unify_returns_a_labelled_axis_and_ties_all() -> None:
     """The one that stands for several is labelled when any of them is."""
-    labels = Labels()
+    labels = AxisLabels()
     axes = [labels.fresh(3) for _ in range(3)]
     chosen = of(labels.unify([*axes], "here"))
     classes = labels.solve()
@@ -111,7 +111,7 @@ def test_unify_returns_a_labelled_axis_and_ties_all() -> None:
 
 def test_unify_with_one_fixed_axis_pins_the_others() -> None:
     """A sum of a cut and an uncut tensor has no size."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = of(labels.fresh(3))
     labels.unify([None, axis, None], "here")
     assert (labels.solve().resolve(axis) == -1).all()
@@ -119,12 +119,12 @@ def test_unify_with_one_fixed_axis_pins_the_others() -> None:
 
 def test_unify_of_fixed_axes_is_fixed() -> None:
     """Nothing labelled goes in, nothing labelled comes out."""
-    assert Labels().unify([None, None], "here") is None
+    assert AxisLabels().unify([None, None], "here") is None
 
 
 def test_tied_runs_leave_the_same_offset_from_every_run() -> None:
     """Six positions in two runs are three classes: 0 with 3, 1 with 4, 2 with 5."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = of(labels.fresh(6))
     first = labels.tie_runs(axis, 2, "chunk")
     resolved = labels.solve().resolve(axis)
@@ -135,7 +135,7 @@ def test_tied_runs_leave_the_same_offset_from_every_run() -> None:
 
 def test_tied_within_runs_leave_a_run_at_a_time() -> None:
     """Six positions in two runs are two classes of three neighbours."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = of(labels.fresh(6))
     heads = labels.tie_within_runs(axis, 2, "heads")
     resolved = labels.solve().resolve(axis)
@@ -146,7 +146,7 @@ def test_tied_within_runs_leave_a_run_at_a_time() -> None:
 
 def test_an_axis_may_shrink_until_it_is_pinned_as_a_whole() -> None:
     """Fixed axes never may; pins of single positions leave the answer open."""
-    labels = Labels()
+    labels = AxisLabels()
     axis = labels.fresh(4)
     assert not labels.may_shrink(None)
     assert labels.may_shrink(axis)
@@ -158,7 +158,7 @@ def test_an_axis_may_shrink_until_it_is_pinned_as_a_whole() -> None:
 
 def test_the_fixed_label_is_pinned_without_a_reason() -> None:
     """Padding never leaves, and is reported as nothing."""
-    labels = Labels()
+    labels = AxisLabels()
     labels.fresh(3)
     classes = labels.solve()
     assert classes.resolve(np.array([FIXED])).tolist() == [-1]
@@ -171,7 +171,7 @@ RELATIONS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.permutat
 @given(RELATIONS, st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=2))
 def test_classes_are_what_a_naive_closure_says(relations: list[tuple[int, int, list[int]]], pins: list[tuple[int, int]]) -> None:
     """Random pairwise relations between four axes, against merging sets by hand."""
-    labels = Labels()
+    labels = AxisLabels()
     axes = [of(labels.fresh(4)) for _ in range(4)]
     sets = {int(label): {int(label)} for axis in axes for label in axis}
     for first, second, order in relations:

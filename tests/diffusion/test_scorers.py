@@ -15,7 +15,7 @@ from proxyprune import scorers
 from proxyprune.cli import main
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
 from proxyprune.errors import UnreliableRankingError
-from proxyprune.testing import Asked, FakeLLMServer, SimulatedProxy
+from proxyprune.testing import FakeLLMServer, ReceivedRequest, SimulatedProxy
 
 PLUGIN = '''
 import os
@@ -124,7 +124,7 @@ def test_recorded_answers_of_a_language_model_train_the_same_experts(tmp_path):
 def test_an_unreliable_ranking_stops_a_run_that_can_go_on(tmp_path):
     """Answers that contradict each other cut nothing; the same run goes on from its base once that is accepted."""
 
-    def noise(asked: Asked) -> str:
+    def noise(asked: ReceivedRequest) -> str:
         return SimulatedProxy(range(len(asked.places)), noise=50.0)(asked)
 
     with FakeLLMServer(answer=noise) as server:

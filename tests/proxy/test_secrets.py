@@ -15,7 +15,7 @@ from proxyprune.errors import InputError, LLMAuthError, LLMError
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, endpoint_of
 from proxyprune.proxy.service.redact import redacted
 from proxyprune.scoring import find
-from proxyprune.testing import Asked, Drop, FakeLLMServer, Html, Says, Status
+from proxyprune.testing import Drop, FakeLLMServer, Html, ReceivedRequest, Says, Status
 
 CANARIES = {
     "OPENAI_API_KEY": "sk-canary-hosted-openai-0123456789",
@@ -44,7 +44,7 @@ def leaks(text: str) -> list[str]:
     )
 
 
-def echo(asked: Asked) -> str:
+def echo(asked: ReceivedRequest) -> str:
     """What a hostile server might do: send every header back as the answer."""
     return str(dict(asked.headers))
 

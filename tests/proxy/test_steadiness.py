@@ -17,7 +17,7 @@ import proxyprune as pp
 from proxyprune.errors import UnreliableRankingError
 from proxyprune.proxy.answers.agreement import concordance, kendall_tau, mean_pairwise_tau, measure_agreement, mid_ranks
 from proxyprune.proxy.answers.centre import borda, disagreements, kemeny, kemeny_order
-from proxyprune.testing import Asked, FakeLLMServer, SimulatedProxy, SimulatedScorer, predicted_tau, residual_network
+from proxyprune.testing import FakeLLMServer, ReceivedRequest, SimulatedProxy, SimulatedScorer, predicted_tau, residual_network
 
 tables = (
     st.integers(2, 5)
@@ -136,7 +136,7 @@ def simulated(noise: float, skill: float, samples: int, repeats: int, items: int
 
 def eval_scores(proxy: SimulatedProxy, items: int, sample: int) -> list[int]:
     lines = "\n".join(f"b{place:02d} at {place + 1}/{items} conv" for place in range(items))
-    text = proxy(Asked("chat", {}, {"messages": [{"role": "user", "content": f"sample {sample}\n# List of blocks\n{lines}"}]}))
+    text = proxy(ReceivedRequest("chat", {}, {"messages": [{"role": "user", "content": f"sample {sample}\n# List of blocks\n{lines}"}]}))
     return list(json.loads(text)["scores"].values())
 
 

@@ -27,7 +27,7 @@ from proxyprune.reporting.draw.charts import Series, line_chart
 from proxyprune.reporting.draw.network_map import Shades
 from proxyprune.reporting.draw.placement import BLOCKS_A_LINE, NODE_HEIGHT, NODE_WIDTH, draw
 from proxyprune.reporting.draw.svg import Named, Scale, tag
-from proxyprune.reporting.read.structure import Structure
+from proxyprune.reporting.read.structure_record import StructureRecord
 
 KINDS = {
     "network": "pruned network",
@@ -418,7 +418,7 @@ def test_blocks_never_cover_each_other(blocks):
         data["blocks"].append(block(f"b{index}", names) | {"resolution": list(resolution)})
     from proxyprune.reporting.read.json_fields import Fields
 
-    structure = Structure.read(Fields(data, "here"))
+    structure = StructureRecord.read(Fields(data, "here"))
     placed = draw(structure)
     places = [(node.x, node.y) for node in placed.nodes]
     for index, (x, y) in enumerate(places):
@@ -433,7 +433,7 @@ def test_one_resolution_is_broken_into_lines():
     from proxyprune.reporting.read.json_fields import Fields
 
     data = {"blocks": [block(f"b{i}", [f"b{i - 1}"] if i else ["input"]) for i in range(100)], "groups": []}
-    placed = draw(Structure.read(Fields(data, "here")))
+    placed = draw(StructureRecord.read(Fields(data, "here")))
     assert len(placed.rows) == -(-100 // BLOCKS_A_LINE)
     assert placed.width < 1200
 

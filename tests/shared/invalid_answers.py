@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from proxyprune.testing import (
-    Asked,
+    ReceivedRequest,
     Says,
     by_place,
 )
@@ -15,7 +15,7 @@ from proxyprune.testing import (
 def changed(change: Callable[[dict[str, object]], object]) -> Says:
     """A valid score map with a defect."""
 
-    def text(asked: Asked) -> str:
+    def text(asked: ReceivedRequest) -> str:
         scores = json.loads(by_place(asked))["scores"]
         change(scores)
         return json.dumps({"scores": scores})
@@ -23,7 +23,7 @@ def changed(change: Callable[[dict[str, object]], object]) -> Says:
     return Says(text)
 
 
-def twice_the_first(asked: Asked) -> str:
+def twice_the_first(asked: ReceivedRequest) -> str:
     first = next(iter(asked.places))
     return by_place(asked)[:-2] + f', "{first}": 3}}}}'
 

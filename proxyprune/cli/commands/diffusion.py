@@ -143,7 +143,7 @@ def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> 
         out.show(*layout_table(layout, macs, setup.schedule.snr_db), *layout.budgets.notes)
         out.emit(plan_payload(config, layout, macs, setup.graph.params, setup.schedule.snr_db))
         if plot is not None:
-            from proxyprune.plots.diffusion import plot_layout
+            from proxyprune.plots.noise_intervals import plot_layout
 
             plot_layout(setup.schedule, layout.members, layout.budgets, plot, clip_db=config.noise.clip_db)
             out.show(f"Plot: {plot}")

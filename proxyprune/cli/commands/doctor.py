@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from proxyprune.cli.diagnosis.values import Diagnosis, Package
+    from proxyprune.cli.diagnosis.diagnosis import Diagnosis, Package
 
 
 @click.command(cls=Command)

@@ -117,7 +117,7 @@ def _proposer(name: str, llm: LLMOptions) -> Proposer:
     """Looked up before anything slow happens; a language model with its options, which hold for every round."""
     from proxyprune.cli.loading import scorer_named
     from proxyprune.searching import proposer_named
-    from proxyprune.searching.proposers.scorer import ScorerProposer
+    from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 
     if name in SCORERS:
         return ScorerProposer(scorer_named(name, llm).scorer)
@@ -170,7 +170,7 @@ def _line(entry: Round) -> None:
 def _finish(built: Built, result: SearchResult, how: SearchOptions, out: Output) -> None:
     from proxyprune.cli.output.measured_tables import rounds_table, search_table
     from proxyprune.cli.output.tables import remarks
-    from proxyprune.plots.search import plot_search
+    from proxyprune.plots.search_curve import plot_search
     from proxyprune.saving.network_folder import save
 
     folder = _folder(built.source, how)

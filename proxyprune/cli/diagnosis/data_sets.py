@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from proxyprune.cli.diagnosis.values import DataSet
+from proxyprune.cli.diagnosis.diagnosis import DataSet
 from proxyprune.diffusion.data.image_data import FASHION_PLACES
 from proxyprune.support.extras import how_to_install
 

@@ -10,7 +10,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from proxyprune.cli.diagnosis.values import DataSet, Device, Diagnosis, Package
+from proxyprune.cli.diagnosis.diagnosis import DataSet, Device, Diagnosis, Package
 from proxyprune.scoring.registry import scorers
 
 DISTRIBUTION = "proxyprune"

@@ -14,7 +14,7 @@ from proxyprune.support.dataclass_json import to_plain
 if TYPE_CHECKING:
     from proxyprune.proxy.scorer import Preview
     from proxyprune.proxy.session.events import Event, Finished
-    from proxyprune.proxy.session.price import Estimate
+    from proxyprune.proxy.session.price import CostEstimate
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Listener:
         }
 
 
-def estimate_table(estimate: Estimate) -> Table:
+def estimate_table(estimate: CostEstimate) -> Table:
     """What asking would cost."""
     table = Table(title="\nBefore anything is sent", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in ("", "expected", "at most"):
@@ -123,7 +123,7 @@ def preview_shown(preview: Preview) -> tuple[RenderableType, ...]:
     return (estimate_table(preview.estimate), "Nothing was sent.")
 
 
-def _money(estimate: Estimate) -> str:
+def _money(estimate: CostEstimate) -> str:
     return "cost unknown" if estimate.usd is None else f"about ${estimate.usd[0]:.4f}, at most ${estimate.usd[1]:.4f}"
 
 

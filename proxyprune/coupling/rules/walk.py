@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from proxyprune.coupling.axes import Axis, Labels
+from proxyprune.coupling.axes import Axis, AxisLabels
 from proxyprune.coupling.options import Options
 from proxyprune.coupling.outcome import Axes, Outcome, Size, Term
 from proxyprune.tracing.nodes import integers, op_name, output_shapes
@@ -45,7 +45,7 @@ class Walk:
 
     program: Program
     options: Options
-    labels: Labels
+    labels: AxisLabels
     choices: Mapping[tuple[str, str, int], int | None] | None
     factored: list[Factored] = field(default_factory=list)
     outputs: dict[Node, tuple[Axes, ...]] = field(default_factory=dict)

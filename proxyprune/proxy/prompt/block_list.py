@@ -21,7 +21,7 @@ _OUTSIDE = "outside"
 
 
 @dataclass(frozen=True)
-class Labels:
+class PromptLabels:
     """Which label stands for what in one prompt.
 
     Attributes:
@@ -41,12 +41,12 @@ class Labels:
         return tuple(self.of.values())
 
 
-def shuffled_labels(keys: Sequence[str], prefix: str, seed: int, *purpose: str | int) -> Labels:
+def shuffled_labels(keys: Sequence[str], prefix: str, seed: int, *purpose: str | int) -> PromptLabels:
     """Put keys into random order and number them."""
     order = list(keys)
     random.Random(derived_seed(seed, "listing", *purpose)).shuffle(order)
     digits = max(2, len(str(len(order) - 1)))
-    return Labels({key: f"{prefix}{place:0{digits}d}" for place, key in enumerate(order)})
+    return PromptLabels({key: f"{prefix}{place:0{digits}d}" for place, key in enumerate(order)})
 
 
 def block_line(
@@ -58,7 +58,7 @@ def block_line(
         graph: The whole network.
         block: The block.
         place: Its place in the order of execution, from 1.
-        labels: Labels of the blocks, or of their stages, that `reads` may mention.
+        labels: PromptLabels of the blocks, or of their stages, that `reads` may mention.
         measured: z-score by the name of the statistic.
         real_name: Whether to add the module's name.
     """

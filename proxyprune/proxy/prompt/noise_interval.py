@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxyprune.proxy.prompt.wording import filled
+from proxyprune.proxy.prompt.templates import filled
 from proxyprune.scoring.brief import NoiseInterval
 
 _WHAT_IS_LEFT_TO_DO: tuple[tuple[float, str], ...] = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from proxyprune.proxy.prompt.templates import filled
 from proxyprune.proxy.prompt.token_count import tokens_of
-from proxyprune.proxy.prompt.wording import filled
 from proxyprune.scoring.brief import Attempt, Brief
 
 

@@ -17,12 +17,12 @@ from proxyprune.errors import LLMBudgetError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
 from proxyprune.proxy.answers.answer import HIGHEST, LEVELS, answer_schema
-from proxyprune.proxy.prompt.block_list import Labels, block_line, shuffled_labels
+from proxyprune.proxy.prompt.block_list import PromptLabels, block_line, shuffled_labels
 from proxyprune.proxy.prompt.noise_interval import describe_interval
 from proxyprune.proxy.prompt.past_attempts import describe_attempts
 from proxyprune.proxy.prompt.stages import Stage, stages_of
+from proxyprune.proxy.prompt.templates import filled, template
 from proxyprune.proxy.prompt.token_count import tokens_of, tokens_of_schema
-from proxyprune.proxy.prompt.wording import filled, template
 from proxyprune.scoring.brief import Brief
 
 _MODES = {
@@ -53,7 +53,7 @@ class Prompt:
     part: str
     system: str = field(repr=False)
     user: str = field(repr=False)
-    labels: Labels = field(repr=False)
+    labels: PromptLabels = field(repr=False)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Survey:
     def _places(self) -> dict[str, int]:
         return {block.id: place for place, block in enumerate(self.graph.blocks, start=1)}
 
-    def _lines(self, labels: Labels, others: Mapping[str, str]) -> str:
+    def _lines(self, labels: PromptLabels, others: Mapping[str, str]) -> str:
         named = {**others, **labels.of}
         lines = (
             f"{label} "
@@ -224,7 +224,7 @@ class Survey:
             *(self._about_stage(sample, stage, labels, (of_block, overview), share) for stage in stages if len(stage.blocks) > 1),
         )
 
-    def _about_stage(self, sample: int, stage: Stage, stages: Labels, around: tuple[Mapping[str, str], str], share: float) -> Prompt:
+    def _about_stage(self, sample: int, stage: Stage, stages: PromptLabels, around: tuple[Mapping[str, str], str], share: float) -> Prompt:
         of_block, overview = around
         labels = shuffled_labels([block.id for block in stage.blocks], "b", self.seed, sample, stage.key)
         memory = self._attempts({label: (block,) for block, label in labels.of.items()}, share)

@@ -9,35 +9,35 @@ from proxyprune.proxy.service.endpoint import Endpoint
 from proxyprune.proxy.service.exchange import Reply, Request, Usage
 from proxyprune.proxy.service.failures import FailedStatus, Service
 from proxyprune.proxy.service.openai_sdk import exchange, make_client
-from proxyprune.proxy.service.response_formats import Ladder, Rung, not_understood
+from proxyprune.proxy.service.response_formats import ResponseFormat, ResponseFormats, not_understood
 
 
 class OpenAIChat:
     """Provider for chat completions.
 
     The request is the plainest there is: role system, `max_tokens`, no reasoning parameters, because compatible servers reject or ignore
-    the newer ones. The response format is found by trying, and remembered by the ladder.
+    the newer ones. The response format is found by trying, and remembered in `ResponseFormats`.
     """
 
-    def __init__(self, endpoint: Endpoint, ladder: Ladder) -> None:
+    def __init__(self, endpoint: Endpoint, formats: ResponseFormats) -> None:
         self._endpoint = endpoint
         self._client = make_client(endpoint)
-        self._ladder = ladder
+        self._formats = formats
 
     def send(self, request: Request, timeout_seconds: float) -> Reply:
-        """Ask once, and again one rung down for as long as the server does not understand the response format."""
+        """Send the request, and again with the next looser format as long as the server does not understand the response format."""
         service = Service(self._endpoint, request.model)
-        with self._ladder.climb(self._endpoint.url) as climb:
+        with self._formats.negotiate(self._endpoint.url) as negotiation:
             while True:
-                found = self._ask(service, request, climb.rung, timeout_seconds)
+                found = self._ask(service, request, negotiation.format, timeout_seconds)
                 if not isinstance(found, FailedStatus):
-                    climb.settle()
-                    return _reply(service, request, found, free_form=climb.rung.free_form)
-                if not not_understood(found) or not climb.step_down():
+                    negotiation.settle()
+                    return _reply(service, request, found, free_form=negotiation.format.free_form)
+                if not not_understood(found) or not negotiation.fall_back():
                     raise service.refused_status(found)
 
-    def _ask(self, service: Service, request: Request, rung: Rung, timeout_seconds: float) -> Any:
-        body = _body(request) | rung.arguments(request.schema)
+    def _ask(self, service: Service, request: Request, response_format: ResponseFormat, timeout_seconds: float) -> Any:
+        body = _body(request) | response_format.arguments(request.schema)
         client = self._client.with_options(timeout=timeout_seconds)
         return exchange(service, timeout_seconds, lambda: client.chat.completions.create(**body))
 

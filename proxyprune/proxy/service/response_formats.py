@@ -1,4 +1,4 @@
-"""Which response format a server understands: a ladder from strict to none, climbed down once and remembered for each address.
+"""Response formats from strict to none: the strictest that a server understands is found once and remembered for each address.
 
 llama.cpp's Python server answers `json_schema` with HTTP 500 and takes `json_object` with a schema beside it; LM Studio takes only
 `json_schema`; some take nothing. What a server claims to enforce is checked afterwards in any case.
@@ -20,7 +20,7 @@ _NEVER_THE_FORMAT = frozenset({"context_length_exceeded", "model_not_found", "in
 
 
 @dataclass(frozen=True)
-class Rung:
+class ResponseFormat:
     """One way of asking for JSON."""
 
     name: str
@@ -40,53 +40,53 @@ class Rung:
         return {} if self.free_form else {"response_format": formats[self.name]}
 
 
-RUNGS = tuple(map(Rung, ("json_schema", "json_object with schema", "json_object", "prompt")))
+FORMATS = tuple(map(ResponseFormat, ("json_schema", "json_object with schema", "json_object", "prompt")))
 
 
 @dataclass
-class Ladder:
-    """The rung of each address. While it is unknown, one request at a time finds it out."""
+class ResponseFormats:
+    """The format that each address understands. While it is unknown, one request at a time finds it out."""
 
     _settled: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def rung(self, url: str) -> Rung | None:
-        """The rung that an address is known to understand, or None."""
+    def known(self, url: str) -> ResponseFormat | None:
+        """Return the format that an address is known to understand, or None."""
         place = self._settled.get(url)
-        return None if place is None else RUNGS[place]
+        return None if place is None else FORMATS[place]
 
     @contextlib.contextmanager
-    def climb(self, url: str) -> Iterator[Climb]:
-        """Start from what is known about an address, or from the top."""
+    def negotiate(self, url: str) -> Iterator[Negotiation]:
+        """Start from the format known for an address, or from the strictest."""
         if url not in self._settled:
             with self._lock:
                 if url not in self._settled:
-                    yield Climb(self._settled, url, 0)
+                    yield Negotiation(self._settled, url, 0)
                     return
-        yield Climb(self._settled, url, self._settled[url])
+        yield Negotiation(self._settled, url, self._settled[url])
 
 
 @dataclass
-class Climb:
-    """One request's way down."""
+class Negotiation:
+    """The formats that one request tries."""
 
     settled: dict[str, int]
     url: str
     place: int
 
     @property
-    def rung(self) -> Rung:
-        """Where it stands."""
-        return RUNGS[self.place]
+    def format(self) -> ResponseFormat:
+        """The format to try now."""
+        return FORMATS[self.place]
 
     def settle(self) -> None:
-        """The server understood: remember this rung."""
+        """Remember that the server understood this format."""
         self.settled[self.url] = self.place
 
-    def step_down(self) -> bool:
-        """Go one down; False at the foot."""
+    def fall_back(self) -> bool:
+        """Take the next looser format; return False when there is none."""
         self.place += 1
-        return self.place < len(RUNGS)
+        return self.place < len(FORMATS)
 
 
 def not_understood(answer: FailedStatus) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from proxyprune.errors import LLMError, LLMInvalidAnswerError, LLMReplayMissError
 from proxyprune.proxy.answers.answer import read_answer
 from proxyprune.proxy.prompt.survey import Prompt
-from proxyprune.proxy.prompt.wording import VERSION, filled
+from proxyprune.proxy.prompt.templates import VERSION, filled
 from proxyprune.proxy.service.endpoint import Endpoint
 from proxyprune.proxy.service.exchange import Provider, Reply, Request, Turn, Usage
 from proxyprune.proxy.service.failures import Service

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from proxyprune.proxy.service.exchange import Usage
 
 if TYPE_CHECKING:
-    from proxyprune.proxy.session.price import Estimate
+    from proxyprune.proxy.session.price import CostEstimate
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Planned:
         estimate: Tokens and money, expected and at most.
     """
 
-    estimate: Estimate
+    estimate: CostEstimate
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What a ranking will cost.
 
     Attributes:
@@ -90,7 +90,7 @@ def most_usage(request: Request) -> Usage:
     return Usage(2 * prompt + request.max_output_tokens + 200, 2 * request.max_output_tokens)
 
 
-def estimate(survey: Survey, requests: tuple[Request, ...], samples: tuple[int, int], hosted: bool, price: Price | None) -> Estimate:
+def estimate(survey: Survey, requests: tuple[Request, ...], samples: tuple[int, int], hosted: bool, price: Price | None) -> CostEstimate:
     """Cost of a ranking, from the requests of its first sample.
 
     Args:
@@ -106,7 +106,7 @@ def estimate(survey: Survey, requests: tuple[Request, ...], samples: tuple[int, 
     expected = Usage(sum(prompt.tokens for prompt in prompts) * least, out * least)
     bounds = [most_usage(request) for request in requests]
     bound = Usage(sum(usage.input_tokens for usage in bounds) * most, sum(usage.output_tokens for usage in bounds) * most)
-    return Estimate(
+    return CostEstimate(
         requests=(len(requests) * least, 2 * len(requests) * most),
         input_tokens=(expected.input_tokens, bound.input_tokens),
         output_tokens=(min(expected.output_tokens, bound.output_tokens), bound.output_tokens),

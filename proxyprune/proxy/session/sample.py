@@ -84,7 +84,7 @@ class Samples:
 
 
 @dataclass
-class Sampler:
+class AnswerSampler:
     """Takes the samples of one ranking."""
 
     survey: Survey

@@ -113,7 +113,7 @@ def _apart(labels: Sequence[tuple[float, str, str]], gap: float) -> list[tuple[f
 
 
 @dataclass(frozen=True)
-class Spread:
+class DotRow:
     """Values of one row of a dot plot; the line runs one deviation to each side of the mean."""
 
     label: str
@@ -122,7 +122,7 @@ class Spread:
     deviation: float
 
 
-def dot_plot(named: Named, rows: Sequence[Spread], axis: str, level: tuple[str, float] | None = None) -> Markup:
+def dot_plot(named: Named, rows: Sequence[DotRow], axis: str, level: tuple[str, float] | None = None) -> Markup:
     """Every value as a dot, the mean as a bar across, the deviation as a line; one row a label."""
     left = min(220.0, 20.0 + 7.2 * max(len(row.label) for row in rows))
     width, right, top, pitch = 720.0, 24.0, 26.0 if level else 12.0, 30.0

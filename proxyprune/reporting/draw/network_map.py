@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from proxyprune.graph.structure import Block
 from proxyprune.reporting.draw.placement import NODE_HEIGHT, NODE_WIDTH, Node, draw
 from proxyprune.reporting.draw.svg import Named, picture, rect, tag, text
-from proxyprune.reporting.read.structure import BlockRecord, Structure
+from proxyprune.reporting.read.structure_record import StructureRecord
 from proxyprune.support.wording import quantity
 
 SHADES = 10
@@ -66,7 +67,7 @@ class Shown:
     removed: bool = False
 
 
-def network_map(structure: Structure, shown: Mapping[str, Shown], shades: Shades) -> Markup:
+def network_map(structure: StructureRecord, shown: Mapping[str, Shown], shades: Shades) -> Markup:
     """The block graph: coloured by importance, with what each block keeps, numbered as in the tables below it."""
     placed = draw(structure)
     parts: list[Markup] = []
@@ -82,7 +83,7 @@ def network_map(structure: Structure, shown: Mapping[str, Shown], shades: Shades
     return picture(named, placed.width, placed.height, tag("g", *parts, id=_BODY))
 
 
-def overview(structure: Structure) -> Markup | None:
+def overview(structure: StructureRecord) -> Markup | None:
     """The same map again, fitted to the page, when it is wider than that; it repeats the drawing by reference."""
     placed = draw(structure)
     if placed.width <= PAGE_WIDTH:
@@ -91,7 +92,7 @@ def overview(structure: Structure) -> Markup | None:
     return picture(named, placed.width, placed.height, tag("use", href=f"#{_BODY}"))
 
 
-def _node(block: BlockRecord, node: Node, shown: Shown, shades: Shades) -> Markup:
+def _node(block: Block, node: Node, shown: Shown, shades: Shades) -> Markup:
     x, y, index = node.x, node.y, node.index
     left, top = x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2
     colour = "removed" if shown.removed else shades.of(shown.score)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from proxyprune.reporting.read.structure import INPUT, BlockRecord, Edge, Structure
+from proxyprune.graph.structure import INPUT, Block, Edge
+from proxyprune.reporting.read.structure_record import StructureRecord
 
 NODE_WIDTH, NODE_HEIGHT = 40.0, 26.0
 PITCH = 54.0
@@ -73,7 +74,7 @@ class _Place:
     column: int
 
 
-def draw(structure: Structure) -> Placement:
+def draw(structure: StructureRecord) -> Placement:
     """Place all blocks and wires of a network."""
     labels, places = _places(structure.blocks)
     skips = [edge for edge in structure.edges if edge.skip and edge.source != INPUT]
@@ -86,7 +87,7 @@ def draw(structure: Structure) -> Placement:
     return Placement(LEFT + columns * PITCH + _RIGHT, bottom + _TOP, nodes, wires, rows)
 
 
-def _places(blocks: Sequence[BlockRecord]) -> tuple[list[str], list[_Place]]:
+def _places(blocks: Sequence[Block]) -> tuple[list[str], list[_Place]]:
     """Names of the rows, and row and column of each block."""
     names: dict[int, tuple[int, ...]] = {}  # 64 by 64 and a sequence of 4096 are one row, named after the more telling of the two
     for size in {block.resolution for block in blocks if block.resolution}:
@@ -103,7 +104,7 @@ def _places(blocks: Sequence[BlockRecord]) -> tuple[list[str], list[_Place]]:
     return labels, [_Place(row_of[math.prod(b.resolution)] if b.resolution else 0, index) for index, b in enumerate(blocks)]
 
 
-def _lanes(structure: Structure, skips: Iterable[Edge], places: Sequence[_Place]) -> dict[Edge, int]:
+def _lanes(structure: StructureRecord, skips: Iterable[Edge], places: Sequence[_Place]) -> dict[Edge, int]:
     """Lane above the row for every skip within one row, short ones inside; skips between rows need none."""
     taken: dict[int, list[list[tuple[int, int]]]] = {}
     lanes: dict[Edge, int] = {}
@@ -125,7 +126,7 @@ def _lanes(structure: Structure, skips: Iterable[Edge], places: Sequence[_Place]
     return lanes
 
 
-def _rows(labels: Sequence[str], lanes: dict[Edge, int], places: Sequence[_Place], structure: Structure) -> tuple[Level, ...]:
+def _rows(labels: Sequence[str], lanes: dict[Edge, int], places: Sequence[_Place], structure: StructureRecord) -> tuple[Level, ...]:
     deepest = [0] * len(labels)
     for edge, lane in lanes.items():
         row = places[structure.order[edge.source]].row
@@ -144,7 +145,7 @@ def _lane_room(depth: int) -> float:
 
 
 def _wires(
-    structure: Structure, nodes: Sequence[Node], places: Sequence[_Place], lanes: dict[Edge, int], rows: Sequence[Level]
+    structure: StructureRecord, nodes: Sequence[Node], places: Sequence[_Place], lanes: dict[Edge, int], rows: Sequence[Level]
 ) -> Iterable[Wire]:
     deepest: dict[int, int] = {}
     for edge, lane in lanes.items():

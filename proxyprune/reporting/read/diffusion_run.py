@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proxyprune.errors import ProxyPruneError, StorageError
 from proxyprune.reporting.read.json_fields import Fields, as_number, fail, parsed
-from proxyprune.reporting.read.records import flat
+from proxyprune.reporting.read.result_records import flat
 
 CONFIG, LAYOUT, LEDGER, RESULT, LOG = "config.json", "layout.json", "ledger.json", "result.json", "log.jsonl"
 BINS = "loss_by_snr.json"
@@ -51,7 +51,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class LossBin:
+class LossBinRecord:
     """Held-out loss in a stretch of timesteps of one interval.
 
     Attributes:
@@ -147,7 +147,7 @@ class DiffusionRun:
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...]
     curve: tuple[tuple[float, float], ...] = ()
-    bins: tuple[LossBin, ...] = ()
+    bins: tuple[LossBinRecord, ...] = ()
 
     @property
     def spent_macs(self) -> int:
@@ -257,14 +257,14 @@ def _curve(layout: Fields) -> Iterator[tuple[float, float]]:
             yield as_number(point[0], where), as_number(point[1], where)
 
 
-def _bins(folder: Path) -> Iterator[LossBin]:
+def _bins(folder: Path) -> Iterator[LossBinRecord]:
     found = _read(folder / BINS)
     for entry in () if found is None else found.objects("bins"):
         levels, base = entry.items("snr_db"), entry.number("base")
         if len(levels) != 3 or base is None:
             fail(entry.where, "expected three SNRs and the base's loss")
         middle = None if levels[1] is None else as_number(levels[1], f"{entry.where}, 'snr_db'")
-        yield LossBin(entry.count("interval"), entry.count("first"), entry.count("last"), middle, base, entry.number("expert"))
+        yield LossBinRecord(entry.count("interval"), entry.count("first"), entry.count("last"), middle, base, entry.number("expert"))
 
 
 def _share(entry: Range, base_macs: int | None) -> float | None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from proxyprune.errors import ProxyPruneError, ResultFileError, StorageError
 from proxyprune.reporting.read.diffusion_run import DiffusionRun, is_run, read_run
 from proxyprune.reporting.read.json_fields import Fields, fail, parsed
-from proxyprune.reporting.read.records import ComparisonRecord, Figures, RoundRecord, SearchRecord, flat
-from proxyprune.reporting.read.structure import Structure
+from proxyprune.reporting.read.result_records import ComparisonRecord, Figures, RoundRecord, SearchRecord, flat
+from proxyprune.reporting.read.structure_record import StructureRecord
 from proxyprune.saving.manifest import FILES, MANIFEST, PLAN, RANKING, REPORT, STRUCTURE, read_manifest, sha256_of
 from proxyprune.scoring.ranking import Ranking
 
@@ -55,7 +55,7 @@ class Result:
 
     kind: str
     name: str
-    structure: Structure | None = None
+    structure: StructureRecord | None = None
     ranking: Ranking | None = None
     plan: PrunePlan | None = None
     figures: Figures | None = None
@@ -115,7 +115,7 @@ def _network(path: Path) -> Result:
     manifest = read_manifest(path)
     changed = [name for name in FILES if name in manifest.sha256 and _changed(path / name, manifest.sha256[name])]
     figures = _object(path / REPORT, Figures.read)
-    structure = _object(path / STRUCTURE, Structure.read)
+    structure = _object(path / STRUCTURE, StructureRecord.read)
     memory = _memory_inside(path)
     warnings = [f"{name} was changed after it was saved, or is missing; its figures may not belong to this network." for name in changed]
     if structure is None:
@@ -148,11 +148,11 @@ def _memory_inside(path: Path) -> SearchRecord | None:
 
 
 def _described(data: Fields) -> Result:
-    return Result(DESCRIBED, "", Structure.read(data), made_with=data.text_map("made_with"))
+    return Result(DESCRIBED, "", StructureRecord.read(data), made_with=data.text_map("made_with"))
 
 
 def _scored(data: Fields) -> Result:
-    structure = Structure.read(data) if data.has("blocks") else None
+    structure = StructureRecord.read(data) if data.has("blocks") else None
     asked = flat(data.fields("asked").data)
     return Result(RANKED, "", structure, _ranking(data), asked=asked, made_with=data.text_map("made_with"))
 
@@ -202,8 +202,8 @@ _KINDS: Mapping[tuple[str, ...], Callable[[Fields], Result]] = {
 }
 
 
-def _inner(data: Fields) -> Structure | None:
-    return Structure.read(data.fields("graph")) if data.has("graph") else None
+def _inner(data: Fields) -> StructureRecord | None:
+    return StructureRecord.read(data.fields("graph")) if data.has("graph") else None
 
 
 def _ranking(data: Fields) -> Ranking:

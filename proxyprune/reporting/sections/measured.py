@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from proxyprune.reporting.draw.charts import Series, Spread, dot_plot, line_chart, share_bar
+from proxyprune.reporting.draw.charts import DotRow, Series, dot_plot, line_chart, share_bar
 from proxyprune.reporting.draw.svg import Named
-from proxyprune.reporting.page import Cell, Column, Drawing, Part, Remarks, Row, Section, Table
+from proxyprune.reporting.page import Column, Illustration, Part, Remarks, Row, Section, Table, TableCell
 from proxyprune.reporting.read.read_result import Result
-from proxyprune.reporting.read.records import CellRecord, ComparisonRecord, RoundRecord, SearchRecord, unique
+from proxyprune.reporting.read.result_records import CellRecord, ComparisonRecord, RoundRecord, SearchRecord, unique
 from proxyprune.support.wording import counted, figure, quantity, seconds, share
 
 _STOPPED = {"budget": "all measurements were spent", "patience": "nothing improved any more", "repeats": "the proposer repeated itself"}
@@ -33,7 +33,7 @@ def search(result: Result) -> Section | None:
     return Section("search", "The search", lead, tuple(parts))
 
 
-def _search_chart(found: SearchRecord, losses: Sequence[tuple[float, float]]) -> Drawing:
+def _search_chart(found: SearchRecord, losses: Sequence[tuple[float, float]]) -> Illustration:
     best: list[tuple[float, float]] = []
     for index, loss in losses:
         best.append((index, min(loss, best[-1][1]) if best else loss))
@@ -41,7 +41,7 @@ def _search_chart(found: SearchRecord, losses: Sequence[tuple[float, float]]) ->
     series = [Series("", losses, "dots"), Series("best so far", best, "line-0", step=True)]
     said = f"The loss of {len(losses)} rounds; it begins at {losses[0][1]:.5g}, and the best is {best[-1][1]:.5g}."
     drawing = line_chart(Named("search-chart", "Held-out loss by round", said), series, ("round", "held-out loss"), levels)
-    return Drawing("Held-out loss by round, and the best so far", drawing)
+    return Illustration("Held-out loss by round, and the best so far", drawing)
 
 
 def _round_rows(found: SearchRecord) -> Iterator[Row]:
@@ -51,13 +51,13 @@ def _round_rows(found: SearchRecord) -> Iterator[Row]:
         chosen = found.best is not None and entry.index == found.best.index
         yield Row(
             (
-                Cell(str(entry.index), tone="quiet"),
-                Cell(figure(entry.loss, 5), tone="strong" if chosen else ""),
-                Cell("–" if lowest == float("inf") else figure(lowest, 5), tone="quiet"),
-                Cell("–" if entry.macs is None else quantity(entry.macs)),
-                Cell(seconds(entry.seconds), tone="quiet"),
-                Cell(f"{entry.verdict} ★" if chosen else entry.verdict, tone=_TONES.get(entry.verdict, "quiet")),
-                Cell(_remark(entry), tone="quiet"),
+                TableCell(str(entry.index), tone="quiet"),
+                TableCell(figure(entry.loss, 5), tone="strong" if chosen else ""),
+                TableCell("–" if lowest == float("inf") else figure(lowest, 5), tone="quiet"),
+                TableCell("–" if entry.macs is None else quantity(entry.macs)),
+                TableCell(seconds(entry.seconds), tone="quiet"),
+                TableCell(f"{entry.verdict} ★" if chosen else entry.verdict, tone=_TONES.get(entry.verdict, "quiet")),
+                TableCell(_remark(entry), tone="quiet"),
             )
         )
 
@@ -79,7 +79,7 @@ def comparison(result: Result) -> tuple[Section, ...]:
 
 def _agreement(found: ComparisonRecord) -> Section | None:
     rows: list[Row] = []
-    spreads: list[Spread] = []
+    spreads: list[DotRow] = []
     for name in found.scorers:
         scorings = [entry for entry in found.scorings if entry.scorer == name]
         taus = [entry.tau for entry in scorings if entry.tau is not None]
@@ -91,11 +91,11 @@ def _agreement(found: ComparisonRecord) -> Section | None:
         rows.append(
             Row(
                 (
-                    Cell(name),
-                    Cell(_mean(taus, ".2f")),
-                    Cell(seconds(statistics.fmean(took)) if took else "–"),
-                    Cell(money),
-                    Cell(str(len(scorings))),
+                    TableCell(name),
+                    TableCell(_mean(taus, ".2f")),
+                    TableCell(seconds(statistics.fmean(took)) if took else "–"),
+                    TableCell(money),
+                    TableCell(str(len(scorings))),
                 )
             )
         )
@@ -108,7 +108,9 @@ def _agreement(found: ComparisonRecord) -> Section | None:
             Named("agreement-chart", "Agreement with the oracle", said), spreads, "Kendall tau to the ablation oracle", ("chance", 0.0)
         )
         parts.append(
-            Drawing("Agreement with measured ablation; a dot is one seed, the bar their mean, the line one deviation to each side", plot)
+            Illustration(
+                "Agreement with measured ablation; a dot is one seed, the bar their mean, the line one deviation to each side", plot
+            )
         )
     columns = (
         Column("scorer"),
@@ -139,7 +141,7 @@ def _case(found: ComparisonRecord, case: str, number: int) -> Section:
         said = "; ".join(f"{entry.label}: {entry.mean:.4g}" for entry in spreads)
         level = ("unpruned", statistics.fmean(known)) if known else None
         parts.append(
-            Drawing(
+            Illustration(
                 f"{what.capitalize()}, best first; a dot is one seed", dot_plot(Named(f"case-{number}", what, said), spreads, what, level)
             )
         )
@@ -169,7 +171,9 @@ def _case_row(found: ComparisonRecord, cells: Sequence[CellRecord], name: str) -
     shown = ["loss", "recovered_loss"] + (["quality"] if any(cell.quality is not None for cell in cells) else [])
     macs = [cell.macs for cell in own if cell.macs is not None]
     left = share(statistics.fmean(macs), found.base_macs) if macs else "–"
-    return Row((Cell(name), *(Cell(_mean(_values(cells, name, entry))) for entry in shown), Cell(left), Cell(str(len(own)))))
+    return Row(
+        (TableCell(name), *(TableCell(_mean(_values(cells, name, entry))) for entry in shown), TableCell(left), TableCell(str(len(own))))
+    )
 
 
 def _values(cells: Sequence[CellRecord], scorer: str, name: str) -> list[float]:
@@ -182,8 +186,8 @@ def _errors(found: ComparisonRecord) -> Section | None:
     return Section("failed", "What failed", "", (Remarks(said, "warning"),)) if said else None
 
 
-def _spread(name: str, values: Sequence[float]) -> Spread:
-    return Spread(name, values, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+def _spread(name: str, values: Sequence[float]) -> DotRow:
+    return DotRow(name, values, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def _mean(values: Sequence[float], form: str = ".4g") -> str:
@@ -199,15 +203,15 @@ def time(result: Result) -> Section | None:
         return None
     before, after = result.figures.seconds
     cells = (
-        Cell("one run on the example inputs"),
-        Cell(seconds(before)),
-        Cell(seconds(after)),
-        Cell(share(after, before), share_bar(after / before if before else 0.0)),
+        TableCell("one run on the example inputs"),
+        TableCell(seconds(before)),
+        TableCell(seconds(after)),
+        TableCell(share(after, before), share_bar(after / before if before else 0.0)),
     )
-    macs = (Cell("MACs, for comparison"), Cell(quantity(result.figures.base_macs)), Cell(quantity(result.figures.macs)))
+    macs = (TableCell("MACs, for comparison"), TableCell(quantity(result.figures.base_macs)), TableCell(quantity(result.figures.macs)))
     ratio = result.figures.macs / result.figures.base_macs if result.figures.base_macs else 0.0
     columns = (Column(""), Column("before", True), Column("after", True), Column("left", True))
-    rows = (Row(cells), Row((*macs, Cell(share(result.figures.macs, result.figures.base_macs), share_bar(ratio)))))
+    rows = (Row(cells), Row((*macs, TableCell(share(result.figures.macs, result.figures.base_macs), share_bar(ratio)))))
     return Section(
         "time", "Measured time", "Time follows MACs only as far as the machine lets it.", (Table("Time and MACs", columns, rows),)
     )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from proxyprune.errors import UnknownNameError
 from proxyprune.scoring import find
 from proxyprune.searching.proposer import Proposer
-from proxyprune.searching.proposers.random import RandomProposer
-from proxyprune.searching.proposers.scorer import ScorerProposer
+from proxyprune.searching.proposers.random_proposer import RandomProposer
+from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 
 
 def _evolution() -> Proposer:

@@ -20,9 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-from proxyprune.testing.fake_llm.asked import Answer, Asked, by_place
 from proxyprune.testing.fake_llm.envelopes import PROTOCOLS
 from proxyprune.testing.fake_llm.faults import Action, Exchange, Says, Status
+from proxyprune.testing.fake_llm.received_request import Answer, ReceivedRequest, by_place
 
 
 class FakeLLMServer:
@@ -44,7 +44,7 @@ class FakeLLMServer:
         answer: Answer = by_place,
         formats: frozenset[str] = frozenset({"json_schema", "json_object with schema", "json_object"}),
     ) -> None:
-        self.requests: list[Asked] = []
+        self.requests: list[ReceivedRequest] = []
         self.answer = answer
         self.formats = formats
         self._replies = list(replies)
@@ -75,7 +75,7 @@ class FakeLLMServer:
         """The `base_url` for one of the scorers "openai", "anthropic" and "local"."""
         return self.url if scorer == "anthropic" else self.openai_url
 
-    def _action(self, asked: Asked) -> Action:
+    def _action(self, asked: ReceivedRequest) -> Action:
         with self._lock:
             self.requests.append(asked)
             if not _understood(asked, self.formats):
@@ -95,7 +95,7 @@ class FakeLLMServer:
                 if envelope is None:
                     self.send_error(404)
                     return
-                asked = Asked(envelope.protocol, {name.lower(): value for name, value in self.headers.items()}, body)
+                asked = ReceivedRequest(envelope.protocol, {name.lower(): value for name, value in self.headers.items()}, body)
                 with contextlib.suppress(OSError):  # the other side may have given up
                     outer._action(asked).act(Exchange(asked, envelope, outer.answer, self))
 
@@ -105,7 +105,7 @@ class FakeLLMServer:
         return Handler
 
 
-def _understood(asked: Asked, formats: frozenset[str]) -> bool:
+def _understood(asked: ReceivedRequest, formats: frozenset[str]) -> bool:
     wanted = asked.body.get("response_format") if asked.protocol == "chat" else None
     if not wanted:
         return True

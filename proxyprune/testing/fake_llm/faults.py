@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
-from proxyprune.testing.fake_llm.asked import Answer, Asked
 from proxyprune.testing.fake_llm.envelopes import Envelope
+from proxyprune.testing.fake_llm.received_request import Answer, ReceivedRequest
 
 
 class Action(Protocol):
@@ -34,7 +34,7 @@ class Exchange:
         handler: The connection.
     """
 
-    asked: Asked
+    asked: ReceivedRequest
     envelope: Envelope
     answer: Answer
     handler: BaseHTTPRequestHandler

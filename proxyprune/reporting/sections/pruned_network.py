@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from proxyprune.graph.structure import Block
 from proxyprune.reporting.draw.charts import pair_bar, share_bar
 from proxyprune.reporting.draw.network_map import Shades, Shown, network_map, overview
-from proxyprune.reporting.page import Cell, Column, Details, Drawing, Part, Remarks, Row, Section, Table
+from proxyprune.reporting.page import Column, Details, Illustration, Part, Remarks, Row, Section, Table, TableCell
 from proxyprune.reporting.read.read_result import Result
-from proxyprune.reporting.read.records import flat
-from proxyprune.reporting.read.structure import BlockRecord
+from proxyprune.reporting.read.result_records import flat
 from proxyprune.support.checks import listed
 from proxyprune.support.wording import counted, quantity, share
 from proxyprune.tracing.names import is_inside
@@ -59,7 +59,7 @@ def graph(result: Result) -> Section | None:
         told.append("The line under a box is the share of its MACs that it keeps; a dashed box was removed.")
     told.append("Skip connections run above their row.")
     caption = "The block graph, coloured by rank" if scored else "The block graph"
-    drawing = Drawing(
+    drawing = Illustration(
         caption, network_map(structure, shown, shades), shades.legend() if scored else (), natural=True, glance=overview(structure)
     )
     return Section("graph", "The network", " ".join(told), (drawing,))
@@ -69,7 +69,7 @@ def _shades(result: Result) -> Shades:
     return Shades.over(() if result.ranking is None else result.ranking.scores.values())
 
 
-def _shown(result: Result, block: BlockRecord) -> Shown:
+def _shown(result: Result, block: Block) -> Shown:
     score = None if result.ranking is None else result.ranking.scores.get(block.id)
     removed = result.plan is not None and any(is_inside(block.id, gone) for gone in result.plan.removed_blocks)
     macs = None if result.figures is None else result.figures.block_macs.get(block.id)
@@ -90,9 +90,12 @@ def ranking(result: Result) -> Section | None:
     rows = []
     for rank, name in enumerate(found.order, start=1):
         score, block = found.scores[name], blocks.get(name)
-        cells = [Cell(str(rank), tone="quiet"), _block_cell(name, numbers), Cell(f"{score:.3f}", share_bar(score))]
+        cells = [TableCell(str(rank), tone="quiet"), _block_cell(name, numbers), TableCell(f"{score:.3f}", share_bar(score))]
         if blocks:
-            cells += [Cell("" if block is None else block.kind, tone="quiet"), Cell("" if block is None else share(block.macs, total))]
+            cells += [
+                TableCell("" if block is None else block.kind, tone="quiet"),
+                TableCell("" if block is None else share(block.macs, total)),
+            ]
         rows.append(Row(tuple(cells)))
     table = Table(f"{counted(len(rows), 'block')}, most important first", tuple(columns), tuple(rows))
     lead = "A long bar beside a small share of the MACs is a block that earns its place; the reverse is where pruning pays."
@@ -141,13 +144,13 @@ def cost(result: Result) -> Section | None:
         gone = any(is_inside(name, other) for other in removed)
         number = numbers.get(name)
         cells = [
-            Cell("" if number is None else str(number), tone="quiet"),
-            Cell(name or "outside every block", tone="" if name else "quiet"),
-            Cell("removed" if gone else kind, tone="bad" if gone else "quiet"),
-            Cell(_change(macs, cut), pair_bar(macs[0], macs[1], most_macs)),
-            Cell(share(macs[1], macs[0])),
-            Cell(_change(params, cut), pair_bar(params[0], params[1], most_params)),
-            Cell(share(params[1], params[0])),
+            TableCell("" if number is None else str(number), tone="quiet"),
+            TableCell(name or "outside every block", tone="" if name else "quiet"),
+            TableCell("removed" if gone else kind, tone="bad" if gone else "quiet"),
+            TableCell(_change(macs, cut), pair_bar(macs[0], macs[1], most_macs)),
+            TableCell(share(macs[1], macs[0])),
+            TableCell(_change(params, cut), pair_bar(params[0], params[1], most_params)),
+            TableCell(share(params[1], params[0])),
         ]
         anchor = "" if number is None else f"block-{number}"
         table.append(Row(tuple(cell for index, cell in enumerate(cells) if cut or index not in (4, 6)), anchor))
@@ -187,10 +190,10 @@ def widths(result: Result) -> Section | None:
     rows = [
         Row(
             (
-                Cell(_group_name(name)),
-                Cell(f"{before} → {after}", pair_bar(before, after, most)),
-                Cell(share(after, before)),
-                Cell(str(units.get(name, "")), tone="quiet"),
+                TableCell(_group_name(name)),
+                TableCell(f"{before} → {after}", pair_bar(before, after, most)),
+                TableCell(share(after, before)),
+                TableCell(str(units.get(name, "")), tone="quiet"),
             )
         )
         for name, (before, after) in plan.widths.items()
@@ -216,7 +219,10 @@ def pinned(result: Result) -> Section | None:
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(_group_name(name))
-    rows = [Row((Cell(why), Cell(str(len(names))), Cell(listed(names, _MOST_NAMES), tone="quiet"))) for why, names in by_reason.items()]
+    rows = [
+        Row((TableCell(why), TableCell(str(len(names))), TableCell(listed(names, _MOST_NAMES), tone="quiet")))
+        for why, names in by_reason.items()
+    ]
     columns = (Column("why"), Column("groups", True), Column("which"))
     lead = "A width that cannot be changed safely is left alone rather than guessed at."
     return Section("pinned", "Pinned, and why", lead, (Table(f"{counted(len(reasons), 'channel group')} pinned", columns, tuple(rows)),))
@@ -266,8 +272,8 @@ def _metric(name: str) -> str:
     return "parameters" if name == "params" else "MACs"
 
 
-def _block_cell(name: str, numbers: Mapping[str, int]) -> Cell:
-    return Cell(name, target=f"block-{numbers[name]}" if name in numbers else "")
+def _block_cell(name: str, numbers: Mapping[str, int]) -> TableCell:
+    return TableCell(name, target=f"block-{numbers[name]}" if name in numbers else "")
 
 
 def _group_name(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from proxyprune.reporting.draw.charts import Series, interval_strip, line_chart, share_bar, stacked_bar
 from proxyprune.reporting.draw.svg import Named
-from proxyprune.reporting.page import Cell, Column, Drawing, Gallery, Part, Row, Section, Table
+from proxyprune.reporting.page import Column, Gallery, Illustration, Part, Row, Section, Table, TableCell
 from proxyprune.reporting.read.diffusion_run import DiffusionRun, LoggedLoss, Range
 from proxyprune.reporting.read.read_result import Result
 from proxyprune.support.wording import counted, quantity, share
@@ -49,11 +49,11 @@ def _intervals(run: DiffusionRun) -> Section:
         "Noise from clean (left) to pure noise (right), cut where the signal-to-noise ratio says; each interval has a denoiser of its own."
     )
     curve = (_curve(run),) if run.curve else ()
-    parts = (*curve, Drawing("How large each expert is, and for which timesteps", drawing), table)
+    parts = (*curve, Illustration("How large each expert is, and for which timesteps", drawing), table)
     return Section("intervals", "Intervals and budgets", lead, parts)
 
 
-def _curve(run: DiffusionRun) -> Drawing:
+def _curve(run: DiffusionRun) -> Illustration:
     """SNR by timestep, in the colour of the interval; neighbours share the point where one ends."""
     series = []
     for entry in run.ranges:
@@ -64,7 +64,7 @@ def _curve(run: DiffusionRun) -> Drawing:
         f"Signal-to-noise ratio from {run.curve[0][1]:.1f} to {run.curve[-1][1]:.1f} dB, cut into {counted(len(run.ranges), 'interval')}."
     )
     named = Named("snr-chart", "Signal-to-noise ratio by timestep", said)
-    return Drawing("Signal-to-noise ratio by timestep", line_chart(named, series, ("timestep, 0 is clean", "dB")))
+    return Illustration("Signal-to-noise ratio by timestep", line_chart(named, series, ("timestep, 0 is clean", "dB")))
 
 
 def _by_snr(run: DiffusionRun) -> Section:
@@ -80,12 +80,12 @@ def _by_snr(run: DiffusionRun) -> Section:
     rows = tuple(
         Row(
             (
-                Cell(str(entry.interval)),
-                Cell(f"{entry.first} to {entry.last}"),
-                Cell("no signal" if entry.snr_db is None else f"{entry.snr_db:.1f}"),
-                Cell(f"{entry.base:.4g}"),
-                Cell("–" if entry.expert is None else f"{entry.expert:.4g}"),
-                Cell(f"{entry.expert / entry.base - 1.0:+.1%}" if entry.expert is not None and entry.base else "–"),
+                TableCell(str(entry.interval)),
+                TableCell(f"{entry.first} to {entry.last}"),
+                TableCell("no signal" if entry.snr_db is None else f"{entry.snr_db:.1f}"),
+                TableCell(f"{entry.base:.4g}"),
+                TableCell("–" if entry.expert is None else f"{entry.expert:.4g}"),
+                TableCell(f"{entry.expert / entry.base - 1.0:+.1%}" if entry.expert is not None and entry.base else "–"),
             )
         )
         for entry in run.bins
@@ -95,7 +95,7 @@ def _by_snr(run: DiffusionRun) -> Section:
     if series:
         named = Named("snr-loss-chart", "Held-out loss by SNR", said)
         drawing = line_chart(named, series, ("SNR in dB, clean to the right", "loss"))
-        drawn = (Drawing("Held-out loss by signal-to-noise ratio", drawing),)
+        drawn = (Illustration("Held-out loss by signal-to-noise ratio", drawing),)
     return Section("by-snr", "Loss by noise level", lead, (*drawn, Table("Base against expert", columns, rows)))
 
 
@@ -103,14 +103,14 @@ def _interval_row(run: DiffusionRun, entry: Range) -> Row:
     part = _share(run, entry)
     return Row(
         (
-            Cell(str(entry.index)),
-            Cell(_decibels(entry)),
-            Cell(f"{entry.first} to {entry.last}"),
-            Cell("–" if entry.sampler_steps is None else str(entry.sampler_steps)),
-            Cell("–" if entry.budget is None else f"{entry.budget:.1%}", None if part is None else share_bar(part)),
-            Cell("not trained yet" if entry.macs is None else quantity(entry.macs)),
-            Cell("–" if entry.params is None else quantity(entry.params)),
-            Cell("–" if entry.steps is None else f"{entry.steps:,}"),
+            TableCell(str(entry.index)),
+            TableCell(_decibels(entry)),
+            TableCell(f"{entry.first} to {entry.last}"),
+            TableCell("–" if entry.sampler_steps is None else str(entry.sampler_steps)),
+            TableCell("–" if entry.budget is None else f"{entry.budget:.1%}", None if part is None else share_bar(part)),
+            TableCell("not trained yet" if entry.macs is None else quantity(entry.macs)),
+            TableCell("–" if entry.params is None else quantity(entry.params)),
+            TableCell("–" if entry.steps is None else f"{entry.steps:,}"),
         )
     )
 
@@ -142,7 +142,7 @@ def _trials(run: DiffusionRun) -> Section:
         "What pruning costs in each interval",
         "The loss of the pruned network against that of the whole one after the same training: dots at the end of a short trial, lines as "
         "the trials let expect it once an expert is trained. Budgets follow from the lines.",
-        (Drawing("Damage by size", drawing),),
+        (Illustration("Damage by size", drawing),),
     )
 
 
@@ -159,11 +159,11 @@ def _ledger(run: DiffusionRun) -> Section:
     rows = [
         Row(
             (
-                Cell(stage),
-                Cell(what),
-                Cell(f"{images:,}"),
-                Cell(quantity(macs)),
-                Cell(share(macs, run.spent_macs), share_bar(macs / run.spent_macs if run.spent_macs else 0.0)),
+                TableCell(stage),
+                TableCell(what),
+                TableCell(f"{images:,}"),
+                TableCell(quantity(macs)),
+                TableCell(share(macs, run.spent_macs), share_bar(macs / run.spent_macs if run.spent_macs else 0.0)),
             )
         )
         for (stage, what), (images, macs) in sums.items()
@@ -172,14 +172,16 @@ def _ledger(run: DiffusionRun) -> Section:
     against = f", {share(run.spent_macs, run.limit_macs)} of one full-size model" if run.limit_macs else ""
     table = Table(f"{quantity(run.spent_macs)} MACs of training compute{against}", columns, tuple(rows))
     lead = "Everything that was computed with a network is in it, scoring and measuring included; a training image counts as three passes."
-    return Section("ledger", "Ledger of training compute", lead, (Drawing("Training compute by stage", drawing), table))
+    return Section("ledger", "Ledger of training compute", lead, (Illustration("Training compute by stage", drawing), table))
 
 
 def _losses(run: DiffusionRun) -> Section:
     parts: list[Part] = []
     series = [Series(entry.stage, _thinned(entry), f"line-{index % 6}") for index, entry in enumerate(run.losses)]
     said = "; ".join(f"{entry.stage} ends at {entry.points[-1][1]:.4g}" for entry in run.losses)
-    parts.append(Drawing("Training loss by step", line_chart(Named("loss-chart", "Training loss by step", said), series, ("step", "loss"))))
+    parts.append(
+        Illustration("Training loss by step", line_chart(Named("loss-chart", "Training loss by step", said), series, ("step", "loss")))
+    )
     lead = "Means over equal stretches of steps. Losses of different intervals do not compare: noise levels differ in difficulty."
     return Section("losses", "Training losses", lead, tuple(parts))
 

@@ -1,4 +1,4 @@
-"""The structure of a network as a result tells it: blocks, their wiring, channel groups."""
+"""The structure of a network in a result file, of this version or an earlier one: what is missing has a default."""
 
 from __future__ import annotations
 
@@ -6,24 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from proxyprune.graph.structure import INPUT, Block, Edge, edges_of
 from proxyprune.reporting.read.json_fields import Fields, fail, is_stored_count
-
-INPUT = "input"
-
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """One block; the attributes are those of `proxyprune.graph.model_graph.Block`."""
-
-    id: str
-    kind: str
-    class_name: str
-    macs: int
-    params: int
-    resolution: tuple[int, ...]
-    widths: tuple[int | None, ...]
-    inputs: tuple[str, ...]
-    removable: bool
 
 
 @dataclass(frozen=True)
@@ -44,16 +28,7 @@ class GroupRecord:
 
 
 @dataclass(frozen=True)
-class Edge:
-    """Data that flows from one block to another; a skip is read beside something later."""
-
-    source: str
-    target: str
-    skip: bool
-
-
-@dataclass(frozen=True)
-class Structure:
+class StructureRecord:
     """A traced network.
 
     Attributes:
@@ -67,7 +42,7 @@ class Structure:
 
     model_class: str
     fingerprint: str
-    blocks: tuple[BlockRecord, ...]
+    blocks: tuple[Block, ...]
     groups: tuple[GroupRecord, ...] = field(default=())
     unsupported_ops: tuple[str, ...] = ()
     uncosted_ops: tuple[str, ...] = ()
@@ -79,12 +54,8 @@ class Structure:
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
-        """As in `ModelGraph.to_networkx`: a skip comes from further back than the reader's latest source."""
-        found = []
-        for block in self.blocks:
-            latest = max((self.order[source] for source in block.inputs), default=-1)
-            found += [Edge(source, block.id, self.order[source] != latest) for source in block.inputs if source != block.id]
-        return tuple(found)
+        """Edges between blocks; a block that is called again may read itself, which is left out."""
+        return tuple(edge for edge in edges_of(self.blocks) if edge.source != edge.target)
 
     @property
     def skips(self) -> int:
@@ -98,7 +69,7 @@ class Structure:
         return sum(block.macs for block in self.blocks)
 
     @classmethod
-    def read(cls, data: Fields) -> Structure:
+    def read(cls, data: Fields) -> StructureRecord:
         """From graph.json, `describe --json` or `score --json`.
 
         Raises:
@@ -121,20 +92,22 @@ class Structure:
         )
 
 
-def _block(data: Fields) -> BlockRecord:
+def _block(data: Fields) -> Block:
     resolution, widths = data.items("resolution"), data.items("widths")
     if not all(is_stored_count(size) for size in resolution):
         fail(data.where, f"the resolution must hold whole numbers, found {str(resolution)[:60]}")
     if not all(width is None or is_stored_count(width) for width in widths):
         fail(data.where, f"the widths must be whole numbers or null, found {str(widths)[:60]}")
-    return BlockRecord(
+    return Block(
         id=data.text("id"),
         kind=data.text("kind", "other"),
         class_name=data.text("class_name", ""),
         macs=data.count("macs", 0),
         params=data.count("params", 0),
         resolution=resolution,
-        widths=widths,
+        widths=(widths[0], widths[1]) if len(widths) == 2 else (None, None),
+        inner=(),  # files do not say
+        groups=data.texts("groups"),
         inputs=tuple(dict.fromkeys(data.texts("inputs"))),
         removable=data.flag("removable"),
     )

@@ -12,7 +12,7 @@ _LINE = re.compile(r"^(?P<label>[bs]\d+) at (?P<place>\d+)/(?P<count>\d+)\b", re
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     """One request, as the server saw it.
 
     Attributes:
@@ -43,9 +43,9 @@ class Asked:
         return {match["label"]: int(match["place"]) for match in _LINE.finditer(listed)}
 
 
-Answer = Callable[[Asked], str]
+Answer = Callable[[ReceivedRequest], str]
 
 
-def by_place(asked: Asked) -> str:
+def by_place(asked: ReceivedRequest) -> str:
     """A valid answer that depends on the place in the network alone, so that all samples agree."""
     return json.dumps({"scores": {label: 7 * place % 11 for label, place in asked.places.items()}})
