@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from proxyprune.cli.options.llm import LLMOptions
+from torch import nn
+
+from proxyprune.api import trace
+from proxyprune.cli.options.llm import SCORERS, LLMOptions
 from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import Output
-from proxyprune.cli.output.llm_progress import Listener
+from proxyprune.cli.output.llm_progress import Listener, preview_payload, preview_shown, preview_text
 from proxyprune.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from proxyprune.graph.model_graph import ModelGraph
-    from proxyprune.modelfile import ExampleInputs, ModelFile
-    from proxyprune.scoring import Brief
-    from proxyprune.scoring.contract import Scorer
-    from proxyprune.scoring.ranking import Ranking
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.modelfile import ExampleInputs, ModelFile, load_model_file
+from proxyprune.proxy.scorer import LLMScorer
+from proxyprune.scoring import Brief, ScoringContext
+from proxyprune.scoring.contract import NEEDS, Scorer
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.scoring.registry import find
+from proxyprune.scoring.run_scorer import score
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,11 @@ class Built:
 
     def trace(self, out: Output) -> ModelGraph:
         """Read the network's structure."""
-        from proxyprune.api import trace
-
         with out.stage(f"Tracing {type(self.model).__name__}"):
             return trace(self.model, self.inputs, norm_groups=self.source.norm_groups, conv_groups=self.source.conv_groups)
 
     def needed_by(self, scorer: Scorer) -> dict[str, Any]:
         """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
-        from proxyprune.scoring.contract import NEEDS
-
         wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
         batches = self.file.calibration_batches() if "batches" in wanted else None
         return {"batches": batches, "loss_fn": self.file.loss_fn}
@@ -56,18 +54,12 @@ class Built:
 
     def rank(self, graph: ModelGraph, judge: Judge, out: Output, brief: Brief | None = None) -> Ranking:
         """Score the blocks."""
-        from proxyprune.scoring.run_scorer import score
-
         needed = self.needed_by(judge.scorer)
         with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
             return score(graph, judge.scorer, model=self.model, example_inputs=self.inputs, seed=self.source.seed, brief=brief, **needed)
 
     def show_dry_run(self, judge: Judge, out: Output, brief: Brief | None = None) -> None:
         """Print what the scorer would send and what that would cost."""
-        from proxyprune.cli.output.llm_progress import preview_payload, preview_shown, preview_text
-        from proxyprune.proxy.scorer import LLMScorer
-        from proxyprune.scoring import Brief, ScoringContext
-
         graph = self.trace(out)
         needed = self.needed_by(judge.scorer)
         batches = needed["batches"]
@@ -84,8 +76,6 @@ class Built:
 
 def build(source: ModelOptions, out: Output) -> Built:
     """Read the model file, build the model and load its weights."""
-    from proxyprune.modelfile import load_model_file
-
     with out.stage(f"Building {source.model}"):
         file = load_model_file(source.model, seed=source.seed)
         model = file.build_model(source.weights, fake_weights=source.fake_weights)
@@ -108,15 +98,11 @@ class Judge:
 
     def notes(self, ranking: Ranking) -> tuple[str, ...]:
         """What the ranking says about how it was made, if a language model was to be asked."""
-        from proxyprune.cli.options.llm import SCORERS
-
         return ranking.notes if self.scorer.name in SCORERS else ()
 
 
 def scorer_named(name: str, llm: LLMOptions) -> Judge:
     """Look a scorer up before anything slow happens, so that a misspelt name is told at once."""
-    from proxyprune.scoring.registry import find
-
     listener = Listener()
     options = llm.scorer_options(name)
     return Judge(find(name, options | {"observer": listener} if options else {}), listener, llm.dry_run)

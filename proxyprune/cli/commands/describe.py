@@ -18,13 +18,6 @@ def describe(source: ModelOptions, as_json: bool) -> None:
     The text is the same for the same network, byte for byte. A language model is shown another one, without names: `proxyprune score
     --dry-run` prints it.
     """
-    from proxyprune.cli.loading import build
-    from proxyprune.cli.output.console import output
-    from proxyprune.cli.output.payloads import graph_payload
-    from proxyprune.cli.output.tables import pinned_table
+    from proxyprune.cli.actions.describe_network import describe_network
 
-    with output(as_json) as out:
-        graph = build(source, out).trace(out)
-        out.text(graph.to_text())
-        out.show(pinned_table(graph))
-        out.emit(graph_payload(graph))
+    describe_network(source, as_json=as_json)

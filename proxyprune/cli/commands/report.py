@@ -9,8 +9,6 @@ import click
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.shared import file_option, json_option
 
-_SCHEMA = 1
-
 
 @click.command(cls=Command)
 @click.argument("result", metavar="FOLDER_OR_FILE", type=click.Path(path_type=Path))
@@ -31,20 +29,6 @@ def report(result: Path, out: Path | None, opened: str, as_json: bool) -> None:
     Takes a folder written by prune, search, pp.save or a diffusion run; a plan; a search's memory; or what score, prune, search, compare
     and describe print with --json.
     """
-    from proxyprune.cli.output.console import output
-    from proxyprune.reporting import read_result
-    from proxyprune.reporting.compose import compose
-    from proxyprune.reporting.html import check_place, default_place, render_page, write_page
+    from proxyprune.cli.actions.write_report import write_report
 
-    with output(as_json) as console:
-        target = None if out is None else check_place(out)
-        found = read_result(result)
-        page = compose(found)
-        target = target or default_place(result)
-        write_page(target, render_page(page))
-        console.show(*(f"• {warning}" for warning in found.warnings))
-        console.text(f"The report of this {page.kind} is in {target} ({target.stat().st_size / 1024:,.0f} kB).")
-        sections = [section.title for section in page.sections]
-        console.emit({"schema": _SCHEMA, "file": str(target), "kind": page.kind, "sections": sections, "warnings": list(found.warnings)})
-    if opened == "browser":
-        click.launch(target.resolve().as_uri())
+    write_report(result, out, opened, as_json=as_json)

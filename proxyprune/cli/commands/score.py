@@ -23,27 +23,6 @@ def score(source: ModelOptions, scorer: str, llm: LLMOptions, plot: Path | None,
 
     `--json` prints a ranking that `proxyprune prune --ranking` reads.
     """
-    from proxyprune.cli.loading import build, scorer_named
-    from proxyprune.cli.output.console import output
-    from proxyprune.cli.output.payloads import ranking_payload
-    from proxyprune.cli.output.tables import ranking_table, remarks, warning
-    from proxyprune.plots.figure import check_plot_path
-    from proxyprune.plots.network import plot_ranking
+    from proxyprune.cli.actions.score_blocks import score_blocks
 
-    if plot is not None:
-        check_plot_path(plot)
-    with output(as_json) as out:
-        judge = scorer_named(scorer, llm)
-        built = build(source, out)
-        if judge.dry_run:
-            built.show_dry_run(judge, out)
-            return
-        graph = built.trace(out)
-        ranking = built.rank(graph, judge, out)
-        out.show(
-            ranking_table(graph, ranking), *remarks(graph, ranking.notes, ranking.confidence), judge.listener.table(), warning(ranking)
-        )
-        out.emit(ranking_payload(graph, ranking, judge.listener.payload()))
-        if plot is not None:
-            plot_ranking(graph, ranking, plot)
-            out.show(f"Plot: {plot}")
+    score_blocks(source, scorer, llm, plot, as_json=as_json)

@@ -16,12 +16,6 @@ def scorers(as_json: bool) -> None:
 
     A plug-in that cannot be used is listed with its error.
     """
-    from proxyprune.cli.output.console import output
-    from proxyprune.cli.output.payloads import scorers_payload
-    from proxyprune.cli.output.tables import scorers_table
-    from proxyprune.scoring.registry import scorers as registered
+    from proxyprune.cli.actions.list_scorers import list_scorers
 
-    with output(as_json) as out:
-        infos = registered()
-        out.show(scorers_table(infos))
-        out.emit(scorers_payload(infos))
+    list_scorers(as_json=as_json)

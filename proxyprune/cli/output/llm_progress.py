@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 
+from proxyprune.proxy.scorer import Preview
+from proxyprune.proxy.session.events import Asked, Event, Finished, Planned
+from proxyprune.proxy.session.price import CostEstimate
 from proxyprune.support.dataclass_json import to_plain
-
-if TYPE_CHECKING:
-    from proxyprune.proxy.scorer import Preview
-    from proxyprune.proxy.session.events import Event, Finished
-    from proxyprune.proxy.session.price import CostEstimate
 
 
 @dataclass
@@ -31,8 +29,6 @@ class Listener:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
-        from proxyprune.proxy.session.events import Asked, Finished, Planned
-
         if isinstance(event, Planned):
             self.say(f"asking, {_money(event.estimate)}")
         elif isinstance(event, Asked):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from proxyprune.comparing import Comparison, Summary
+from proxyprune.comparing.values import Spread
+from proxyprune.searching import Round, SearchResult
 from proxyprune.support.wording import quantity
-
-if TYPE_CHECKING:
-    from proxyprune.comparing import Comparison, Summary
-    from proxyprune.comparing.values import Spread
-    from proxyprune.searching import Round, SearchResult
 
 
 def rounds_table(result: SearchResult) -> Table:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from proxyprune.graph.model_graph import ModelGraph
-    from proxyprune.scoring.ranking import Ranking
-    from proxyprune.scoring.registry import ScorerInfo
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.graph.text import block_dict
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.scoring.registry import ScorerInfo
+from proxyprune.support.versions import made_with
 
 SCHEMA = 1
 
@@ -25,9 +26,6 @@ def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] |
         ranking: Its ranking.
         asked: What asking a language model took, or None when none was asked.
     """
-    from proxyprune.graph.text import block_dict
-    from proxyprune.support.versions import made_with
-
     return {
         **ranking.to_dict(),
         "order": list(ranking.order),

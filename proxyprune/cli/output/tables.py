@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxyprune.coupling.groups import ChannelGroup
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.graph.structure import Block
+from proxyprune.planning.plan import PrunePlan
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.scoring.registry import ScorerInfo
 from proxyprune.support.wording import quantity
-
-if TYPE_CHECKING:
-    from proxyprune.coupling.groups import ChannelGroup
-    from proxyprune.graph.model_graph import ModelGraph
-    from proxyprune.graph.structure import Block
-    from proxyprune.planning.plan import PrunePlan
-    from proxyprune.scoring.ranking import Ranking
-    from proxyprune.scoring.registry import ScorerInfo
 
 _BAR_CELLS = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉"

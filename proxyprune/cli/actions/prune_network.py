@@ -1,0 +1,213 @@
+"""Prune a network and save it, make the plan for it, or apply a plan."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from proxyprune.api import prune
+from proxyprune.applying.apply import apply
+from proxyprune.cli.loading import Built, Judge, build, scorer_named
+from proxyprune.cli.options.llm import LLMOptions
+from proxyprune.cli.options.prune_files import PruneFiles
+from proxyprune.cli.options.shared import ModelOptions, PlanOptions
+from proxyprune.cli.output.console import Output, output
+from proxyprune.cli.output.tables import pinned_table, remarks, summary_table, widths_table
+from proxyprune.cli.output.thop_count import thop_macs
+from proxyprune.errors import InvalidScoreError, PlanFormatError, StorageError
+from proxyprune.graph.build import trace_like
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.wall_time import run_seconds
+from proxyprune.modelfile import split_spec
+from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.planner import make_plan
+from proxyprune.plots.figure import check_plot_path
+from proxyprune.plots.network import plot_widths
+from proxyprune.result import PruneResult, make_report
+from proxyprune.saving.destination import check_folder
+from proxyprune.saving.manifest import MANIFEST
+from proxyprune.saving.network_folder import save
+from proxyprune.scoring.contract import ScoringContext
+from proxyprune.scoring.ranking import Ranking
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class GivenRanking:
+    """A ranking that was made earlier, as a scorer."""
+
+    ranking: Ranking
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The scorer that made it."""
+        return self.ranking.scorer
+
+    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """The ranking; whether it fits the graph is checked by the caller."""
+        return self.ranking
+
+
+def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanOptions, files: PruneFiles, *, as_json: bool) -> None:
+    """Prune, plan or replay, and print what was done."""
+    _check_destinations(files, source)
+    with output(as_json) as out:
+        given = _read_plan(files.plan)
+        judge = Judge(GivenRanking(_read_ranking(files.ranking))) if files.ranking is not None else scorer_named(scorer, llm)
+        built = build(source, out)
+        if judge.dry_run:
+            built.show_dry_run(judge, out, request.brief())
+            return
+        if files.plan_only:
+            _only_plan(built, judge, request, files, out)
+        else:
+            result = _prune(built, judge, request, out) if given is None else _replay(built, given, out)
+            _finish(built, result, files, out, judge)
+
+
+def _prune(built: Built, judge: Judge, request: PlanOptions, out: Output) -> PruneResult:
+    needed = built.needed_by(judge.scorer)
+    with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as judge.listener.say:
+        return prune(
+            built.model,
+            built.inputs,
+            scorer=judge.scorer,
+            norm_groups=built.source.norm_groups,
+            conv_groups=built.source.conv_groups,
+            seed=built.source.seed,
+            **request.arguments(),
+            **needed,
+        )
+
+
+def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
+    with out.stage(f"Applying the plan to {type(built.model).__name__}"):
+        graph = trace_like(built.model, built.inputs, plan.options)
+        applied = apply(built.model, plan, built.inputs, graph=graph)
+    unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
+    return PruneResult(applied.model, plan, unknown, make_report(graph, plan), applied.surgery, graph)
+
+
+def _only_plan(built: Built, judge: Judge, request: PlanOptions, files: PruneFiles, out: Output) -> None:
+    graph = built.trace(out)
+    ranking = built.rank(graph, judge, out, request.brief())
+    with out.stage("Planning"):
+        plan = make_plan(graph, ranking, model=None if built.source.fake_weights else built.model, **request.arguments())
+    destination = files.destination(built.file.path)
+    plan.to_json(destination)
+    plotted = _plot(files.plot, graph, plan)
+    report = make_report(graph, plan)
+    out.show(
+        widths_table(graph, plan),
+        pinned_table(graph),
+        summary_table(plan, conventional=report.conventional_macs),
+        *remarks(graph, (*judge.notes(ranking), *plan.notes), ranking.confidence),
+        judge.listener.table(),
+        *plotted,
+        f"The plan is in {destination}. Apply it with: proxyprune prune --model {built.source.model} --plan {destination}",
+    )
+    out.emit({"schema": _SCHEMA, "plan": plan.to_dict(), "report": report.to_dict(), "file": str(destination)})
+
+
+def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, judge: Judge) -> None:
+    destination = files.destination(built.file.path)
+    if files.timed:
+        with out.stage("Measuring time"):
+            result = _timed(built, result)
+    replaced = (destination / MANIFEST).is_file()
+    with out.stage(f"Saving to {destination}"):
+        save(result, destination)
+    plotted = _plot(files.plot, result.graph, result.plan)
+    with out.stage("Counting with thop"):
+        before, after = thop_macs(built.model, built.inputs), thop_macs(result.model, built.inputs)
+    by_thop = None if before is None or after is None else (before, after)
+    line = f'small = pp.load("{destination}", load_model_file("{built.source.model}").build_model)'
+    out.show(
+        widths_table(result.graph, result.plan),
+        pinned_table(result.graph),
+        summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
+        *remarks(result.graph, (*judge.notes(result.ranking), *result.plan.notes), result.ranking.confidence),
+        judge.listener.table(),
+        _time_line(result),
+        *plotted,
+    )
+    out.text(
+        f"\nVerified, and saved to {destination}{', in place of an earlier result' if replaced else ''}. Load it with:\n\n"
+        f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
+        "A short fine-tuning brings back most of what the cut cost. To see what was done, as one HTML page:\n\n"
+        f"    proxyprune report {shlex.quote(str(destination))}"
+    )
+    out.emit(
+        {
+            "schema": _SCHEMA,
+            "plan": result.plan.to_dict(),
+            "report": result.report.to_dict(),
+            "thop_macs": by_thop,
+            "folder": str(destination),
+        }
+    )
+
+
+def _timed(built: Built, result: PruneResult) -> PruneResult:
+    seconds = run_seconds(built.model, result.model, built.inputs)
+    return replace(result, report=replace(result.report, seconds=seconds))
+
+
+def _time_line(result: PruneResult) -> str | None:
+    if result.report.seconds is None:
+        return None
+    before, after = (1000 * seconds for seconds in result.report.seconds)
+    return f"• One run on the example inputs: {before:.2f} ms before, {after:.2f} ms after ({after / before:.0%})."
+
+
+def _plot(path: Path | None, graph: ModelGraph, plan: PrunePlan) -> tuple[str, ...]:
+    """Draw the widths when asked to; what to tell the reader."""
+    if path is None:
+        return ()
+    plot_widths(graph, plan, path)
+    return (f"Plot: {path}",)
+
+
+def _check_destinations(files: PruneFiles, source: ModelOptions) -> None:
+    """Refuse what cannot be written before minutes are spent on it; what goes wrong later is reported when it does."""
+    if files.plot is not None:
+        check_plot_path(files.plot)
+    place = files.destination(split_spec(source.model)[0])
+    if not files.plan_only:
+        check_folder(place)
+    elif place.is_dir():
+        raise StorageError(f"With --plan-only, --out is a JSON file, but {place} is a folder. Try {place / 'plan.json'}.")
+    elif not place.parent.is_dir():
+        raise StorageError(f"The plan cannot be written to {place}: there is no folder {place.parent}. Create it first.")
+    elif place.is_file():
+        _refuse_foreign_plan(place)
+
+
+def _refuse_foreign_plan(place: Path) -> None:
+    try:
+        _read_plan(place)
+    except PlanFormatError as error:
+        raise StorageError(
+            f"Cannot write the plan to '{place}': that file is there and holds no plan. Choose another name with --out."
+        ) from error
+
+
+def _read_plan(path: Path | None) -> PrunePlan | None:
+    return None if path is None else PrunePlan.from_json(path)
+
+
+def _read_ranking(path: Path) -> Ranking:
+    try:
+        return Ranking.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise StorageError(f"The ranking {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InvalidScoreError):
+            raise InvalidScoreError(f"{path}: {error}") from error
+        raise InvalidScoreError(
+            f"{path} is not a ranking ({type(error).__name__}: {error}). Make one with: proxyprune score --model FILE.py --json > {path}"
+        ) from error

@@ -1,0 +1,35 @@
+"""Rank the blocks of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from proxyprune.cli.loading import build, scorer_named
+from proxyprune.cli.options.llm import LLMOptions
+from proxyprune.cli.options.shared import ModelOptions
+from proxyprune.cli.output.console import output
+from proxyprune.cli.output.payloads import ranking_payload
+from proxyprune.cli.output.tables import ranking_table, remarks, warning
+from proxyprune.plots.figure import check_plot_path
+from proxyprune.plots.network import plot_ranking
+
+
+def score_blocks(source: ModelOptions, scorer: str, llm: LLMOptions, plot: Path | None, *, as_json: bool) -> None:
+    """Score the blocks and print the ranking, or print what a language model would be sent."""
+    if plot is not None:
+        check_plot_path(plot)
+    with output(as_json) as out:
+        judge = scorer_named(scorer, llm)
+        built = build(source, out)
+        if judge.dry_run:
+            built.show_dry_run(judge, out)
+            return
+        graph = built.trace(out)
+        ranking = built.rank(graph, judge, out)
+        out.show(
+            ranking_table(graph, ranking), *remarks(graph, ranking.notes, ranking.confidence), judge.listener.table(), warning(ranking)
+        )
+        out.emit(ranking_payload(graph, ranking, judge.listener.payload()))
+        if plot is not None:
+            plot_ranking(graph, ranking, plot)
+            out.show(f"Plot: {plot}")

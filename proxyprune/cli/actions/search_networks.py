@@ -1,0 +1,95 @@
+"""Measure proposals until the budget of measurements is spent, and save the best network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from proxyprune.cli.loading import Built, build, scorer_named
+from proxyprune.cli.options.llm import SCORERS, LLMOptions
+from proxyprune.cli.options.search_options import SearchOptions
+from proxyprune.cli.options.shared import ModelOptions, PlanOptions, RecoveryOptions
+from proxyprune.cli.output.console import Output, output
+from proxyprune.cli.output.measured_tables import rounds_table, search_table
+from proxyprune.cli.output.tables import remarks
+from proxyprune.modelfile import split_spec
+from proxyprune.plots.figure import check_plot_path
+from proxyprune.plots.search_curve import plot_search
+from proxyprune.saving.destination import check_folder
+from proxyprune.saving.network_folder import save
+from proxyprune.searching import Proposer, Round, SearchResult, proposer_named, search
+from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
+
+
+def search_networks(
+    source: ModelOptions, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, *, as_json: bool
+) -> None:
+    """Search, save the best network, and print the rounds."""
+    if how.plot is not None:
+        check_plot_path(how.plot)
+    check_folder(_folder(source, how))
+    with output(as_json) as out:
+        proposer = _proposer(how.proposer, llm)
+        built = build(source, out)
+        result = _search(built, proposer, request, how, recovery, out)
+        _finish(built, result, how, out)
+
+
+def _proposer(name: str, llm: LLMOptions) -> Proposer:
+    """Looked up before anything slow happens; a language model with its options, which hold for every round."""
+    if name in SCORERS:
+        return ScorerProposer(scorer_named(name, llm).scorer)
+    llm.refuse_any(f"proposer '{name}'")
+    return proposer_named(name)
+
+
+def _search(
+    built: Built, proposer: Proposer, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, out: Output
+) -> SearchResult:
+    with out.stage(f"Searching with {proposer.name}, {how.rounds} measurements"):
+        return search(
+            built.model,
+            built.inputs,
+            proposer=proposer,
+            rounds=how.rounds,
+            patience=how.patience,
+            start=how.start,
+            recovery=recovery.recovery(default_steps=0),
+            memory=_memory(built, how),
+            resume=how.resume,
+            norm_groups=built.source.norm_groups,
+            conv_groups=built.source.conv_groups,
+            seed=built.source.seed,
+            progress=_line,
+            **{name: value for name, value in request.arguments().items() if name != "accept_unreliable"},
+            **built.measured_with(),
+        )
+
+
+def _folder(source: ModelOptions, how: SearchOptions) -> Path:
+    return how.out or Path(f"{split_spec(source.model)[0].stem}-searched")
+
+
+def _memory(built: Built, how: SearchOptions) -> Path:
+    return how.memory or Path(f"{built.file.path.stem}-search.jsonl")
+
+
+def _line(entry: Round) -> None:
+    """One round on stderr, as it comes."""
+    loss = "no loss" if entry.loss is None else f"loss {entry.loss:.5f}"
+    again = "" if entry.duplicate_of is None else f" of round {entry.duplicate_of}"
+    click.echo(f"round {entry.index:3d}  {loss}  {entry.verdict}{again}  {entry.seconds:.1f} s", err=True)
+
+
+def _finish(built: Built, result: SearchResult, how: SearchOptions, out: Output) -> None:
+    folder = _folder(built.source, how)
+    with out.stage(f"Saving to {folder}"):
+        save(result, folder)
+    plotted: tuple[str, ...] = ()
+    if how.plot is not None:
+        plot_search(result, how.plot)
+        plotted = (f"Plot: {how.plot}",)
+    out.show(rounds_table(result), search_table(result), *remarks(result.graph, (*result.plan.notes, *result.notes)), *plotted)
+    out.text(f"\nThe best network is in {folder}, the memory of the search in {_memory(built, how)}.")
+    out.emit({**result.to_dict(), "graph": result.graph.to_dict(), "folder": str(folder), "memory": str(_memory(built, how))})

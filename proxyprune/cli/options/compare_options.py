@@ -1,0 +1,65 @@
+"""Options of `proxyprune compare` alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from proxyprune.cli.options.completion import scorer_list
+from proxyprune.cli.options.shared import file_option, gathered, plot_option
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What to compare.
+
+    Attributes:
+        scorers: Names, separated by commas.
+        targets: Budgets, separated by commas.
+        modes: Modes, separated by commas.
+        seeds: How many seeds, from --seed on.
+        calibration: Batches that a scorer sees, or None for all.
+        journal: File of the measurements, or None to keep none.
+        resume: Go on with it.
+        plot: Where to draw, or None.
+    """
+
+    scorers: str
+    targets: str
+    modes: str
+    seeds: int
+    calibration: int | None
+    journal: Path | None
+    resume: bool
+    plot: Path | None
+
+
+_OPTIONS = (
+    click.option(
+        "--scorers",
+        "-s",
+        default="magnitude,taylor,random",
+        show_default=True,
+        metavar="A,B,...",
+        shell_complete=scorer_list,
+        help="Registered names.",
+    ),
+    click.option("--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the MACs, or amounts."),
+    click.option("--modes", default="width", show_default=True, metavar="MODE,...", help="width, depth, both."),
+    click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions, with seeds from --seed on."),
+    click.option("--calibration", type=click.IntRange(min=1), metavar="N", help="Let scorers see N batches, drawn for each seed (all)."),
+    file_option("--journal", "FILE", "Where every measurement is kept as it comes."),
+    click.option("--resume", is_flag=True, help="Go on with the measurements in the journal."),
+    plot_option("agreement with the oracle, and loss by target"),
+)
+
+
+def listed_names(text: str) -> list[str]:
+    """Split names at commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+compare_options = gathered("what", CompareOptions, _OPTIONS)
+"""Give a command the options of `CompareOptions`, as its argument `what`."""

@@ -1,0 +1,54 @@
+"""Options of `proxyprune prune` alone: what it reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from proxyprune.cli.options.shared import file_option, gathered, plot_option
+
+
+@dataclass(frozen=True)
+class PruneFiles:
+    """What `prune` reads and writes besides the model.
+
+    Attributes:
+        ranking: A ranking to use instead of a scorer, or None.
+        plan: A plan to apply instead of making one, or None.
+        plan_only: Write the plan and cut nothing.
+        out: Folder for the pruned network, or the plan's file under plan_only; None chooses a name after the model file.
+        plot: Where to draw the widths, or None.
+        timed: Measure how long a run takes before and after.
+    """
+
+    ranking: Path | None
+    plan: Path | None
+    plan_only: bool
+    out: Path | None
+    plot: Path | None
+    timed: bool
+
+    def destination(self, model_file: Path) -> Path:
+        """Where the result goes."""
+        return self.out or Path(f"{model_file.stem}-plan.json" if self.plan_only else f"{model_file.stem}-pruned")
+
+
+_OPTIONS = (
+    file_option("--ranking", "FILE", "Ranking from `score --json`, used instead of a scorer."),
+    file_option("--plan", "FILE", "Plan to apply, instead of making one."),
+    click.option("--plan-only", is_flag=True, help="Write the plan as JSON and cut nothing."),
+    file_option(
+        "--out",
+        "PATH",
+        "Folder for the pruned network (FILE-pruned), in place of an earlier one; with --plan-only, the JSON file (FILE-plan.json).",
+    ),
+    plot_option("widths before and after"),
+    click.option(
+        "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
+    ),
+)
+
+prune_files = gathered("files", PruneFiles, _OPTIONS)
+"""Give a command the options of `PruneFiles`, as its argument `files`."""

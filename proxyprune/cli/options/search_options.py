@@ -1,0 +1,64 @@
+"""Options of `proxyprune search` alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from proxyprune.cli.options.completion import proposer_names, scorer_names
+from proxyprune.cli.options.shared import file_option, gathered, plot_option
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        proposer: A proposer, or a scorer with memory.
+        start: Scorer of the first round, or None for the default.
+        rounds: Measurements to spend.
+        patience: Measurements without improvement after which to stop, or None.
+        memory: File of the rounds; None chooses a name after the model file.
+        resume: Go on with it.
+        out: Folder for the best network; None chooses a name after the model file.
+        plot: Where to draw the losses, or None.
+    """
+
+    proposer: str
+    start: str | None
+    rounds: int
+    patience: int | None
+    memory: Path | None
+    resume: bool
+    out: Path | None
+    plot: Path | None
+
+
+_OPTIONS = (
+    click.option(
+        "--proposer",
+        "-p",
+        default="evolution",
+        show_default=True,
+        metavar="NAME",
+        shell_complete=proposer_names,
+        help="evolution, coordinate, random, or a scorer, which is told what was measured.",
+    ),
+    click.option(
+        "--start",
+        metavar="SCORER",
+        shell_complete=scorer_names,
+        help="Scorer of the first round (default: the proposer if it is a scorer, else taylor).",
+    ),
+    click.option("--rounds", type=click.IntRange(min=1), default=16, show_default=True, help="Measurements to spend, the first included."),
+    click.option("--patience", type=click.IntRange(min=1), metavar="N", help="Stop after N measurements without improvement."),
+    file_option("--memory", "FILE", "Where every round is remembered (default: FILE-search.jsonl)."),
+    click.option("--resume", is_flag=True, help="Go on with the rounds in the memory, as if nothing had happened."),
+    file_option("--out", "PATH", "Folder for the best network (default: FILE-searched)."),
+    plot_option("the loss by measurement, and the best so far"),
+)
+
+search_options = gathered("how", SearchOptions, _OPTIONS)
+"""Give a command the options of `SearchOptions`, as its argument `how`."""
