@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -37,9 +38,10 @@ class TestHelp:
     """Every command says what it is for."""
 
     def test_lists_the_commands(self):
-        """`--help` names the four commands."""
-        text = succeed("--help").stdout
-        assert all(name in text for name in ("describe", "score", "prune", "scorers"))
+        """`--help` has a line for each command, with the beginning of what it does."""
+        lines = dict(line.split(maxsplit=1) for line in succeed("--help").stdout.partition("Commands:")[2].strip().splitlines())
+        assert set(lines) == set(main.commands)
+        assert lines["score"] == "Rank a network's blocks by importance."
 
     @pytest.mark.parametrize("command", sorted(main.commands))
     def test_every_option_is_explained(self, command):
@@ -49,11 +51,13 @@ class TestHelp:
                 continue
             assert isinstance(option, click.Option)
             assert option.help, option.name
-        assert succeed(command, "--help").stdout.startswith("Usage:")
+        text = succeed(command, "--help").stdout
+        assert text.startswith(f"Usage: main {command} ")
+        assert all(option.opts[0] in text for option in main.commands[command].params if isinstance(option, click.Option))
 
     def test_unknown_command(self):
         """A misspelt command is an error with exit code 2."""
-        assert "No such command" in fail("prun")
+        assert "No such command 'prun'" in fail("prun")
 
     def test_missing_model(self):
         """--model is required."""
@@ -278,14 +282,21 @@ class TestPrune:
     def test_depth(self, model_file):
         """Depth pruning removes a block, and the table says so."""
         result = succeed("prune", "--model", model_file, "--mode", "depth", "--target", "0.7", "--out", "small")
-        assert "removed" in result.stdout
-        assert PrunePlan.from_json("small/plan.json").removed_blocks
+        removed = PrunePlan.from_json("small/plan.json").removed_blocks
+        scores = json.loads(Path("small/ranking.json").read_text())["scores"]
+        blocks = sorted(("blocks.0", "blocks.1", "blocks.2"), key=lambda block: scores[block])
+        assert 0 < len(removed) < 3
+        assert set(removed) == set(blocks[: len(removed)])
+        assert all(re.search(rf"{re.escape(block)}\b.*\bremoved\b", result.stdout) for block in removed)
 
     def test_pinned_axes_are_listed_with_their_reason(self, model_file):
         """What cannot be cut is said, and why."""
         model_file.write_text(NETWORK.replace("return x + self.conv2", "x = x.reshape(-1, 16, 8, 8)\n        return x + self.conv2"))
-        output = succeed("prune", "--model", model_file, "--target", "0.8").stdout
-        assert "pinned" in output
+        output = succeed("prune", "--model", model_file, "--target", "0.8", "--out", "small").stdout
+        assert "3 channel groups pinned, with the reason" in output
+        for why, group in (("is not followed by the forward of blocks.0", "stem.weight:0"), ("is an output of the model", "head.weight:0")):
+            assert re.search(rf"{re.escape(why)}.* 1  {re.escape(group)}", output), why
+        assert not {"stem.weight:0", "head.weight:0"} & set(PrunePlan.from_json("small/plan.json").kept)
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

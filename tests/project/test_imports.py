@@ -153,6 +153,15 @@ def test_help_imports_nothing_heavy():
     assert found == ""
 
 
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("cli.actions.")])
+def test_the_work_of_a_command_imports_at_the_top(module):
+    """Only the file that declares a command imports inside a function: the file that does the work."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert functions
+    assert not [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_no_llm_library_without_an_llm_scorer(name):
     """Tracing, scoring and planning with local scorers never import the LLM libraries."""

@@ -332,11 +332,14 @@ def test_a_scorer_is_told_what_was_tried():
 def test_coordinate_descent_starts_from_the_best():
     """Each proposal differs from the best ranking of its time in one block; a move that failed is rolled back."""
     rounds = uninterrupted("coordinate").rounds
+    moved = []
     for entry in rounds[1:]:
         before = [one for one in rounds[: entry.index] if one.measured and one.loss is not None]
         best = min(before, key=lambda one: one.loss).ranking.scores
         changed = [block for block, value in entry.ranking.scores.items() if value != best[block]]
-        assert len(changed) <= 1
+        assert len(changed) == 1 or (not changed and entry.verdict == "duplicate"), "a score at its end stays there"
+        moved += changed
+    assert len(set(moved)) > 1, "only one block was ever moved"
 
 
 def test_a_failing_measurement_is_a_round_and_the_search_goes_on():
@@ -358,9 +361,17 @@ def test_a_failing_measurement_is_a_round_and_the_search_goes_on():
 
 
 def test_depth_is_searched_too():
-    """In mode depth the proposals decide which blocks leave."""
+    """In mode depth each proposal decides which blocks leave: the ones it ranks lowest, and no width changes."""
     result = run_search("random", target=0.9, mode="depth", rounds=2)
-    assert result.plan.removed_blocks
+    removable = [block.id for block in result.graph.blocks if block.removable]
+    assert len(removable) == 4
+    for entry in result.rounds:
+        lowest = sorted(removable, key=lambda block: entry.ranking.scores[block])
+        assert 0 < len(entry.plan.removed_blocks) < 4
+        assert set(entry.plan.removed_blocks) == set(lowest[: len(entry.plan.removed_blocks)])
+        assert not entry.plan.kept
+        assert entry.plan.macs <= entry.plan.target_macs
+    assert len({entry.plan.removed_blocks for entry in result.rounds}) == 2, "both rounds cut the same, so nothing was proposed"
 
 
 @pytest.mark.parametrize(
