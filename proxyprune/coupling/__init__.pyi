@@ -1,4 +1,4 @@
-from .axes import Axis as Axis, Labels as Labels
+from .axes import Axis as Axis, AxisLabels as AxisLabels
 from .outcome import Outcome as Outcome, Term as Term
 from .rules.register import (
     CostRule as CostRule,

@@ -1,12 +1,3 @@
-from .scorer_contract import (
-    CheckResult as CheckResult,
-    ContractReport as ContractReport,
-    Network as Network,
-    ScorerContractError as ScorerContractError,
-    attention_network as attention_network,
-    check_scorer as check_scorer,
-    residual_network as residual_network,
-)
 from .fake_llm.fake_server import FakeLLMServer as FakeLLMServer
 from .fake_llm.faults import (
     CutOff as CutOff,
@@ -22,3 +13,12 @@ from .fake_llm.faults import (
 )
 from .fake_llm.received_request import ReceivedRequest as ReceivedRequest, by_place as by_place
 from .rule_contract import RuleContractError as RuleContractError, check_rule as check_rule
+from .scorer_contract import (
+    CheckResult as CheckResult,
+    ContractReport as ContractReport,
+    Network as Network,
+    ScorerContractError as ScorerContractError,
+    attention_network as attention_network,
+    check_scorer as check_scorer,
+    residual_network as residual_network,
+)

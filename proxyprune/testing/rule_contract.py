@@ -30,7 +30,7 @@ from proxyprune.errors import ProxyPruneError, RuleError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.result import PruneResult
 from proxyprune.support.nested import tensors_of
-from proxyprune.testing.contract import CheckResult
+from proxyprune.testing.scorer_contract import CheckResult
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation
 from proxyprune.tracing.nodes import op_name
 
