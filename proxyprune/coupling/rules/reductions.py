@@ -131,6 +131,11 @@ def sampling(walk: Walk, node: Node) -> Outcome:
     return Outcome(outputs=((batch, axes[1], *(None,) * (len(axes) - 2)),), zero=walk.zero(source))
 
 
+def counted(walk: Walk, node: Node) -> Outcome:
+    """histc, bincount: how many values lie in each bin, which every entry changes."""
+    return kept_whole(walk, node, "is counted in")
+
+
 _DIMS = "123"
 _POOLS = " ".join(f"{kind}_pool{digit}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "_adaptive_avg") for digit in _DIMS)
 _PADDINGS = " ".join(f"{kind}_pad{digit}d" for kind in ("reflection", "replication") for digit in _DIMS)
@@ -154,5 +159,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ops("upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"), resampling),
     **dict.fromkeys(ops("_upsample_bilinear2d_aa _upsample_bicubic2d_aa"), resampling),
     **dict.fromkeys(ops("max_unpool2d max_unpool3d"), unpooling),
+    **dict.fromkeys(ops("histc bincount"), counted),
     **dict.fromkeys(ops("grid_sampler grid_sampler_2d grid_sampler_3d"), sampling),
 }
