@@ -15,6 +15,7 @@ from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes
 
 _NORMS = frozenset(ops("linalg_vector_norm norm linalg_norm"))
 _EXACT_ON_ZERO = frozenset(ops("sum nansum count_nonzero any")) | _NORMS
+_STANDARDISING = frozenset(ops("mean var std var_mean std_mean"))
 _NOT_ZERO_AT_ZERO = frozenset(ops("logsumexp all"))
 
 
@@ -28,7 +29,9 @@ def reduction(walk: Walk, node: Node) -> Outcome:
     source = tensor_argument(node, 0)
     axes = walk.axes(source)
     dims = dims_of(values.get("dim"), len(axes))
-    if is_norm_statistic(walk, node):
+    if walk.is_weight(source) and op_name(node) in _STANDARDISING:
+        walk.pin([axes[dim] for dim in dims], node, "is a dimension that weights are standardised over, so that kept ones would change, in")
+    elif is_norm_statistic(walk, node):
         walk.held.add(node)
     elif node.users and not _exact(walk, node, values):  # attention weights are often averaged for nobody
         walk.pin([axes[dim] for dim in dims], node, "is reduced, with dropped channels counted, in")
