@@ -43,6 +43,7 @@ def prune(
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     seed: int = 0,
     accept_unreliable: bool = False,
+    accept_uncosted: bool = False,
     inplace: bool = False,
     brief: Brief | None = None,
 ) -> PruneResult:
@@ -70,6 +71,7 @@ def prune(
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it.
         seed: For scorers that draw.
         accept_unreliable: Go on although the ranking says of itself that it should decide nothing.
+        accept_uncosted: Go on although the MACs of some ops are unknown; they are in no figure, and the plan's notes name them.
         inplace: Cut `model` itself.
         brief: What else a scorer may be told (diffusion interval, earlier attempts); the goal is filled in from the arguments.
 
@@ -83,7 +85,7 @@ def prune(
     brief = replace(brief or Brief(), target=target, metric=metric, mode=mode)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     options = {"mode": mode, "metric": metric, "round_to": round_to, "floors": floors, "ceilings": ceilings}
-    options |= {"allocation": allocation, "accept_unreliable": accept_unreliable}
+    options |= {"allocation": allocation, "accept_unreliable": accept_unreliable, "accept_uncosted": accept_uncosted}
     return cut(model, example_inputs, graph, ranking, target, keep=keep, inplace=inplace, **options)
 
 

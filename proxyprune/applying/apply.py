@@ -101,7 +101,7 @@ def _at_once(model: nn.Module, prediction: Prediction, example_inputs: ExampleIn
     if prediction.removed or has_no_values(model):
         return None
     changes = obvious_changes(model, prediction)
-    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *changes), ())
+    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *changes), rescaled=prediction.rescaled)
 
     def observed(pruned: nn.Module) -> None:
         observer = Observer(prediction)

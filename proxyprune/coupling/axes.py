@@ -29,11 +29,12 @@ FIXED = 0
 class Divisible:
     """The number of kept positions on an axis must stay a multiple of `parts`.
 
-    Where the axis is one channel group, it is cut into `parts` equal runs, which should each keep the same number.
+    Where the axis is one channel group and has `runs`, it is cut into `parts` equal runs, which should each keep the same number.
     """
 
     axis: LabelArray
     parts: int
+    runs: bool = True
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class _Start:
     leaves: Mapping[str, tuple[Axis, ...]]
 
 
+_LOOKUPS = frozenset({"aten.index", "aten.index_select"})
 _READERS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.index"})
 
 
@@ -86,7 +87,7 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
         elif node.op == "call_function":
             outcomes[node] = _outcome(walk, node)
             walk.outputs[node], walk.zeros[node] = outcomes[node].outputs, outcomes[node].zero
-            if node.all_input_nodes and all(map(walk.is_weight, node.all_input_nodes)):
+            if _is_weight(walk, node):
                 walk.weights.add(node)
         elif node.op == "get_attr":
             walk.outputs[node], walk.zeros[node] = (fixed(_shape(node)),), False
@@ -97,6 +98,14 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
     unknown = tuple(dict.fromkeys(op_name(node) for node, outcome in outcomes.items() if not outcome.known))
     registered = tuple(dict.fromkeys(name for name in map(op_name, outcomes) if name in options.rules))
     return Walked(walk.labels, start.leaves, outcomes, unknown, registered), walk.factored
+
+
+def _is_weight(walk: Walk, node: Node) -> bool:
+    """Whether an op returns a weight: it reads nothing else, or picks matrices from a stack of them by number, as experts are picked."""
+    if op_name(node) in _LOOKUPS:
+        source = node.all_input_nodes[0]
+        return walk.is_weight(source) and len(walk.shape(source)) > 2
+    return bool(node.all_input_nodes) and all(map(walk.is_weight, node.all_input_nodes))
 
 
 def _leaf(leaves: Mapping[str, tuple[Axis, ...]], key: str) -> Axis:

@@ -210,12 +210,12 @@ def _steps(
     for constraint in labels.divisible:
         found = classes.of[constraint.axis]
         groups = group_of[found]
-        parts = max(1, constraint.parts // 4) if options.norm_groups == "reduced" else constraint.parts
+        parts = max(1, constraint.parts // 4) if constraint.runs and options.norm_groups == "reduced" else constraint.parts
         for group in np.unique(groups[groups >= 0]).tolist():
             multiplicity = int((groups == group).sum()) // atoms[group]
             steps[group] = math.lcm(steps[group], parts // math.gcd(parts, multiplicity))
         alone = len(np.unique(groups)) == 1 and groups[0] >= 0
-        if options.norm_groups == "balanced" and alone:
+        if constraint.runs and options.norm_groups == "balanced" and alone:
             group = int(groups[0])
             layout = _bins(atom_of[found], constraint.parts, atoms[group])
             if layout is not None and len(set(layout)) > len(set(bins[group] or ())):

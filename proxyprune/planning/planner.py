@@ -88,6 +88,7 @@ def make_plan(
     model: nn.Module | None = None,
     options: Mapping[str, Any] | None = None,
     accept_unreliable: bool = False,
+    accept_uncosted: bool = False,
 ) -> PrunePlan:
     """Decide what to cut so that the network fits a budget.
 
@@ -114,12 +115,15 @@ def make_plan(
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
         accept_unreliable: Plan although the ranking says of itself that it should decide nothing; the plan's notes say so too.
+        accept_uncosted: Plan for a target of MACs although the MACs of some ops are unknown; the target is then one of what is counted, and
+            the plan's notes name the ops.
 
     Returns:
         The plan.
 
     Raises:
         TargetError: If the target is out of range or no plan reaches it; the message says what the best plan reaches and what limits it.
+            Also if the MACs of some ops are unknown and that was not accepted.
         KeepPatternError: If a pattern matches nothing.
         InvalidScoreError: If the ranking does not fit the graph.
         UnreliableRankingError: If the ranking is marked unreliable and that was not accepted.
@@ -131,6 +135,7 @@ def make_plan(
     budget = parse_budget(target, base=graph.params if metric == "params" else graph.macs, metric=metric)
     check_scores(graph, ranking)
     _check_reliable(ranking, accepted=accept_unreliable)
+    _check_costed(graph, metric, accepted=accept_uncosted)
     problem = _Problem(graph, ranking, mode, budget, limits, resolve(graph, limits), _allocation(graph, ranking, allocation))
     choice = _CHOOSE[mode](problem)
     if choice is None:
@@ -163,6 +168,15 @@ def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
         raise UnreliableRankingError(
             f"The ranking of scorer '{ranking.scorer}' is marked unreliable, so no plan is made from it: {ranking.unreliable} Use another "
             "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it all the same."
+        )
+
+
+def _check_costed(graph: ModelGraph, metric: str, *, accepted: bool) -> None:
+    if metric == "macs" and graph.uncosted_ops and not accepted:
+        raise TargetError(
+            f"The MACs of {', '.join(graph.uncosted_ops)} are unknown, so a share of the rest is no share of the network. Register a rule "
+            "with its cost (proxyprune.register_rule), budget parameters instead (metric='params', --metric params), or pass "
+            "accept_uncosted=True (--accept-uncosted) to leave these ops out of every figure."
         )
 
 
@@ -306,6 +320,8 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
     notes = []
     if problem.ranking.unreliable is not None:
         notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
+    if problem.graph.uncosted_ops:
+        notes.append(f"No figure counts the MACs of {', '.join(problem.graph.uncosted_ops)}, for which there is no cost rule.")
     if mode != "depth" and problem.ranking.comparable_channels and not comparable_channels(problem.graph, problem.ranking):
         unscored = [group.id for group in problem.graph.prunable if group.id not in problem.ranking.channel_scores]
         notes.append(f"Widths follow blocks, and channels are not weighed across groups: {_some(unscored)} without channel scores.")

@@ -225,6 +225,7 @@ def search(
     floors: Mapping[str, int | float] | None = None,
     ceilings: Mapping[str, int | float] | None = None,
     allocation: str = "auto",
+    accept_uncosted: bool = False,
     norm_groups: str = "balanced",
     conv_groups: str = "balanced",
     seed: int = 0,
@@ -258,6 +259,7 @@ def search(
         floors: As for `prune`.
         ceilings: As for `prune`.
         allocation: As for `prune`.
+        accept_uncosted: As for `prune`.
         norm_groups: As for `trace`.
         conv_groups: As for `trace`.
         seed: All randomness follows from it.
@@ -276,7 +278,7 @@ def search(
     opening = start if start is not None else chosen.scorer if isinstance(chosen, ScorerProposer) else DEFAULT_START
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups)
     planning = {"mode": mode, "metric": metric, "round_to": round_to, "keep": tuple(keep), "floors": floors, "ceilings": ceilings}
-    planning["allocation"] = allocation
+    planning |= {"allocation": allocation} | ({"accept_uncosted": True} if accept_uncosted else {})
     base_loss = held_out_loss(model, data, seed)
     if not math.isfinite(base_loss):
         raise ScoringError("The held-out loss of the unpruned model is not finite, so nothing can be compared with it. Look at loss_fn.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -79,12 +79,12 @@ class _Attempt:
 def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> _Attempt:
     bypassed = watch(skeleton(model, ghost), prediction, example_inputs, ghost) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
-    base = Surgery(prediction.cuts, attributes, bypassed)
+    base = Surgery(prediction.cuts, attributes, bypassed, prediction.rescaled)
 
     def follow(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
         follower = Follower(prediction, _pruned_skeleton(model, prediction, base, ghost), example_inputs, ghost, extra)
         difference = follower.run()
-        return Surgery(base.cuts, (*attributes, *follower.changes), bypassed), difference
+        return replace(base, attributes=(*attributes, *follower.changes)), difference
 
     surgery, difference = follow(frozenset())
     if difference is None:

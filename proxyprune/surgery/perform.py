@@ -90,7 +90,24 @@ def _replacements(model: nn.Module, surgery: Surgery) -> dict[int, Tensor]:
     cuts: dict[str, list[Cut]] = {}
     for cut in surgery.cuts:
         cuts.setdefault(cut.parameter, []).append(cut)
-    return {id(tensors[name]): _sliced(tensors[name], own) for name, own in cuts.items()}
+    for entry in surgery.rescaled:
+        cuts.setdefault(entry.parameter, [])
+    replacements = {id(tensors[name]): _sliced(tensors[name], own) for name, own in cuts.items()}
+    for entry in surgery.rescaled:
+        share = _share_of_norm(tensors[entry.direction], cuts.get(entry.direction, ()), entry.dim)
+        gain = replacements[id(tensors[entry.parameter])]
+        gain.data = gain.data * share  # not in place: a gain that is not cut shares its storage with the original
+    return replacements
+
+
+def _share_of_norm(direction: Tensor, cuts: Sequence[Cut], dim: int) -> Tensor:
+    """Return how much of a direction's norm stays, for every entry along `dim` that stays, in the shape of the gain."""
+    whole = direction.detach()
+    along = [cut for cut in cuts if cut.dim == dim]
+    norms = [
+        torch.norm_except_dim(tensor, 2, dim) for tensor in (slice_tensor(whole, cuts), slice_tensor(whole, along) if dim >= 0 else whole)
+    ]
+    return norms[0] / norms[1].clamp_min(torch.finfo(norms[1].dtype).tiny)
 
 
 def rewire(model: nn.Module, surgery: Surgery) -> None:

@@ -54,6 +54,23 @@ class Bypassed:
     template: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Rescaled:
+    """A gain of weight normalisation that takes the share of the norm that stays, so that the weights that are kept do not grow.
+
+    The weight is gain * direction / norm(direction). When inputs leave, the norm shrinks, and the quotient would grow.
+
+    Attributes:
+        parameter: The gain.
+        direction: The parameter that is normalised.
+        dim: Dimension of the direction that the gain runs along; -1 for a norm over everything.
+    """
+
+    parameter: str
+    direction: str
+    dim: int
+
+
 @dataclass(frozen=True)
 class Surgery:
     """Everything that turns the unpruned model into the pruned one."""
@@ -61,11 +78,13 @@ class Surgery:
     cuts: tuple[Cut, ...] = ()
     attributes: tuple[AttributeChange, ...] = ()
     bypassed: tuple[Bypassed, ...] = ()
+    rescaled: tuple[Rescaled, ...] = ()
     schema: int = field(default=SCHEMA)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
+        rescaled = [{"parameter": r.parameter, "direction": r.direction, "dim": r.dim} for r in self.rescaled]
+        return ({"rescaled": rescaled} if rescaled else {}) | {
             "schema": self.schema,
             "cuts": [{"parameter": c.parameter, "dim": c.dim, "size": c.size, "kept": to_ranges(c.kept)} for c in self.cuts],
             "attributes": [
@@ -101,9 +120,10 @@ class Surgery:
             bypassed = tuple(
                 Bypassed(str(e["module"]), tuple(_argument(a) for a in e["arguments"]), e["template"]) for e in data["bypassed"]
             )
+            rescaled = tuple(Rescaled(str(e["parameter"]), str(e["direction"]), int(e["dim"])) for e in data.get("rescaled", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanFormatError(f"The surgery record is damaged ({type(error).__name__}: {error}). Prune the model again.") from error
-        return cls(cuts, attributes, bypassed)
+        return cls(cuts, attributes, bypassed, rescaled)
 
 
 def _argument(value: Any) -> int | str:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxyprune.support.nested import tensors_of
 from proxyprune.surgery.prediction import Prediction
+from proxyprune.surgery.width_factors import follows_width
 from proxyprune.tracing.model_call import ExampleInputs, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.tracing.skeleton import Ghost, empty_inputs
 
@@ -41,7 +42,8 @@ class PrimitiveOp:
 class Recording:
     """The ops of one run, each with the place it came from (a module name, or a node of the traced graph).
 
-    `made` says which op made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice.
+    `made` says which op made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice. `prediction` is set
+    where the ops are predicted ones.
     """
 
     ops: list[PrimitiveOp] = field(default_factory=list)
@@ -50,6 +52,19 @@ class Recording:
     failed_at: str = ""
     made: dict[int, int] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
+    prediction: Prediction | None = None
+
+    def admits(self, position: int, found: PrimitiveOp) -> bool:
+        """Return whether an op is the predicted one; a factor may differ where it follows a width."""
+        op = self.ops[position]
+        if found == op or self.prediction is None:
+            return found == op
+        if (found.name, found.shapes, len(found.numbers)) != (op.name, op.shapes, len(op.numbers)):
+            return False
+        place = self.places[position]
+        return all(
+            one == other or follows_width(self.prediction, place, one, other) for one, other in zip(op.numbers, found.numbers, strict=True)
+        )
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
@@ -77,7 +92,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def _compare(self) -> None:
         if self.predicted is None or len(self.recording.ops) - 1 in self.extra:
             return
-        if self.position >= len(self.predicted.ops) or self.recording.ops[-1] != self.predicted.ops[self.position]:
+        if self.position >= len(self.predicted.ops) or not self.predicted.admits(self.position, self.recording.ops[-1]):
             raise _Parted
         self.position += 1
 
@@ -103,7 +118,7 @@ def _slice_bounds(tensor: Tensor, dim: int = 0, start: int | None = None, end: i
 def record_predicted(prediction: Prediction, ghost: Ghost) -> Recording:
     """Run the predicted program on empty tensors."""
     program = prediction.graph.program
-    recording = Recording()
+    recording = Recording(prediction=prediction)
     recorder = _Recorder(recording)
     values: dict[Node, Any] = {}
     replaced = {pair.result: pair.source for pairs in prediction.bypasses.values() for pair in pairs}
@@ -235,7 +250,7 @@ def compare(predicted: Recording, actual: Recording, extra: frozenset[int] = fro
         if progress >= len(mine):
             return _ended(predicted, actual, progress)
         found = actual.ops[mine[progress]]
-        if found != op:
+        if not predicted.admits(progress, found):
             place, node = str(actual.places[mine[progress]]), predicted.places[progress]
             if found.name == op.name and found.shapes == op.shapes:
                 return Difference(progress, place, node, f"{op.name} was predicted with {op.numbers}, the module uses {found.numbers}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from proxyprune.surgery.prediction import Prediction
+from proxyprune.surgery.width_factors import follows_width
 from proxyprune.tracing.dispatch import WholeOps
 
 _NOT_COMPARED = ("aten::detach", "aten::alias", "aten::contiguous", "aten::_assert", "prim::")
@@ -60,7 +61,10 @@ class Observer(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __ini
             return False
         one, other = self._by_name(func, *self.prediction.arguments(node)), self._by_name(func, args, kwargs)
         sizes_show = any(part in str(func) for part in _SIZES_SHOW) and "group_norm" not in str(func)
-        return all(_same(one[name], other.get(name), sizes_show=sizes_show) for name in one)
+        return all(
+            _same(one[name], other.get(name), sizes_show=sizes_show) or follows_width(self.prediction, node, one[name], other.get(name))
+            for name in one
+        )
 
     def _by_name(self, func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call; torch leaves out those at the end that have their default."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from masking import assert_close, zero_dropped
 from torch import Tensor, nn
 
 import proxyprune as pp
@@ -27,18 +28,22 @@ class Scaled(nn.Module):
         return self.last(torch.relu(self.second(x)))
 
 
-def test_a_factor_made_of_a_width_pins_that_width() -> None:
-    """Cutting it would change what is left; the width beside it is still cut."""
+def test_a_factor_made_of_a_width_follows_it() -> None:
+    """Both widths are cut; the pruned forward divides by the root of the width that it has."""
     graph = pp.trace(Scaled(), torch.ones(1, 4))
-    assert [group.id for group in graph.prunable] == ["second.weight:0"]
-    (pinned,) = (group for group in graph.groups if group.id == "first.weight:0")
-    assert "followed" in str(pinned.pinned)
+    assert [group.id for group in graph.prunable] == ["first.weight:0", "second.weight:0"]
 
 
-def test_prune_finds_the_factor_without_probing() -> None:
-    """`pp.prune` does not probe first; the run itself shows the difference."""
-    result = pp.prune(Scaled(), torch.ones(1, 4), 0.8)
-    assert "first.weight:0" in result.report.pinned
+def test_prune_lets_the_factor_follow_without_probing() -> None:
+    """`pp.prune` does not probe first; the run itself accepts the factor, and the result is the masked network with the new factor."""
+    model = Scaled().eval()
+    result = pp.prune(model, torch.ones(1, 4), 0.6)
+    assert "first.weight:0" not in result.report.pinned
+    kept = len(result.plan.kept["first.weight:0"])
+    masked = Scaled(kept**0.5).eval()
+    masked.load_state_dict(model.state_dict())
+    zero_dropped(masked, result.graph, result.plan.kept)
+    assert_close([masked(torch.ones(1, 4))], [result.model(torch.ones(1, 4))], "masked and pruned outputs")
 
 
 def test_a_constant_factor_pins_nothing() -> None:

@@ -66,6 +66,7 @@ class PlanOptions:
         ceilings: Most that stays, by pattern.
         allocation: "auto", "blocks" or "channels": where widths come from.
         accept_unreliable: Plan from a ranking that is marked unreliable.
+        accept_uncosted: Plan although the MACs of some ops are unknown.
     """
 
     target: str
@@ -77,6 +78,7 @@ class PlanOptions:
     ceilings: Bounds
     allocation: str = "auto"
     accept_unreliable: bool = False
+    accept_uncosted: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `prune` and `make_plan`; a plain fraction becomes the number that a Python caller would write."""
@@ -155,6 +157,7 @@ _PLAN = (
         help="Where widths come from: channels weighed against each other, or the importance of blocks; auto: channels where they compare.",
     ),
     click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
+    click.option("--accept-uncosted", is_flag=True, help="Plan although the MACs of some ops are unknown; they are in no figure."),
 )
 
 _RECOVERY = (

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from proxyprune.coupling.axes import FIXED, Axis, LabelArray
 from proxyprune.coupling.outcome import Outcome, Size, Sizes
-from proxyprune.coupling.rules.walk import Rule, Walk, dims_of, fixed, kept_whole, ops
+from proxyprune.coupling.rules.walk import Rule, Walk, dims_of, fixed, kept_whole, ops, spans, sum_is_zero, written_in_place
 from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, position_of, tensor_argument
 
 
@@ -255,6 +255,31 @@ def _indices(node: Node) -> list[Node | None]:
     return [item if isinstance(item, Node) else None for item in given]
 
 
+def index_put(walk: Walk, node: Node) -> Outcome:
+    """x[ids] = values, or += with `accumulate`: indexed dimensions are pinned, the others meet those of the values."""
+    source, values, indices = tensor_argument(node, 0), tensor_argument(node, "values"), _indices(node)
+    axes = list(walk.axes(source))
+    keys = [key for key in indices if key is not None]
+    used = [dim for dim, item in enumerate(indices) if item is not None]
+    if not keys or any(key.meta["val"].dtype in (torch.bool, torch.uint8) for key in keys) or used != list(range(used[0], used[-1] + 1)):
+        return kept_whole(walk, node, "is written by position in")
+    for key in keys:
+        walk.pin(walk.axes(key), node, "holds indices for")
+    walk.pin([axes[dim] for dim in used], node, "is written by position in")
+    looked_up = np.broadcast_shapes(*(walk.shape(key) for key in keys))
+    shape = [size for dim, size in enumerate(walk.shape(source)) if dim not in used]
+    shape[used[0] : used[0]] = looked_up
+    written = [axis for dim, axis in enumerate(axes) if dim not in used]
+    written[used[0] : used[0]] = [None] * len(looked_up)
+    own = walk.axes(values)
+    for offset in range(1, len(own) + 1):
+        if spans(walk, values, shape, offset):
+            walk.labels.equate(own[-offset], written[-offset], walk.where(node))
+    result = tuple(None if dim in used else axis for dim, axis in enumerate(axes))
+    zero = walk.zero(source) and sum_is_zero(walk, tuple(written), shape, [values])
+    return written_in_place(walk, node, Outcome(outputs=(result,), zero=zero))
+
+
 def index_select(walk: Walk, node: Node) -> Outcome:
     """index_select(x, dim, ids): the indexed dimension is pinned."""
     source, ids = tensor_argument(node, 0), tensor_argument(node, "index")
@@ -330,6 +355,7 @@ RULES: dict[str, Rule] = {
     "aten.embedding": embedding,
     "aten.embedding_bag": embedding_bag,
     "aten.index": index,
+    **dict.fromkeys(ops("index_put index_put_"), index_put),
     "aten.index_select": index_select,
     **dict.fromkeys(ops("gather take_along_dim"), gather),
     "aten.glu": gate,

@@ -80,14 +80,19 @@ def _is_zero(walk: Walk, node: Node, axes: Axes, normalised: tuple[int, ...]) ->
 
 
 def weight_norm(walk: Walk, node: Node) -> Outcome:
-    """_weight_norm(v, g, dim): g * v / |v|, the norm over all dimensions but `dim`; zeros in v do not count in it."""
+    """_weight_norm(v, g, dim): g * v / |v|, the norm over all dimensions but `dim`.
+
+    The norm shrinks when entries of v leave, and kept weights would grow. Where v and g are parameters, the cut scales g by the share of
+    the norm that stays, so kept weights keep their values; elsewhere the dimensions that are summed over are pinned.
+    """
     direction, length = tensor_argument(node, 0), tensor_argument(node, 1)
     axes = list(walk.axes(direction))
     dim = int(arguments(node)["dim"])  # -1 stands for a norm over everything
     if dim >= 0:
         axes[dim] = walk.labels.unify([axes[dim], walk.axes(length)[dim]], walk.where(node))
-    if not walk.zero(direction):
-        walk.pin([*axes[: max(dim, 0)], *axes[dim + 1 :]], node, "is reduced, with dropped channels counted, in")
+    own = [walk.program.state.get(tensor.name) in walk.program.trainable for tensor in (direction, length)]
+    if not (all(own) and walk.zero(direction)):
+        walk.pin([*axes[: max(dim, 0)], *axes[dim + 1 :]], node, "is normalised over, with dropped channels counted, in")
     return Outcome(outputs=(tuple(axes),), zero=walk.zero(direction))
 
 

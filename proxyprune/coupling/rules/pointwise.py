@@ -21,8 +21,9 @@ from proxyprune.coupling.rules.walk import (
     sizes_of,
     spans,
     sum_is_zero,
+    written_in_place,
 )
-from proxyprune.tracing.nodes import aliases_of, arguments, is_tensor, op_name, output_shapes, tensor_argument, writes_to
+from proxyprune.tracing.nodes import arguments, is_tensor, op_name, output_shapes, tensor_argument
 
 COPIES = in_place(ops("clone contiguous to _to_copy type_as alias detach lift_fresh_copy lift_fresh positive dropout feature_dropout"))
 """The first argument with another layout or type; a second tensor says which type only."""
@@ -58,16 +59,7 @@ def pointwise(walk: Walk, node: Node) -> Outcome:
     axes = broadcast(walk, node, tensors, shapes[0])
     check = _ZERO_RULES.get(name)
     zero = bool(tensors) and check is not None and check(walk, node, Outcome(outputs=(axes,)), tensors)
-    return _written(walk, node, Outcome(outputs=(axes,) * len(shapes), zero=zero))
-
-
-def _written(walk: Walk, node: Node, outcome: Outcome) -> Outcome:
-    """An op in place also changes what the other views of its tensor hold."""
-    target = writes_to(node)
-    if target is not None and not outcome.zero:
-        for alias in aliases_of(target):
-            walk.zeros[alias] = False
-    return outcome
+    return written_in_place(walk, node, Outcome(outputs=(axes,) * len(shapes), zero=zero))
 
 
 ZeroRule = Callable[[Walk, Node, Outcome, list[Node]], bool]
@@ -166,7 +158,7 @@ _ZEROS = frozenset(ops("zeros new_zeros zeros_like zero_"))
 def filled_like(walk: Walk, node: Node) -> Outcome:
     """zeros_like and its kin: the shape of the argument, one repeated value (or noise)."""
     axes = walk.axes(tensor_argument(node, 0))
-    return _written(walk, node, Outcome(outputs=(axes,), zero=op_name(node) in _ZEROS))
+    return written_in_place(walk, node, Outcome(outputs=(axes,), zero=op_name(node) in _ZEROS))
 
 
 def constant(walk: Walk, node: Node) -> Outcome:

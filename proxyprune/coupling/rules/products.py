@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
-from proxyprune.coupling.axes import Axis
+from proxyprune.coupling.axes import Axis, Divisible
 from proxyprune.coupling.outcome import Axes, Outcome, Size, Sizes, Term
 from proxyprune.coupling.rules.walk import Rule, Walk, kept_whole, ops, product_is_zero, repeat_each, repeat_whole, spans, sum_is_zero
 from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, position_of, tensor_argument
@@ -374,6 +374,30 @@ def _balanced_groups(walk: Walk, node: Node, conv: Convolution, in_axis: Axis) -
     return long_axis
 
 
+_ALIGNED_ENTRIES = 8
+"""The kernel of grouped products takes rows of a multiple of 16 bytes: 8 entries in half precision, which a network may be cast to."""
+
+
+def grouped_matmul(walk: Walk, node: Node) -> Outcome:
+    """_grouped_mm(x, w, offs): rows of x [rows, in], in runs that offs marks, each times its own matrix of w [groups, in, out].
+
+    Every row meets one matrix, whatever the runs are, so the cost does not depend on the data. The matrices are looked up by number.
+    """
+    data, weight = tensor_argument(node, 0), tensor_argument(node, 1)
+    if (len(walk.shape(data)), len(walk.shape(weight))) != (2, 3):
+        return replace(kept_whole(walk, node, "is a run of a grouped product in"), costed=False)
+    rows, inner = walk.axes(data)
+    groups, _, columns = walk.axes(weight)
+    walk.pin([rows, groups], node, "is looked up by number in")
+    _contract(walk, node, (data, -1), (weight, -2))
+    for axis in (inner, columns):
+        if axis is not None:
+            walk.labels.divisible.append(Divisible(axis, math.gcd(len(axis), _ALIGNED_ENTRIES), runs=False))
+    macs = Term.of((walk.shape(data)[0], None), (walk.shape(data)[1], inner), (walk.shape(weight)[2], columns))
+    zero = walk.zero(weight) and not isinstance(arguments(node).get("bias"), Node)
+    return Outcome(outputs=((None, columns),), macs=(macs,), zero=zero)
+
+
 def recurrent(walk: Walk, node: Node) -> Outcome:
     """lstm, gru, rnn and their cells: gates are packed in one matrix and the state is carried along, so nothing inside is cut.
 
@@ -392,6 +416,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ops("matmul mm bmm mv dot vdot"), matmul),
     "aten.einsum": einsum,
     **dict.fromkeys(ops("tensordot inner outer ger"), tensor_product),
+    **dict.fromkeys(("aten._grouped_mm", "transformers.grouped_mm_fallback"), grouped_matmul),
     "aten.scaled_dot_product_attention": attention,
     **dict.fromkeys(ops("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"), convolution),
     **dict.fromkeys(ops("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"), recurrent),

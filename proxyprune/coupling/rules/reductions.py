@@ -15,6 +15,7 @@ from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes
 
 _NORMS = frozenset(ops("linalg_vector_norm norm linalg_norm"))
 _EXACT_ON_ZERO = frozenset(ops("sum nansum count_nonzero any")) | _NORMS
+_STANDARDISING = frozenset(ops("mean var std var_mean std_mean"))
 _NOT_ZERO_AT_ZERO = frozenset(ops("logsumexp all"))
 
 
@@ -28,7 +29,9 @@ def reduction(walk: Walk, node: Node) -> Outcome:
     source = tensor_argument(node, 0)
     axes = walk.axes(source)
     dims = dims_of(values.get("dim"), len(axes))
-    if is_norm_statistic(walk, node):
+    if walk.is_weight(source) and op_name(node) in _STANDARDISING:
+        walk.pin([axes[dim] for dim in dims], node, "is a dimension that weights are standardised over, so that kept ones would change, in")
+    elif is_norm_statistic(walk, node):
         walk.held.add(node)
     elif node.users and not _exact(walk, node, values):  # attention weights are often averaged for nobody
         walk.pin([axes[dim] for dim in dims], node, "is reduced, with dropped channels counted, in")
@@ -131,6 +134,11 @@ def sampling(walk: Walk, node: Node) -> Outcome:
     return Outcome(outputs=((batch, axes[1], *(None,) * (len(axes) - 2)),), zero=walk.zero(source))
 
 
+def counted(walk: Walk, node: Node) -> Outcome:
+    """histc, bincount: how many values lie in each bin, which every entry changes."""
+    return kept_whole(walk, node, "is counted in")
+
+
 _DIMS = "123"
 _POOLS = " ".join(f"{kind}_pool{digit}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "_adaptive_avg") for digit in _DIMS)
 _PADDINGS = " ".join(f"{kind}_pad{digit}d" for kind in ("reflection", "replication") for digit in _DIMS)
@@ -154,5 +162,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ops("upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"), resampling),
     **dict.fromkeys(ops("_upsample_bilinear2d_aa _upsample_bicubic2d_aa"), resampling),
     **dict.fromkeys(ops("max_unpool2d max_unpool3d"), unpooling),
+    **dict.fromkeys(ops("histc bincount"), counted),
     **dict.fromkeys(ops("grid_sampler grid_sampler_2d grid_sampler_3d"), sampling),
 }

@@ -18,7 +18,7 @@ from torch.fx import Node
 from proxyprune.coupling.axes import Axis, AxisLabels
 from proxyprune.coupling.options import Options
 from proxyprune.coupling.outcome import Axes, Outcome, Size, Term
-from proxyprune.tracing.nodes import integers, op_name, output_shapes
+from proxyprune.tracing.nodes import aliases_of, integers, op_name, output_shapes, writes_to
 from proxyprune.tracing.program import Program
 
 
@@ -153,6 +153,15 @@ def product_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Seque
     """A broadcast product is zero at dropped positions when, along every dimension that may shrink, some factor is."""
     zeros = [tensor for tensor in tensors if walk.zero(tensor)]
     return bool(zeros) and all(any(spans(walk, tensor, shape, offset) for tensor in zeros) for offset in walk.open(axes))
+
+
+def written_in_place(walk: Walk, node: Node, outcome: Outcome) -> Outcome:
+    """Note that an op in place changes what the other views of its tensor hold; returns the outcome."""
+    target = writes_to(node)
+    if target is not None and not outcome.zero:
+        for alias in aliases_of(target):
+            walk.zeros[alias] = False
+    return outcome
 
 
 def repeat_each(axis: Axis, times: int) -> Axis:

@@ -1,0 +1,124 @@
+"""Weights that are functions of parameters: kept weights keep their values when others leave, or nothing is cut."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from masking import assert_close
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import proxyprune as pp
+
+
+class Net(nn.Module):
+    """Three convolutions; `norm` makes each of them a normalised one."""
+
+    def __init__(self, norm) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = norm(nn.Conv1d(8, 24, 7, padding=3))
+        self.b = norm(nn.Conv1d(24, 32, 3, padding=1))
+        self.c = norm(nn.Conv1d(32, 1, 7, padding=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+X = torch.randn(2, 8, 40)
+NORMS = {
+    "parametrized": weight_norm,
+    "of everything": lambda layer: weight_norm(layer, dim=None),
+    "along inputs": lambda layer: weight_norm(layer, dim=1),
+    "hook": lambda layer: torch.nn.utils.weight_norm(layer),
+}
+
+
+def without_norm(model: nn.Module) -> Net:
+    """The same weights in plain layers, in double precision."""
+    plain = Net(lambda layer: layer)
+    with torch.no_grad():
+        model(X)  # the hook computes its weight when the layer runs
+        for name in "abc":
+            layer, other = getattr(model, name), getattr(plain, name)
+            other.weight = nn.Parameter(layer.weight.detach().clone())
+            other.bias = nn.Parameter(layer.bias.detach().clone())
+    return plain.double()
+
+
+def masked(model: Net, result: pp.PruneResult) -> Net:
+    """The unpruned network with plain weights, zero where the pruned one has none."""
+    plain = without_norm(model)
+    kept = {cut.parameter.partition(".")[0]: cut.kept for cut in result.surgery.cuts if cut.parameter.endswith("bias")}
+    with torch.no_grad():
+        for name, rows in kept.items():
+            layer = getattr(plain, name)
+            gone = [row for row in range(layer.weight.shape[0]) if row not in rows]
+            layer.weight[gone] = 0.0
+            layer.bias[gone] = 0.0
+    return plain
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+def test_pruning_equals_masking_of_the_weights_that_are_used(norm):
+    """Gains are scaled by the share of the norm that stays, so the pruned network computes what the masked one does."""
+    model = Net(norm).eval()
+    result = pp.prune(Net(norm).eval(), X[:1], 0.5, inplace=True)  # torch does not copy a module with the hook
+    assert {cut.parameter for cut in result.surgery.cuts} >= {"a.bias", "b.bias"}
+    assert_close([masked(model, result)(X.double())], [result.model.double()(X.double())], "masked and pruned outputs")
+
+
+def test_the_original_keeps_its_gains():
+    """Scaling a gain that is not cut leaves the caller's model alone."""
+    model = Net(weight_norm).eval()
+    before = copy.deepcopy(model.state_dict())
+    result = pp.prune(model, X[:1], 0.5)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    assert not torch.equal(result.model.state_dict()[GAIN], before[GAIN])
+
+
+GAIN = "c.parametrizations.weight.original0"
+
+
+def test_the_record_of_the_surgery_has_the_gains(tmp_path):
+    """A saved network loads with the gains that were scaled, and the record goes through JSON."""
+    model = Net(weight_norm).eval()
+    result = pp.prune(model, X[:1], 0.5)
+    assert {entry.parameter.partition(".")[0] for entry in result.surgery.rescaled} == {"b", "c"}
+    assert pp.Surgery.from_dict(json.loads(json.dumps(result.surgery.to_dict()))) == result.surgery
+    pp.save(result, tmp_path / "pruned")
+    loaded = pp.load(tmp_path / "pruned", lambda: Net(weight_norm).eval())
+    assert torch.equal(loaded(X), result.model(X))
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation as BiT and NF-ResNets do it, written by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+class Fused(nn.Conv2d):
+    """The same by timm's trick: batch norm of the reshaped weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0, eps=1e-6)
+        return F.conv2d(x, flat.reshape_as(self.weight), self.bias, padding=self.padding)
+
+
+@pytest.mark.parametrize("kind", [Standardised, Fused])
+def test_what_weights_are_standardised_over_stays(kind):
+    """A mean over kept weights is another one than over all, and no gain makes up for it: these inputs are pinned, outputs are cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), kind(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 4, 1)).eval()
+    image = torch.randn(1, 3, 8, 8)
+    result = pp.prune(model, image, 0.8)
+    assert {group.id for group in result.graph.prunable} == {"2.weight:0"}
+    assert result.model(image).shape == (1, 4, 8, 8)

@@ -1,0 +1,78 @@
+"""Targets of networks in which the MACs of some ops are unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import proxyprune as pp
+from proxyprune.cli import main
+from proxyprune.errors import TargetError
+
+
+class Distances(nn.Module):
+    """A codebook lookup: distances have no cost rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(5, 4)
+        self.codes = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cdist(self.second(self.first(x).relu()), self.codes))
+
+
+X = torch.randn(1, 6, 8)
+
+
+def test_a_target_of_macs_is_rejected_when_macs_are_unknown():
+    """A share of what is counted is no share of the network, so nothing is planned in silence; the message has the ways out."""
+    with pytest.raises(TargetError, match=r"MACs of aten\.cdist are unknown.*register_rule.*metric='params'.*accept_uncosted=True"):
+        pp.prune(Distances(), X, 0.6)
+
+
+def test_it_is_planned_when_that_is_accepted():
+    """The notes of the plan name the ops whose MACs are in no figure."""
+    plan = pp.prune(Distances(), X, 0.6, accept_uncosted=True).plan
+    assert any("aten.cdist" in note for note in plan.notes)
+
+
+def test_parameters_are_known_all_the_same():
+    """A target of parameters needs no MACs; the note is there, because the plan's MACs lack the op's."""
+    plan = pp.prune(Distances(), X, 0.6, metric="params").plan
+    assert plan.params <= 0.6 * plan.base_params
+    assert any("aten.cdist" in note for note in plan.notes)
+
+
+def test_a_registered_cost_makes_it_whole():
+    """With a rule for the op, the target is one of all MACs."""
+    from proxyprune.coupling import Term, kept_whole
+
+    def rule(walk, node):
+        first, second = node.args[:2]
+        rows, columns, width = walk.shape(first)[-2], walk.shape(second)[-2], walk.shape(first)[-1]
+        return kept_whole(walk, node, "is a distance in", macs=(Term(rows * columns * width),))
+
+    with pp.register_rule("aten::cdist", rule):
+        result = pp.prune(Distances(), X, 0.6)
+    assert result.graph.macs == 6 * (8 * 32 + 32 * 8 + 5 * 8 + 5 * 4)
+    assert not any("aten.cdist" in note for note in result.plan.notes)
+
+
+def test_the_command_has_the_option(tmp_path):
+    """`proxyprune prune` fails with the message, and plans with --accept-uncosted."""
+    file = tmp_path / "net.py"
+    file.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_uncosted import Distances, X\n\n"
+        "def build_model():\n    return Distances()\n\ndef example_inputs():\n    return X\n"
+    )
+    command = ["prune", "--model", str(file), "--scorer", "magnitude", "--plan-only", "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code != 0
+    assert "--accept-uncosted" in " ".join(refused.output.split())
+    done = CliRunner().invoke(main, [*command, "--accept-uncosted"])
+    assert done.exit_code == 0, done.output
