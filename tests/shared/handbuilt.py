@@ -10,6 +10,7 @@ import numpy as np
 import torch.fx
 
 from proxyprune import Block, ChannelGroup, CostModel, Member, ModelGraph
+from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.options import Options
 from proxyprune.graph.cost import Polynomial
 from proxyprune.scoring import Ranking
@@ -87,7 +88,8 @@ def graph_of(groups: tuple[ChannelGroup, ...], blocks: tuple[Block, ...], terms:
     )
     program = _with_blanks(Program, graph=torch.fx.Graph(), shapes=shapes, trainable=frozenset(shapes))
     structure = {"blocks": blocks, "groups": groups, "macs": total, "params": total, "parameter_shapes": shapes}
-    return _with_blanks(ModelGraph, model_class="Handbuilt", **structure, cost=cost, program=program, options=Options())
+    coupling = _with_blanks(Coupling, registered_ops=())
+    return _with_blanks(ModelGraph, model_class="Handbuilt", **structure, cost=cost, program=program, options=Options(), coupling=coupling)
 
 
 def _with_blanks(kind: type[Any], **given: Any) -> Any:
