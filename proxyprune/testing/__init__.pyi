@@ -22,3 +22,4 @@ from .scorer_contract import (
     check_scorer as check_scorer,
     residual_network as residual_network,
 )
+from .simulated import SimulatedProxy as SimulatedProxy, SimulatedScorer as SimulatedScorer, predicted_tau as predicted_tau
