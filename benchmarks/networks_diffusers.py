@@ -1,0 +1,3 @@
+"""x."""
+def candidates():
+    return iter(())

@@ -1,0 +1,200 @@
+"""Which published networks does proxyprune prune? Random weights, one process each, and torch-pruning beside it.
+
+Sets: torchvision's builders, the smallest network of every module of timm, tiny configurations of every model type of transformers, and
+the networks of diffusers. Checks: built, traced, pruned to 0.6 of the MACs, runs, exact MACs, saved and loaded bit-identical, greedy tokens
+with and without caches, one training step.
+
+    OMP_NUM_THREADS=1 python benchmarks/supported_networks.py                # hours; continues where it was stopped with --resume
+    OMP_NUM_THREADS=1 python benchmarks/supported_networks.py --set timm --only "vit*" --no-peer
+    python benchmarks/supported_networks.py --page                           # the page of the documentation, from the JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import networks_diffusers
+import networks_timm
+import networks_torchvision
+import networks_transformers
+import torch
+from candidates import Candidate
+from common import RESULTS, environment, save
+from isolated import Limits, run_isolated
+from rich.console import Console
+from rich.table import Table
+from supported_page import write_page
+from supported_peer import judge_peer
+from verdicts import CHECKS, TARGET, Verdict, judge
+
+SETS: dict[str, Callable[[], Iterator[Candidate]]] = {
+    "torchvision": networks_torchvision.candidates,
+    "timm": networks_timm.candidates,
+    "transformers": networks_transformers.candidates,
+    "diffusers": networks_diffusers.candidates,
+}
+JOURNAL = Path(__file__).parent / ".cache" / "supported_networks.jsonl"
+NAME = "supported_networks"
+LIMITS = Limits(seconds=120, gib=14)
+PEER_LIMITS = Limits(seconds=60, gib=14)
+WIDTH = 80
+
+
+def try_network(candidate: Candidate, peer: bool) -> Verdict:
+    """Judge one network in processes of its own."""
+    outcome = run_isolated(lambda put: put(judge(candidate, lambda so_far: put(so_far.to_dict())).to_dict()), LIMITS)
+    verdict = Verdict.from_dict(outcome.result) if outcome.result else Verdict(candidate.set, candidate.name)
+    if outcome.problem is not None:
+        verdict = verdict.failing(verdict.stage, outcome.problem)
+    if not peer or not verdict.built:
+        return verdict
+    outcome = run_isolated(lambda put: put(judge_peer(candidate, verdict, lambda so_far: put(so_far.to_dict())).to_dict()), PEER_LIMITS)
+    found = Verdict.from_dict(outcome.result) if outcome.result else verdict
+    return found if outcome.problem is None else replace(found, peer=False, peer_error=outcome.problem)
+
+
+def read_journal() -> dict[str, Verdict]:
+    """Read what earlier runs found, by key; a later line replaces an earlier one, a torn last line is skipped."""
+    found = {}
+    for line in JOURNAL.read_text(encoding="utf-8").splitlines() if JOURNAL.exists() else ():
+        try:
+            verdict = Verdict.from_dict(json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        found[f"{verdict.set}/{verdict.name}"] = verdict
+    return found
+
+
+def append(verdict: Verdict) -> None:
+    """Add a line to the journal and flush it to disk."""
+    JOURNAL.parent.mkdir(parents=True, exist_ok=True)
+    with JOURNAL.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(verdict.to_dict()) + "\n")
+        journal.flush()
+        os.fsync(journal.fileno())
+
+
+def chosen_candidates(options: argparse.Namespace) -> Iterator[Candidate]:
+    """Yield the candidates that the options select."""
+    for name in options.set or SETS:
+        for candidate in SETS[name]():
+            if fnmatch.fnmatch(candidate.name, options.only) or fnmatch.fnmatch(candidate.key, options.only):
+                yield candidate
+
+
+def totals(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
+    """Count each check over each set."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(verdict.set for verdict in verdicts):
+        rows = [verdict for verdict in verdicts if verdict.set == name]
+        counts: dict[str, Any] = {"tried": len(rows)} | {check: sum(getattr(row, check) is True for row in rows) for check in CHECKS}
+        counts["causal"] = sum(row.greedy is not None for row in rows)
+        counts["trainable"] = sum(row.trains is not None for row in rows)
+        counts["clean"] = sum(bool(row.planned) and not row.failed for row in rows)
+        counts["peer_tried"] = sum(row.peer is not None for row in rows)
+        counts["peer"] = sum(row.peer is True for row in rows)
+        found[name] = counts
+    return found
+
+
+def summary(verdicts: Sequence[Verdict], whole: bool) -> dict[str, Any]:
+    """Return the content of the JSON file."""
+    return {
+        "target": TARGET,
+        "checks": CHECKS,
+        "limits": {"seconds": LIMITS.seconds, "gib": LIMITS.gib, "peer_seconds": PEER_LIMITS.seconds},
+        "whole": whole,
+        "totals": totals(verdicts),
+        "networks": [verdict.to_dict() for verdict in verdicts],
+    }
+
+
+def show(verdicts: Sequence[Verdict]) -> None:
+    """Print verdicts and totals, 80 columns wide."""
+    console = Console(width=WIDTH)
+    table = Table(title=f"Published networks at {TARGET} of the MACs", width=WIDTH)
+    table.add_column("network", ratio=1, overflow="ellipsis", no_wrap=True)
+    table.add_column("verdict", width=22, overflow="ellipsis", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    table.add_column("torch-pruning")
+    for verdict in verdicts:
+        table.add_row(verdict.name, verdict_text(verdict), _seconds(verdict.seconds), _peer(verdict))
+    console.print(table)
+    shares = Table(title="Totals", width=WIDTH)
+    for column in ("set", "tried", "built", "traced", "planned", "runs", "exact", "saved"):
+        shares.add_column(column, justify="left" if column == "set" else "right")
+    for name, counts in totals(verdicts).items():
+        shares.add_row(name, *(str(counts[column]) for column in ("tried", "built", "traced", "planned", "runs", "exact", "saved")))
+    console.print(shares)
+    causes = Counter((verdict.failed[0], (verdict.error or "")[:90]) for verdict in verdicts if verdict.failed)
+    for (check, error), count in causes.most_common(30):
+        console.print(f"{count:4} not {check}: {error}", markup=False, highlight=False)
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Return "supported", or the checks that failed."""
+    if not verdict.failed:
+        return "supported"
+    if verdict.best_share is not None:
+        return f"down to {verdict.best_share:.2f} only"
+    return "not " + ", ".join(verdict.failed)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _peer(verdict: Verdict) -> str:
+    return {None: "", True: "runs", False: "fails"}[verdict.peer]
+
+
+def run(options: argparse.Namespace) -> list[Verdict]:
+    """Try what is selected, and return the verdicts in the order of the sets."""
+    done = read_journal() if options.resume else {}
+    if not options.resume and JOURNAL.exists() and not (options.set or options.only != "*" or options.limit):
+        JOURNAL.unlink()
+    found, fresh = [], 0
+    for candidate in chosen_candidates(options):
+        verdict = done.get(candidate.key)
+        if verdict is None:
+            if options.limit and fresh >= options.limit:
+                continue
+            fresh += 1
+            verdict = try_network(candidate, options.peer)
+            append(verdict)
+            print(f"{candidate.key}: {verdict_text(verdict)} {verdict.error or ''}"[:160], flush=True)
+        found.append(verdict)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--set", action="append", choices=list(SETS), help="only this set; may be repeated")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="only networks whose name, or set/name, matches")
+    parser.add_argument("--limit", type=int, default=0, help="stop after this many networks that were not tried before")
+    parser.add_argument("--resume", action="store_true", help="keep what earlier runs found")
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="try torch-pruning too")
+    parser.add_argument("--page", action="store_true", help="write the page of the documentation from the JSON, and try nothing")
+    options = parser.parse_args()
+    if options.page:
+        write_page(json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8")))
+        return
+    torch.set_num_threads(1)
+    verdicts = run(options)
+    show(verdicts)
+    part = bool(options.set) or options.only != "*" or bool(options.limit)
+    if part and not options.resume:
+        return
+    save(NAME, summary(verdicts, whole=not part) | environment())
+
+
+if __name__ == "__main__":
+    main()
