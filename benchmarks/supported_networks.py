@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from supported_page import write_page
 from supported_peer import judge_peer
+from torchvision_ops import import_torchvision
 from verdicts import CHECKS, TARGET, Verdict, judge
 
 SETS: dict[str, Callable[[], Iterator[Candidate]]] = {
@@ -158,6 +159,7 @@ def _peer(verdict: Verdict) -> str:
 
 def run(options: argparse.Namespace) -> list[Verdict]:
     """Try what is selected, and return the verdicts in the order of the sets."""
+    import_torchvision()  # first of all: timm, and transformers where it finds it, import it too
     done = read_journal() if options.resume else {}
     if not options.resume and JOURNAL.exists() and not (options.set or options.only != "*" or options.limit):
         JOURNAL.unlink()

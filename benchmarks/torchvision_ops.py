@@ -3,15 +3,22 @@
 The wheel of torchvision on PyPI is compiled for the CUDA build of torch. Beside the CPU build, `import torchvision` fails, although the
 definitions are plain Python. `import_torchvision` declares the operators that the import looks up, and implements in Python the ones
 that detectors call.
+
+An environment with such a torchvision breaks `import transformers` too. `make zoo` therefore installs torchvision and timm into a folder
+of their own, which is searched from here only.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+PACKAGES = Path(__file__).parent / ".cache" / "site"
+"""Where `make zoo` installs torchvision and timm."""
 
 _OPERATORS = ("nms", "qnms")
 """Looked up by the import; both select boxes."""
@@ -26,6 +33,8 @@ def import_torchvision() -> ModuleType:
     Raises:
         ImportError: If torchvision is not installed.
     """
+    if PACKAGES.is_dir() and str(PACKAGES) not in sys.path:
+        sys.path.append(str(PACKAGES))
     try:
         import torchvision
     except RuntimeError:  # "operator torchvision::nms does not exist"
