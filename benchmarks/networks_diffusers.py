@@ -52,9 +52,9 @@ RECIPES: dict[str, Recipe] = {
             "block_out_channels": (32, 64),
             "in_channels": 4,
             "out_channels": 4,
-            "extra_in_channels": 16,
-            "down_block_types": ("DownBlock1D", "AttnDownBlock1D"),
-            "up_block_types": ("AttnUpBlock1D", "UpBlock1D"),
+            "extra_in_channels": 64,
+            "down_block_types": ("DownBlock1DNoSkip", "AttnDownBlock1D"),
+            "up_block_types": ("AttnUpBlock1D", "UpBlock1DNoSkip"),
         },
         {"sample": (1, 4, 32), "timestep": _TIME},
     ),
@@ -96,7 +96,6 @@ RECIPES: dict[str, Recipe] = {
             "block_out_channels": (32, 64),
             "layers_per_block": 1,
             "norm_num_groups": 8,
-            "motion_norm_num_groups": 8,
             "motion_num_attention_heads": 2,
             "num_attention_heads": 2,
             "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
@@ -136,7 +135,12 @@ RECIPES: dict[str, Recipe] = {
             "block_num_heads": 2,
             "sample_size": 16,
         },
-        {"input_ids": torch.zeros(1, 16, 16, dtype=torch.long), "encoder_hidden_states": _TEXT, "pooled_text_emb": (1, 32), "micro_conds": (1, 1)},
+        {
+            "input_ids": torch.zeros(1, 16, 16, dtype=torch.long),
+            "encoder_hidden_states": _TEXT,
+            "pooled_text_emb": (1, 32),
+            "micro_conds": (1, 5),
+        },
     ),
     "ControlNetModel": Recipe(
         {
@@ -151,11 +155,13 @@ RECIPES: dict[str, Recipe] = {
         _CONDITIONED | {"controlnet_cond": (1, 3, 32, 32)},
     ),
     "DiTTransformer2DModel": Recipe(
-        _HEADS | {"in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 16, "norm_num_groups": 8, "num_embeds_ada_norm": 1000},
+        _HEADS
+        | {"in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 16, "norm_num_groups": 8, "num_embeds_ada_norm": 1000},
         {"hidden_states": _LATENTS, "timestep": _TIME, "class_labels": [3]},
     ),
     "PixArtTransformer2DModel": Recipe(
-        _HEADS | {"num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32, "sample_size": 16, "use_additional_conditions": False},
+        _HEADS
+        | {"num_layers": 2, "cross_attention_dim": 32, "caption_channels": 32, "sample_size": 16, "use_additional_conditions": False},
         _TOKENS | {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
     ),
     "HunyuanDiT2DModel": Recipe(
@@ -176,6 +182,7 @@ RECIPES: dict[str, Recipe] = {
         },
         _TOKENS
         | {
+            "timestep": (1,),
             "text_embedding_mask": torch.ones(1, 7),
             "encoder_hidden_states_t5": _TEXT,
             "text_embedding_mask_t5": torch.ones(1, 7),
@@ -425,7 +432,7 @@ RECIPES: dict[str, Recipe] = {
             "in_channels": 4,
             "out_channels": 4,
             "num_layers": 1,
-            "cross_attention_dim": 32,
+            "cross_attention_dim": 48,
             "sample_width": 8,
             "sample_height": 8,
             "sample_frames": 2,
@@ -542,7 +549,7 @@ RECIPES: dict[str, Recipe] = {
         {"sample": (1, 3, 5, 16, 16)},
     ),
     "AutoencoderKLWan": Recipe(
-        {"base_dim": 8, "z_dim": 4, "dim_mult": (1, 2), "num_res_blocks": 1, "temperal_downsample": (True,)},
+        {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [True]},
         {"sample": (1, 3, 5, 16, 16)},
     ),
     "AutoencoderKLLTXVideo": Recipe(
@@ -563,8 +570,8 @@ RECIPES: dict[str, Recipe] = {
             "decoder_channels": 12,
             "decoder_input_channels": 6,
             "audio_channels": 2,
-            "downsampling_ratios": (2, 4),
-            "channel_multiples": (1, 2),
+            "downsampling_ratios": [2, 4],
+            "channel_multiples": [1, 2],
         },
         {"sample": (1, 2, 64)},
     ),
@@ -577,7 +584,9 @@ def candidates() -> Iterator[Candidate]:
     """Yield one network for each recipe."""
     for name, recipe in RECIPES.items():
         make = partial(_make, recipe.class_name or name, recipe.config)
-        yield Candidate("diffusers", name, make, lambda model, recipe=recipe: {name: _value(given) for name, given in recipe.inputs.items()})
+        yield Candidate(
+            "diffusers", name, make, lambda model, recipe=recipe: {name: _value(given) for name, given in recipe.inputs.items()}
+        )
 
 
 def _make(class_name: str, config: Mapping[str, Any]) -> nn.Module:

@@ -47,6 +47,19 @@ _BACKBONE = {
     "reshape_hidden_states": False,
 }
 
+_RESNET = {
+    "use_timm_backbone": False,
+    "backbone": None,
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+}
+
 _OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16},
     "bit": {"num_groups": 4},
@@ -83,21 +96,11 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "wav2vec2-bert": _VOCABULARY,
     "wav2vec2-conformer": _VOCABULARY,
     "xmod": {"default_language": "en_XX"},
-    **dict.fromkeys(
-        ("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer"),
-        {
-            "use_timm_backbone": False,
-            "backbone": None,
-            "backbone_config": {
-                "model_type": "resnet",
-                "embedding_size": 16,
-                "hidden_sizes": [16, 32, 64, 128],
-                "depths": [1, 1, 1, 1],
-                "layer_type": "basic",
-                "out_features": ["stage2", "stage3", "stage4"],
-            },
-        },
-    ),
+    "conditional_detr": _RESNET,
+    "dab-detr": _RESNET,
+    "deformable_detr": _RESNET,
+    "detr": _RESNET,
+    "table-transformer": _RESNET,
 }
 """Model type -> fields that must fit each other in a way that their names do not show."""
 

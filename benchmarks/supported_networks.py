@@ -16,7 +16,7 @@ import fnmatch
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,28 @@ def totals(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def summary(verdicts: Sequence[Verdict], whole: bool) -> dict[str, Any]:
+def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Return the content of the JSON file."""
+    available = {name: sum(1 for _ in candidates()) for name, candidates in SETS.items()}
+    counted = totals(verdicts)
     return {
         "target": TARGET,
         "checks": CHECKS,
         "limits": {"seconds": LIMITS.seconds, "gib": LIMITS.gib, "peer_seconds": PEER_LIMITS.seconds},
-        "whole": whole,
-        "totals": totals(verdicts),
+        "whole": all(counted.get(name, {}).get("tried") == count for name, count in available.items()),
+        "available": available,
+        "totals": counted,
         "networks": [verdict.to_dict() for verdict in verdicts],
     }
+
+
+def versions() -> dict[str, Any]:
+    """Return machine, commit and versions, with those of torchvision and timm."""
+    import timm
+
+    found = environment()
+    found["versions"] |= {"torchvision": import_torchvision().__version__, "timm": timm.__version__}
+    return found
 
 
 def show(verdicts: Sequence[Verdict]) -> None:
@@ -158,11 +170,8 @@ def _peer(verdict: Verdict) -> str:
 
 
 def run(options: argparse.Namespace) -> list[Verdict]:
-    """Try what is selected, and return the verdicts in the order of the sets."""
-    import_torchvision()  # first of all: timm, and transformers where it finds it, import it too
+    """Try what is selected, and return its verdicts in the order of the sets."""
     done = read_journal() if options.resume else {}
-    if not options.resume and JOURNAL.exists() and not (options.set or options.only != "*" or options.limit):
-        JOURNAL.unlink()
     found, fresh = [], 0
     for candidate in chosen_candidates(options):
         verdict = done.get(candidate.key)
@@ -175,6 +184,12 @@ def run(options: argparse.Namespace) -> list[Verdict]:
             print(f"{candidate.key}: {verdict_text(verdict)} {verdict.error or ''}"[:160], flush=True)
         found.append(verdict)
     return found
+
+
+def everything_known() -> list[Verdict]:
+    """Return the verdicts of the journal on candidates that there are, in the order of the sets."""
+    done = read_journal()
+    return [done[candidate.key] for candidates in SETS.values() for candidate in candidates() if candidate.key in done]
 
 
 def main() -> None:
@@ -190,12 +205,13 @@ def main() -> None:
         write_page(json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8")))
         return
     torch.set_num_threads(1)
-    verdicts = run(options)
-    show(verdicts)
-    part = bool(options.set) or options.only != "*" or bool(options.limit)
-    if part and not options.resume:
-        return
-    save(NAME, summary(verdicts, whole=not part) | environment())
+    import_torchvision()  # first of all: timm, and transformers where it finds it, import it too
+    chosen = bool(options.set) or options.only != "*" or bool(options.limit)
+    if not options.resume and not chosen:
+        JOURNAL.unlink(missing_ok=True)
+    show(run(options))
+    if options.resume or not chosen:
+        save(NAME, summary(everything_known()) | versions())
 
 
 if __name__ == "__main__":

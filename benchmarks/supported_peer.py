@@ -55,7 +55,9 @@ def _parameters(model: nn.Module) -> int:
 def _last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
     """Return the layer that runs last: its channels are the output's."""
     order: list[nn.Module] = []
-    hooks = [module.register_forward_hook(lambda module, *_: order.append(module)) for module in model.modules() if isinstance(module, _LAYERS)]
+    hooks = [
+        module.register_forward_hook(lambda module, *_: order.append(module)) for module in model.modules() if isinstance(module, _LAYERS)
+    ]
     with torch.no_grad():
         call(model, inputs)
     for hook in hooks:

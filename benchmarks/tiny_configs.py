@@ -35,12 +35,16 @@ _SMALL: dict[str, int] = {
     r"max_source_positions": 32,
     r"num_mel_bins|feature_size|n_mels": 32,
     r"num_queries|num_query_tokens|num_latents|num_object_queries": 8,
-    r"hidden_size.*|.*hidden_size|.*hidden_dim|d_model|n_embd|.*embed_dim|.*embedding_size|dim|.*_dim|width|.*channels?|.*_width|d_embed": WIDTH,
+    r"hidden_size.*|.*hidden_size|d_model|n_embd|.*embedding_size|dim|.*_dim|width|.*channels?|.*_width|d_embed": WIDTH,
 }
 """Full name of a field -> the largest value that it keeps; the first pattern that fits counts."""
 
-_KEPT = re.compile(r"num_channels|in_channels|num_input_channels|in_chans|input_channels|num_feat_extract_layers|num_encoder_blocks|conv_kernel.*|.*stride.*|.*rotary_(?!dim).*|num_labels|head_dim_factor")
-_WIDTHS = re.compile(r".*(hidden_sizes|embed_dims?|conv_dim|tdnn_dim|dims|channels|widths|out_features_dims|hidden_dims|key_dim|filter_sizes)")
+_KEPT = re.compile(
+    r"num_channels|in_channels|num_input_channels|in_chans|input_channels|num_feat_extract_layers|num_encoder_blocks|conv_kernel.*|.*stride.*|.*rotary_(?!dim).*|num_labels|head_dim_factor"
+)
+_WIDTHS = re.compile(
+    r".*(hidden_sizes|embed_dims?|conv_dim|tdnn_dim|dims|channels|widths|out_features_dims|hidden_dims|key_dim|filter_sizes)"
+)
 _DEPTHS = re.compile(r".*(depths?|layers|blocks)")
 _MIXTURE = 8
 """The most layers that are kept to have one of every layer type."""

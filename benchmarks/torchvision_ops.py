@@ -56,7 +56,7 @@ def _declare() -> None:
 
 
 def _allow(torchvision: ModuleType) -> None:
-    """Remove the check for compiled operators in front of `nms`; keep `roi_align`'s own Python form from being compiled at the first call."""
+    """Remove the check for compiled operators in front of `nms`; run the Python form that `roi_align` has without compiling it."""
     torchvision.ops.boxes._assert_has_ops = lambda: None
     pooling = sys.modules["torchvision.ops.roi_align"]
     pooling._roi_align = pooling._roi_align.__wrapped__

@@ -288,7 +288,8 @@ def tensors_of(output: Any) -> list[Tensor]:
 def same(some: list[Tensor], others: list[Tensor]) -> bool:
     """Return True if all tensors are equal bit by bit; NaN equals NaN."""
     return len(some) == len(others) and all(
-        one.shape == other.shape and bool(torch.equal(one.nan_to_num(), other.nan_to_num())) for one, other in zip(some, others, strict=True)
+        one.shape == other.shape and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
+        for one, other in zip(some, others, strict=True)
     )
 
 
