@@ -60,13 +60,37 @@ _RESNET = {
     },
 }
 
+_SWIN = {
+    "backbone_config": {
+        "model_type": "swin",
+        "image_size": 64,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 2,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+}
+_UNSCALED = {"width_coefficient": 0.5, "depth_coefficient": 0.5}
+_EXPERTS = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+
 _OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16},
     "bit": {"num_groups": 4},
     "depth_anything": {"backbone_config": _BACKBONE, "neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 64},
     "prompt_depth_anything": {"backbone_config": _BACKBONE, "neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 64},
     "zoedepth": {"backbone_config": _BACKBONE, "neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 64},
+    "align": {"vision_config": _UNSCALED},
+    "efficientnet": _UNSCALED | {"hidden_dim": 640},
+    "dots1": _EXPERTS,
+    "deepseek_v2": _EXPERTS | {"topk_method": "greedy"},
+    "mask2former": _SWIN,
+    "oneformer": _SWIN,
+    "upernet": _SWIN,
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0}},
+    "esmc": {"num_key_value_heads": 4},
+    "hgnet_v2": {"hidden_sizes": [256, 512, 1024, 2048]},
     "esm": {"vocab_size": 128, "pad_token_id": 1, "mask_token_id": 3},
     "glm46v": {"text_config": _ROPE_SECTIONS},
     "glm4v": {"text_config": _ROPE_SECTIONS},

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ SETS: dict[str, Callable[[], Iterator[Candidate]]] = {
     "transformers": networks_transformers.candidates,
     "diffusers": networks_diffusers.candidates,
 }
-JOURNAL = Path(__file__).parent / ".cache" / "supported_networks.jsonl"
+ROOT = Path(__file__).parent.parent
+CACHE = Path(__file__).parent / ".cache"
 NAME = "supported_networks"
 LIMITS = Limits(seconds=120, gib=14)
 PEER_LIMITS = Limits(seconds=60, gib=14)
@@ -62,10 +65,18 @@ def try_network(candidate: Candidate, peer: bool) -> Verdict:
     return found if outcome.problem is None else replace(found, peer=False, peer_error=outcome.problem)
 
 
-def read_journal() -> dict[str, Verdict]:
+def journal_path() -> Path:
+    """Return the journal of the present code: verdicts on other code must not be mixed with it."""
+    digest = hashlib.sha256("".join(metadata.version(name) for name in ("torch", "transformers", "diffusers")).encode())
+    for path in sorted((ROOT / "proxyprune").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return CACHE / f"{NAME}-{digest.hexdigest()[:10]}.jsonl"
+
+
+def read_journal(journal: Path) -> dict[str, Verdict]:
     """Read what earlier runs found, by key; a later line replaces an earlier one, a torn last line is skipped."""
     found = {}
-    for line in JOURNAL.read_text(encoding="utf-8").splitlines() if JOURNAL.exists() else ():
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
         try:
             verdict = Verdict.from_dict(json.loads(line))
         except (json.JSONDecodeError, TypeError):
@@ -74,13 +85,13 @@ def read_journal() -> dict[str, Verdict]:
     return found
 
 
-def append(verdict: Verdict) -> None:
+def append(journal: Path, verdict: Verdict) -> None:
     """Add a line to the journal and flush it to disk."""
-    JOURNAL.parent.mkdir(parents=True, exist_ok=True)
-    with JOURNAL.open("a", encoding="utf-8") as journal:
-        journal.write(json.dumps(verdict.to_dict()) + "\n")
-        journal.flush()
-        os.fsync(journal.fileno())
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(verdict.to_dict()) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def chosen_candidates(options: argparse.Namespace) -> Iterator[Candidate]:
@@ -169,26 +180,26 @@ def _peer(verdict: Verdict) -> str:
     return {None: "", True: "runs", False: "fails"}[verdict.peer]
 
 
-def run(options: argparse.Namespace) -> list[Verdict]:
+def run(options: argparse.Namespace, journal: Path) -> list[Verdict]:
     """Try what is selected, and return its verdicts in the order of the sets."""
-    done = read_journal() if options.resume else {}
+    done = read_journal(journal) if options.resume else {}
     found, fresh = [], 0
     for candidate in chosen_candidates(options):
         verdict = done.get(candidate.key)
-        if verdict is None:
+        if verdict is None or (options.peer and verdict.built and verdict.peer is None):
             if options.limit and fresh >= options.limit:
                 continue
             fresh += 1
             verdict = try_network(candidate, options.peer)
-            append(verdict)
+            append(journal, verdict)
             print(f"{candidate.key}: {verdict_text(verdict)} {verdict.error or ''}"[:160], flush=True)
         found.append(verdict)
     return found
 
 
-def everything_known() -> list[Verdict]:
+def everything_known(journal: Path) -> list[Verdict]:
     """Return the verdicts of the journal on candidates that there are, in the order of the sets."""
-    done = read_journal()
+    done = read_journal(journal)
     return [done[candidate.key] for candidates in SETS.values() for candidate in candidates() if candidate.key in done]
 
 
@@ -207,11 +218,12 @@ def main() -> None:
     torch.set_num_threads(1)
     import_torchvision()  # first of all: timm, and transformers where it finds it, import it too
     chosen = bool(options.set) or options.only != "*" or bool(options.limit)
+    journal = journal_path()
     if not options.resume and not chosen:
-        JOURNAL.unlink(missing_ok=True)
-    show(run(options))
+        journal.unlink(missing_ok=True)
+    show(run(options, journal))
     if options.resume or not chosen:
-        save(NAME, summary(everything_known()) | versions())
+        save(NAME, summary(everything_known(journal)) | versions())
 
 
 if __name__ == "__main__":

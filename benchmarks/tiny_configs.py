@@ -40,7 +40,7 @@ _SMALL: dict[str, int] = {
 """Full name of a field -> the largest value that it keeps; the first pattern that fits counts."""
 
 _KEPT = re.compile(
-    r"num_channels|in_channels|num_input_channels|in_chans|input_channels|num_feat_extract_layers|num_encoder_blocks|conv_kernel.*|.*stride.*|.*rotary_(?!dim).*|num_labels|head_dim_factor"
+    r"num_channels|in_channels|num_input_channels|in_chans|input_channels|num_feat_extract_layers|num_encoder_blocks|stage_.*|stem_.*|conv_kernel.*|.*strides?.*|.*rotary_(?!dim).*|num_labels|head_dim_factor"
 )
 _WIDTHS = re.compile(
     r".*(hidden_sizes|embed_dims?|conv_dim|tdnn_dim|dims|channels|widths|out_features_dims|hidden_dims|key_dim|filter_sizes)"

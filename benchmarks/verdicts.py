@@ -23,6 +23,7 @@ from proxyprune.errors import ExampleInputsError, TargetError, TraceError
 
 TARGET = 0.6
 NEW_TOKENS = 4
+_ERROR_LENGTH = 400
 CHECKS = ("built", "traced", "planned", "runs", "exact", "saved", "greedy", "trains")
 """In the order in which they are made; None in a verdict stands for "does not apply" or "not reached"."""
 
@@ -335,6 +336,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the error's type and the first line of its message, 400 characters at most."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
+    """Return the error's type and the first line of its message, or the first two if the first only announces the second."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or ["no message"]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {text}"[:_ERROR_LENGTH]
