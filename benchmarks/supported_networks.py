@@ -52,13 +52,16 @@ PEER_LIMITS = Limits(seconds=60, gib=14)
 WIDTH = 80
 
 
-def try_network(candidate: Candidate, peer: bool) -> Verdict:
-    """Judge one network in processes of its own."""
+def try_network(candidate: Candidate) -> Verdict:
+    """Judge one network in a process of its own."""
     outcome = run_isolated(lambda put: put(judge(candidate, lambda so_far: put(so_far.to_dict())).to_dict()), LIMITS)
     verdict = Verdict.from_dict(outcome.result) if outcome.result else Verdict(candidate.set, candidate.name)
-    if outcome.problem is not None:
-        verdict = verdict.failing(verdict.stage, outcome.problem)
-    if not peer or not verdict.built:
+    return verdict if outcome.problem is None else verdict.failing(verdict.stage, outcome.problem)
+
+
+def try_peer(candidate: Candidate, verdict: Verdict) -> Verdict:
+    """Try torch-pruning on a network that could be built, in a process of its own."""
+    if not verdict.built:
         return verdict
     outcome = run_isolated(lambda put: put(judge_peer(candidate, verdict, lambda so_far: put(so_far.to_dict())).to_dict()), PEER_LIMITS)
     found = Verdict.from_dict(outcome.result) if outcome.result else verdict
@@ -185,12 +188,14 @@ def run(options: argparse.Namespace, journal: Path) -> list[Verdict]:
     done = read_journal(journal) if options.resume else {}
     found, fresh = [], 0
     for candidate in chosen_candidates(options):
-        verdict = done.get(candidate.key)
-        if verdict is None or (options.peer and verdict.built and verdict.peer is None):
-            if options.limit and fresh >= options.limit:
-                continue
+        known = done.get(candidate.key)
+        complete = known is not None and not (options.peer and known.built and known.peer is None)
+        if not complete and options.limit and fresh >= options.limit:
+            break
+        verdict = known or try_network(candidate)
+        if not complete:
             fresh += 1
-            verdict = try_network(candidate, options.peer)
+            verdict = try_peer(candidate, verdict) if options.peer else verdict
             append(journal, verdict)
             print(f"{candidate.key}: {verdict_text(verdict)} {verdict.error or ''}"[:160], flush=True)
         found.append(verdict)
