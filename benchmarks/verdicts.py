@@ -317,11 +317,12 @@ def measured_macs(model: nn.Module, inputs: Inputs) -> int:
 
     The default attention kernel, the fused path of nn.TransformerEncoder and oneDNN's LSTM are single ops that it counts as nothing.
     """
+    frozen = copy.deepcopy(model).requires_grad_(False)  # the counter fails on a parameter that is passed to a module
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with quiet(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.backends.mkldnn.flags(enabled=False):
-            outputs(model, inputs)
+            outputs(frozen, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2
