@@ -97,12 +97,15 @@ def append(journal: Path, verdict: Verdict) -> None:
         os.fsync(stream.fileno())
 
 
-def chosen_candidates(options: argparse.Namespace) -> Iterator[Candidate]:
-    """Yield the candidates that the options select."""
-    for name in options.set or SETS:
-        for candidate in SETS[name]():
-            if fnmatch.fnmatch(candidate.name, options.only) or fnmatch.fnmatch(candidate.key, options.only):
-                yield candidate
+def chosen_candidates(options: argparse.Namespace) -> list[Candidate]:
+    """Return the candidates that the options select; shuffled, they are in the same order every time."""
+    chosen = [
+        candidate
+        for name in options.set or SETS
+        for candidate in SETS[name]()
+        if fnmatch.fnmatch(candidate.name, options.only) or fnmatch.fnmatch(candidate.key, options.only)
+    ]
+    return sorted(chosen, key=lambda candidate: hashlib.sha256(candidate.key.encode()).digest()) if options.shuffle else chosen
 
 
 def totals(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
@@ -213,6 +216,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", choices=list(SETS), help="only this set; may be repeated")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="only networks whose name, or set/name, matches")
     parser.add_argument("--limit", type=int, default=0, help="stop after this many networks that were not tried before")
+    parser.add_argument("--shuffle", action="store_true", help="in a mixed order, so that a part is a sample of the whole")
     parser.add_argument("--resume", action="store_true", help="keep what earlier runs found")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="try torch-pruning too")
     parser.add_argument("--page", action="store_true", help="write the page of the documentation from the JSON, and try nothing")

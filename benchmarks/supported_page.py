@@ -23,8 +23,8 @@ _ERROR_LENGTH = 160
 _TOP = """# Supported networks
 
 `benchmarks/supported_networks.py` → [`results/supported_networks.json`](../../benchmarks/results/supported_networks.json). \
-Published network definitions with random weights, pruned to {target} of their MACs by weight magnitude. Each network runs in a process \
-of its own, with {seconds:.0f} s of CPU time and {gib:.0f} GiB. Nothing is written for a single network: every one goes through the same call, \
+Published network definitions with random weights, pruned to {target} of their MACs by weight magnitude. Each network runs in a \
+process of its own, with {seconds:.0f} s of CPU time and {gib:.0f} GiB. Nothing is written for a single network: every one goes through the same call, \
 `pp.prune(model, inputs, target={target}, scorer="magnitude")`.
 
 <!-- not run: takes hours -->
