@@ -24,7 +24,8 @@ _TOP = """# Supported networks
 
 `benchmarks/supported_networks.py` → [`results/supported_networks.json`](../../benchmarks/results/supported_networks.json). \
 Published network definitions with random weights, pruned to {target} of their MACs by weight magnitude. Each network runs in a \
-process of its own, with {seconds:.0f} s of CPU time and {gib:.0f} GiB. Nothing is written for a single network: every one goes through the same call, \
+process of its own, with {seconds:.0f} s of CPU time and {gib:.0f} GiB. The benchmark makes small configurations and \
+inputs; pruning has no code for any single network, and every one goes through the same call, \
 `pp.prune(model, inputs, target={target}, scorer="magnitude")`.
 
 <!-- not run: takes hours -->
@@ -81,8 +82,11 @@ def _coverage(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version and name != "proxyprune")
     tried = sum(counts["tried"] for counts in results["totals"].values())
     parts = [f"{counts['tried']} of {results['available'][name]} of {name}" for name, counts in results["totals"].items()]
-    part = "" if results["whole"] else f" This run is a part of the whole table: {', '.join(parts)}."
-    return f"Measured at commit {results['commit']} on one core, with {versions}; {tried} networks.{part}"
+    part = "" if results["whole"] else f" **This run is a part of the whole table:** {', '.join(parts)}."
+    return (
+        f"Measured at commit {results['commit']} with {versions}; {tried} networks. Seconds are the wall time of `pp.prune` on one "
+        f"core of a machine that was shared with other jobs.{part}"
+    )
 
 
 def _totals(totals: Mapping[str, Mapping[str, Any]]) -> str:
