@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from candidates import Candidate, Inputs
 from torch import Tensor, nn
-from verdicts import Verdict, call, first_line, outputs, quiet
+from verdicts import Verdict, call, first_line, outputs, quiet, tensors_of
 
 RATIO = 0.25
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_head", "heads")
@@ -44,6 +44,7 @@ def _prune(model: nn.Module, inputs: Inputs) -> None:
         pruning_ratio=RATIO,
         ignored_layers=_last_layers(model, inputs),
         num_heads=_head_counts(model),
+        output_transform=tensors_of,  # caches among the outputs are not tensors
     )
     pruner.step()
 
