@@ -53,7 +53,8 @@ A network with an op that has no cost rule counts as not exact.
 
 torch-pruning {peer_version} is tried beside it: `MagnitudePruner` with a ratio of 0.25, the last layer ignored, and the number of \
 attention heads found from the names of attributes. Its own examples prune more networks than this, with code for each of them. \
-"Fails" means that it raises, that the pruned network does not run, or that no channel was removed.
+"Fails" means that it raises, that the pruned network does not run, or that no channel was removed. An \
+empty cell means that it was not tried.
 
 ## Failures by cause
 
