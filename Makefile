@@ -6,10 +6,12 @@ STAMP  := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # imported by benchmarks; or run by hand: a pipeline to judge, a folder, a peer, days of training, or the weights that all distances rest on
 APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py step_adaptive_plots.py step_adaptive_ideas.py \
-           step_adaptive_swaps.py step_adaptive_starts.py train_speed.py train_features.py)
+           step_adaptive_swaps.py step_adaptive_starts.py train_speed.py train_features.py supported_networks.py supported_page.py \
+           supported_peer.py verdicts.py candidates.py isolated.py torchvision_ops.py tiny_configs.py networks_torchvision.py \
+           networks_timm.py networks_transformers.py networks_diffusers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs wheel local-llm bench clean
+.PHONY: help demo test check format docs wheel local-llm bench zoo clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,11 @@ local-llm: $(STAMP) ## rank with a real language model on this machine (compiles
 
 bench: $(STAMP) ## run the benchmarks that need nothing but time and Fashion-MNIST; results go to benchmarks/results/
 	@set -e; for script in $(filter-out $(APART),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+zoo: $(STAMP) ## try published networks, one process each (hours; continues where it was stopped), and write the page about them
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target benchmarks/.cache/site torchvision timm
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/supported_networks.py --resume
+	$(BIN)/python benchmarks/supported_networks.py --page
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
