@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proxyprune.errors import InputError, PlanMismatchError
-from proxyprune.surgery.perform import slice_tensor
+from proxyprune.surgery.perform import share_of_norm, slice_tensor
 from proxyprune.surgery.surgery import Cut, Surgery
 from proxyprune.tracing.names import is_inside
 
@@ -79,6 +79,7 @@ def carry_state(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module 
         PlanMismatchError: If shapes do not fit the surgery, or the result does not fit `model`.
     """
     cuts = _cuts_by_name(surgery)
+    gains = {entry.parameter: entry for entry in surgery.rescaled}
     successors = {} if model is None else {**model.state_dict(keep_vars=True), **dict(model.named_parameters(remove_duplicate=False))}
     names = _names_by_identity(successors)
     shared = {_memory(tensor): name for name, tensor in state.items() if name in cuts}
@@ -92,6 +93,9 @@ def carry_state(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module 
             others = names.get(id(successors.get(name)), ())
             source = next((other for other in (name, shared.get(place, name), *others) if other in cuts), name)
             done[place] = _sliced(tensor, cuts.get(source, ()), name)
+            if source in gains and gains[source].direction in state:
+                direction = gains[source].direction
+                done[place] = done[place] * share_of_norm(state[direction], cuts.get(direction, ()), gains[source].dim)
         carried[name] = done[place]
         if model is not None:
             if name not in successors:

@@ -111,6 +111,7 @@ def compare(
     metric: str = "macs",
     round_to: int = 1,
     keep: Sequence[str] = (),
+    accept_uncosted: bool = False,
     norm_groups: str = "balanced",
     conv_groups: str = "balanced",
     journal: str | Path | None = None,
@@ -139,6 +140,7 @@ def compare(
         metric: What the target budgets.
         round_to: As for `make_plan`.
         keep: As for `make_plan`.
+        accept_uncosted: As for `make_plan`.
         norm_groups: As for `trace`.
         conv_groups: As for `trace`.
         journal: File that every measurement is appended to, so that a killed comparison can go on; None keeps nothing.
@@ -158,7 +160,8 @@ def compare(
     _check(chosen, seeds)
     data = Data.of(batches, held_out, loss_fn, training_loss_fn)
     graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups)
-    planning = {"metric": metric, "round_to": round_to, "keep": tuple(keep)}
+    planning: dict[str, Any] = {"metric": metric, "round_to": round_to, "keep": tuple(keep)}
+    planning |= {"accept_uncosted": True} if accept_uncosted else {}
     request = _Request(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, metric, planning)
     settings = {
         "recovery_steps": request.recovery.steps,

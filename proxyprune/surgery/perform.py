@@ -94,13 +94,13 @@ def _replacements(model: nn.Module, surgery: Surgery) -> dict[int, Tensor]:
         cuts.setdefault(entry.parameter, [])
     replacements = {id(tensors[name]): _sliced(tensors[name], own) for name, own in cuts.items()}
     for entry in surgery.rescaled:
-        share = _share_of_norm(tensors[entry.direction], cuts.get(entry.direction, ()), entry.dim)
+        share = share_of_norm(tensors[entry.direction], cuts.get(entry.direction, ()), entry.dim)
         gain = replacements[id(tensors[entry.parameter])]
         gain.data = gain.data * share  # not in place: a gain that is not cut shares its storage with the original
     return replacements
 
 
-def _share_of_norm(direction: Tensor, cuts: Sequence[Cut], dim: int) -> Tensor:
+def share_of_norm(direction: Tensor, cuts: Sequence[Cut], dim: int) -> Tensor:
     """Return how much of a direction's norm stays, for every entry along `dim` that stays, in the shape of the gain."""
     whole = direction.detach()
     along = [cut for cut in cuts if cut.dim == dim]

@@ -96,6 +96,14 @@ def test_the_record_of_the_surgery_has_the_gains(tmp_path):
     assert torch.equal(loaded(X), result.model(X))
 
 
+def test_shadow_weights_keep_what_they_keep():
+    """A carried state has its gains scaled by its own norms; the state of the model itself becomes that of the pruned model."""
+    model = Net(weight_norm).eval()
+    result = pp.prune(model, X[:1], 0.5)
+    carried = pp.carry_state(model.state_dict(), result.surgery, result.model)
+    assert all(torch.allclose(tensor, result.model.state_dict()[name]) for name, tensor in carried.items())
+
+
 class Standardised(nn.Conv2d):
     """Weight standardisation as BiT and NF-ResNets do it, written by hand."""
 

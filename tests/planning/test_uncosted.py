@@ -41,6 +41,23 @@ def test_it_is_planned_when_that_is_accepted():
     assert any("aten.cdist" in note for note in plan.notes)
 
 
+def squared(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+def test_search_and_comparison_pass_it_on():
+    """Both plan for networks with unknown MACs when that is accepted, and fail or report the reason otherwise."""
+    given = {"batches": [X, X, X], "loss_fn": squared}
+    with pytest.raises(TargetError, match="are unknown"):
+        pp.search(Distances(), X, 0.6, "random", rounds=1, start="magnitude", **given)
+    found = pp.search(Distances(), X, 0.6, "random", rounds=1, start="magnitude", accept_uncosted=True, **given)
+    assert found.best.plan.macs <= found.best.plan.target_macs
+    for accepted in (False, True):
+        compared = pp.compare(Distances(), X, ("magnitude",), targets=(0.6,), seeds=(0,), accept_uncosted=accepted, **given)
+        (cell,) = compared.cells
+        assert (cell.error is None) == accepted
+
+
 def test_parameters_are_known_all_the_same():
     """A target of parameters needs no MACs; the note is there, because the plan's MACs lack the op's."""
     plan = pp.prune(Distances(), X, 0.6, metric="params").plan

@@ -53,6 +53,8 @@ def group_norm(walk: Walk, node: Node) -> Outcome:
 
 
 def _shrink_groups(walk: Walk, node: Node, channels: LabelArray, groups: int) -> Sizes:
+    if len(channels) == groups:  # every channel has its own statistics, as in an instance norm, and leaves alone
+        return {position_of(node, "num_groups"): channels}
     one_run = bool((channels != FIXED).all() and (np.diff(channels) == 1).all())  # not a concatenation
     if walk.options.norm_groups == "whole" and one_run:
         return {position_of(node, "num_groups"): walk.labels.tie_within_runs(channels, groups, walk.where(node))}
