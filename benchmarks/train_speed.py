@@ -29,7 +29,8 @@ from proxyprune.diffusion import Ledger, StepAdaptiveConfig
 from proxyprune.diffusion.data.image_data import to_float
 from proxyprune.diffusion.process.objective import Objective
 from proxyprune.diffusion.setup import Setup, make_accelerator
-from proxyprune.diffusion.training.loop import Loop, Phase, Training
+from proxyprune.diffusion.training.loop import Loop
+from proxyprune.diffusion.training.state import Phase, Training
 
 Run = Callable[[int], None]
 """Trains for so many steps."""

@@ -25,7 +25,7 @@ from step_adaptive import ARMS, CACHE, FOR_V, Bench, Experiment
 
 from proxyprune.diffusion import Intervals, Measurement, Recovery
 from proxyprune.diffusion.records import read_weights
-from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.stages.budgets import by_formula, by_measurement
 from proxyprune.diffusion.stages.layout import choose_intervals, decide
 from proxyprune.diffusion.stages.recovery import TriedSize, fit_recovery
@@ -60,7 +60,8 @@ def measure(experiment: Experiment, folder: Path, seed: int, steps: int) -> dict
     """Trials of one length and the budgets that follow."""
     bench = Bench(experiment, folder, {"budgets.trial_steps": steps})
     weights = read_weights(Bench(experiment, folder).shared_base(seed) / "base" / "base.safetensors")
-    setup = Setup.of(bench.config(ARMS["measured_50"], seed))
+    config = bench.config(ARMS["measured_50"], seed)
+    setup = Setup.of(config, make_accelerator(config, folder))
     layout = decide(setup, weights)
     if layout.measured is None:
         raise RuntimeError("The arm measures nothing.")

@@ -27,8 +27,9 @@ from proxyprune.diffusion.stages.preview import Preview, affordable_steps_and_gr
 from proxyprune.diffusion.stages.trials import trial_macs
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.ledger import Entry, Ledger, affordable_steps, split_allowance, training_macs
-from proxyprune.diffusion.training.loop import Loop, Phase, Training
+from proxyprune.diffusion.training.loop import Loop
 from proxyprune.diffusion.training.stage_lock import claimed
+from proxyprune.diffusion.training.state import Phase, Training
 from proxyprune.diffusion.training.trackers import rewind
 from proxyprune.errors import ComputeError, InputError, StorageError, TrainingError
 from proxyprune.support.files import to_disk, write_json, write_text

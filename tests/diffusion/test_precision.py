@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusion_runs import losses, small_config, weights
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from proxyprune.diffusion import NoiseConfig, NoiseSchedule, StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
 from proxyprune.diffusion.process.denoiser_call import Calling
@@ -18,6 +19,8 @@ from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
 from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.stages.layout import choose_intervals
+from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.trackers import JsonLines
 from proxyprune.errors import InputError
 
@@ -71,6 +74,26 @@ def test_bf16_computes_in_bf16(tmp_path):
     half, whole = losses(tmp_path / "half", "base"), losses(tmp_path / "whole", "base")
     assert half != whole
     assert half == pytest.approx(whole, rel=0.05)
+
+
+def test_trials_train_in_the_precision_of_experts(tmp_path):
+    """With bf16, trials of sizes train under autocast, as experts do, and their losses are measured in float32."""
+    config = bf16(tmp_path).with_values({"budgets.sizes": [0.6], "budgets.trial_steps": 2, "budgets.trial_images": 8})
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    weights, member = trainer.setup.base_model().state_dict(), choose_intervals(trainer.setup, None)[0].over(trainer.setup.schedule)[0]
+    seen = set()
+
+    def record(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            seen.add((module.training, output.dtype))
+
+    handle = register_module_forward_hook(record)
+    try:
+        trial = try_sizes(trainer.setup, weights, member)
+    finally:
+        handle.remove()
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert [len(size.damages) for size in trial.sizes] == [2]
 
 
 def test_precisions_that_cannot_be_had_are_refused(tmp_path):

@@ -23,8 +23,9 @@ from proxyprune.diffusion.stages.judging import judge
 from proxyprune.diffusion.stages.preview import Preview, affordable_steps_and_grids
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.ledger import Entry, Ledger, training_macs
-from proxyprune.diffusion.training.loop import Loop, Phase, Training, new_optimizer
+from proxyprune.diffusion.training.loop import Loop
 from proxyprune.diffusion.training.stage_lock import claimed
+from proxyprune.diffusion.training.state import Phase, Training, new_optimizer
 from proxyprune.diffusion.training.trackers import rewind
 from proxyprune.errors import ComputeError
 from proxyprune.graph.build import trace_like

@@ -17,7 +17,7 @@ from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_gen
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.training.ledger import TRAINING_PASSES, Entry, affordable_steps
-from proxyprune.diffusion.training.loop import Training
+from proxyprune.diffusion.training.state import Training
 
 _STEPS, _IMAGES = 20, 16
 
