@@ -25,6 +25,7 @@ from step_adaptive import ARMS, CACHE, FOR_V, Bench, Experiment
 
 from proxyprune.diffusion import Intervals, Measurement, Recovery
 from proxyprune.diffusion.records import read_weights
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.setup import Setup, make_accelerator
 from proxyprune.diffusion.stages.budgets import by_formula, by_measurement
 from proxyprune.diffusion.stages.layout import choose_intervals, decide
@@ -59,9 +60,9 @@ def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> Rec
 def measure(experiment: Experiment, folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """Trials of one length and the budgets that follow."""
     bench = Bench(experiment, folder, {"budgets.trial_steps": steps})
-    weights = read_weights(Bench(experiment, folder).shared_base(seed) / "base" / "base.safetensors")
+    weights = read_weights(RunFolder(Bench(experiment, folder).shared_base(seed)).base.weights)
     config = bench.config(ARMS["measured_50"], seed)
-    setup = Setup.of(config, make_accelerator(config, folder))
+    setup = Setup.of(config, make_accelerator(config, RunFolder(folder)))
     layout = decide(setup, weights)
     if layout.measured is None:
         raise RuntimeError("The arm measures nothing.")

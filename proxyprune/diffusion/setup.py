@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from proxyprune.diffusion.networks import Source, image_size, source_of
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.noise_schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
 from proxyprune.diffusion.process.objective import Losses, Process, relative_weight
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.schedulers import sampler, unusable_steps
 from proxyprune.diffusion.training.batches import Draws
 from proxyprune.diffusion.training.ledger import training_macs
@@ -124,6 +124,11 @@ class Setup:
         return training_macs(self.base_macs, self.config.compute.reference_steps * self.config.run.batch_size)
 
     @property
+    def only_base(self) -> bool:
+        """Whether the base gets all the compute, so that there are no experts."""
+        return self.config.compute.base_share >= 1.0
+
+    @property
     def device(self) -> torch.device:
         """Where training runs."""
         return torch.device("cpu") if self.accelerator is None else self.accelerator.device
@@ -182,8 +187,8 @@ def _check_end(schedule: NoiseSchedule, config: StepAdaptiveConfig) -> None:
 _MOST_SIGNAL = 0.2
 
 
-def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
-    """An Accelerator with the trackers of a run.
+def make_accelerator(config: StepAdaptiveConfig, run: RunFolder) -> Any:
+    """Make an Accelerator with the trackers of a run.
 
     Raises:
         InputError: If a tracker is not installed, or the device cannot compute in the precision.
@@ -193,14 +198,14 @@ def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
 
     from proxyprune.diffusion.training.trackers import JsonLines
 
-    trackers: list[Any] = [JsonLines(folder), *config.run.trackers]
+    trackers: list[Any] = [JsonLines(run), *config.run.trackers]
     precision = config.run.mixed_precision
     try:
         accelerator = Accelerator(
             cpu=config.run.cpu,
             mixed_precision=precision,
             log_with=trackers,
-            project_dir=str(folder / "trackers"),
+            project_dir=str(run.trackers),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # every batch is a step, whatever the environment says
         )
     except (ImportError, ValueError) as error:

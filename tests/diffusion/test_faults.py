@@ -20,7 +20,7 @@ from proxyprune.cli import main
 from proxyprune.diffusion import DataConfig, StepAdaptiveConfig, StepAdaptiveTrainer, load_features
 from proxyprune.diffusion.data.image_data import load_data
 from proxyprune.diffusion.process.objective import Objective
-from proxyprune.diffusion.stages.expert import RESULT, TEACHER
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.stages.layout import choose_intervals
 from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.averaged_weights import AveragedWeights
@@ -391,9 +391,9 @@ def test_a_scorer_that_cannot_judge_the_network_says_so_before_a_base_is_trained
 def test_a_teacher_that_is_gone_is_named_with_the_folder_of_its_expert(tmp_path):
     """An expert that learned from its whole self cannot go on without it."""
     config = small_config(tmp_path, compute__whole_share=0.3, experts__teacher="expert", experts__teacher_weight=0.5)
-    folder = tmp_path / "run" / "expert-1"
+    folder = RunFolder(tmp_path / "run").expert(1)
     StepAdaptiveTrainer(config, tmp_path / "run").train_expert(1)
-    for name in (RESULT, TEACHER):
-        (folder / name).unlink()
-    with pytest.raises(StorageError, match=rf"{TEACHER} cannot be read .*Remove {folder} to train this expert again"):
+    for path in (folder.result, folder.teacher):
+        path.unlink()
+    with pytest.raises(StorageError, match=rf"{folder.teacher} cannot be read .*Remove {folder.path} to train this expert again"):
         StepAdaptiveTrainer(config, tmp_path / "run").train_expert(1)

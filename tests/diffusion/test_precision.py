@@ -17,6 +17,7 @@ from proxyprune.diffusion import NoiseConfig, NoiseSchedule, StepAdaptiveConfig,
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.stages.layout import choose_intervals
@@ -55,7 +56,7 @@ def test_bf16_trains_resumes_and_samples(tmp_path):
         assert "forward" not in vars(expert)
         assert {parameter.dtype for parameter in expert.parameters()} == {torch.float32}
     out = tmp_path / "again"
-    accelerator = Interrupted(cpu=True, mixed_precision="bf16", log_with=[JsonLines(out)], project_dir=str(out / "trackers"))
+    accelerator = Interrupted(cpu=True, mixed_precision="bf16", log_with=[JsonLines(RunFolder(out))], project_dir=str(out / "trackers"))
     accelerator.init_trackers("proxyprune")
     with pytest.raises(KeyboardInterrupt):
         StepAdaptiveTrainer(config, out, base=tmp_path / "run", accelerator=accelerator).train()

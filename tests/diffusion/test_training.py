@@ -77,7 +77,7 @@ def test_without_recovery_a_smaller_expert_trains_as_long_as_a_whole_one(tmp_pat
     for index in range(2):
         record = json.loads((tmp_path / "run" / f"expert-{index}" / "result.json").read_text())
         scoring = sum(e.macs for e in trainer.ledger().entries if e.interval == index and e.what == "scoring")
-        whole = (split_allowance(trainer._left(layout), (1.0, 1.0))[index] - scoring) // (16 * 3 * trainer.setup.base_macs)
+        whole = (split_allowance(trainer.expert_macs(layout), (1.0, 1.0))[index] - scoring) // (16 * 3 * trainer.setup.base_macs)
         assert whole - 1 <= record["steps"] <= whole  # one step may be lost at the end of a phase
     assert trainer.ledger().share < 0.97
 

@@ -13,6 +13,7 @@ import click
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.completion import PRESETS, SAMPLERS, files, preset_names, sampler_names, scorer_names, setting_names
 from proxyprune.cli.options.shared import file_option, gathered, json_option, plot_option
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class Choice:
             raise click.UsageError("--preset and --config both name a configuration; give one of them.")
         if self.config is not None:
             base = StepAdaptiveConfig.from_json(self.config)
-        elif self.preset is None and folder is not None and (folder / "config.json").is_file():
-            base = StepAdaptiveConfig.from_json(folder / "config.json")
+        elif self.preset is None and folder is not None and RunFolder(folder).config.is_file():
+            base = StepAdaptiveConfig.from_json(RunFolder(folder).config)
         else:
             base = StepAdaptiveConfig.preset(self.preset or "digits")
         return base.with_values(self.changes)
@@ -155,7 +156,7 @@ def _check_run(run: Path, choice: Choice) -> None:
     Raises:
         StorageError: If it has no configuration and none is named.
     """
-    if not run.is_dir() or (choice.preset is None and choice.config is None and not (run / "config.json").is_file()):
+    if not run.is_dir() or (choice.preset is None and choice.config is None and not RunFolder(run).config.is_file()):
         raise StorageError(
             f"'{run}' is no run: it has no config.json. Look for a typing mistake in the name, or say which configuration it is to have "
             "(--preset, --config)."
@@ -165,12 +166,12 @@ def _check_run(run: Path, choice: Choice) -> None:
 def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
     from proxyprune.diffusion.setup import Setup
     from proxyprune.diffusion.stages.layout import decide, read_layout
-    from proxyprune.diffusion.trainer import check_folder
+    from proxyprune.diffusion.stages.run_check import check_settings
 
     setup = Setup.of(config)
-    found = None if run is None else read_layout(run, setup)
+    found = None if run is None else read_layout(RunFolder(run), setup)
     if run is not None and found is not None:
-        check_folder(run, config)
+        check_settings(RunFolder(run), config)
         return setup, found
     if "measured" in (config.intervals.method, config.budgets.method):
         raise InputError(
@@ -218,7 +219,7 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
         if layout is not None:
             out.show(*layout_table(layout, trainer.setup.base_macs, trainer.setup.schedule.snr_db))
         out.show(ledger_table(ledger))
-        finished = folder / "pipeline"
+        finished = RunFolder(folder).pipeline
         if finished.is_dir():
             out.show(f"Sample with: proxyprune diffusion sample --pipeline {finished} --grid samples.png")
         budgets = None if layout is None else layout.budgets.to_dict()
@@ -377,7 +378,7 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
 
     with output(as_json) as out:
         pipeline = drawing.open()
-        config_path = (run or drawing.pipeline.parent) / "config.json"
+        config_path = RunFolder(run or drawing.pipeline.parent).config
         if not config_path.is_file():
             raise StorageError(
                 f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{config_path}'; "

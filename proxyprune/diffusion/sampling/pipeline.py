@@ -18,6 +18,7 @@ from torch import Tensor
 from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.networks import from_record
 from proxyprune.diffusion.records import read_json
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
 from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
@@ -39,15 +40,19 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         blueprint: Everything else about them.
         scheduler: A diffusers scheduler for the process that they were trained on; see `use`.
         folders: Where each expert is saved, or None for one that is whole and only in memory.
+        trained_with: The scheduler of the process that the networks were trained on, which other samplers are made from; `scheduler` by
+            default.
     """
 
-    def __init__(self, experts: Experts, blueprint: Blueprint, scheduler: Any, folders: Sequence[Path | None] = ()) -> None:
+    def __init__(
+        self, experts: Experts, blueprint: Blueprint, scheduler: Any, folders: Sequence[Path | None] = (), trained_with: Any = None
+    ) -> None:
         super().__init__()
         self.register_modules(scheduler=scheduler)
         self.experts = experts
         self.blueprint = blueprint
         self.folders = tuple(folders) or (None,) * len(experts)
-        self._trained_with = scheduler
+        self._trained_with = scheduler if trained_with is None else trained_with
         self._rehearsed: set[str] = set()
 
     @property
@@ -290,7 +295,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         folder = Path(pretrained_model_name_or_path).expanduser().resolve()
         data, index = (read_json(folder / name, "Copy the whole pipeline again.") for name in (RECORD, INDEX))
         if not isinstance(data, Mapping) or not isinstance(index, Mapping):
-            inside = folder / "pipeline"
+            inside = RunFolder(folder).pipeline
             advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
             raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
         blueprint = Blueprint.from_dict(data)
@@ -307,9 +312,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             return model
 
         experts = Experts(blueprint.macs, blueprint.params, expert, resident, torch.device(device))
-        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
-        if TRAINED_WITH in index:
-            found._trained_with = _scheduler(folder, index, TRAINED_WITH)
+        trained_with = _scheduler(folder, index, TRAINED_WITH) if TRAINED_WITH in index else None
+        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders, trained_with)
         if resident:
             for number in range(len(experts)):
                 experts[number]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.data.write_images import grid, save_picture
 from proxyprune.diffusion.process.intervals import Interval, Intervals
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
+from proxyprune.diffusion.run_folder import StageFolder
 from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.setup import Setup
@@ -57,7 +57,7 @@ class Preview:
     """
 
     setup: Setup
-    folder: Path
+    folder: StageFolder
     macs: int
     interval: Interval | None = None
     base: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -79,7 +79,7 @@ class Preview:
         stage, index = ("base", None) if self.interval is None else ("expert", self.interval.index)
         training.ledger = training.ledger.add(Entry(stage, index, "samples", _IMAGES * _STEPS, _IMAGES * sampler.macs(_STEPS)))
         if setup.accelerator.is_main_process:
-            save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "samples" / f"{training.step:07d}.png")
+            save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder.grid(training.step))
 
     def _sampler(self, training: Training) -> Sampler:
         """The network where it works, the base at less noise and at more."""

@@ -6,15 +6,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from proxyprune.diffusion.config.run_config import RunConfig, StageConfig
 from proxyprune.diffusion.process.objective import Objective
+from proxyprune.diffusion.run_folder import StageFolder
 from proxyprune.diffusion.training.batches import Draws
-from proxyprune.diffusion.training.checkpoint import NAME, Checkpoint
+from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.state import Training
 from proxyprune.diffusion.training.step import TrainingStep
 from proxyprune.errors import DivergedError
@@ -52,7 +52,7 @@ class Loop:
     """
 
     name: str
-    folder: Path
+    folder: StageFolder
     stage: StageConfig
     run: RunConfig
     draws: Draws
@@ -64,7 +64,7 @@ class Loop:
         """Write a checkpoint."""
         found = training.checkpoint(self.accelerator)
         if self.accelerator.is_main_process:
-            found.write(self.folder)
+            found.write(self.folder.path)
 
     def train(self, training: Training) -> None:
         """Run the steps that are left of the current phase, then write a checkpoint.
@@ -119,8 +119,8 @@ class Loop:
             raise self._diverged(training, f"the smoothed loss is {smooth:.4g}, and was {lowest:.4g} at its best")
 
     def _diverged(self, training: Training, what: str) -> DivergedError:
-        path = self.folder / NAME
-        found = Checkpoint.read(self.folder)
+        path = self.folder.checkpoint
+        found = Checkpoint.read(self.folder.path)
         if found is None:
             good = "There is no checkpoint yet."
         elif found.record["step"] == training.step:
