@@ -23,7 +23,7 @@ import torch
 from common import RESULTS, environment, print_table, save
 from step_adaptive import ARMS, CACHE, FOR_V, Bench, Experiment
 
-from proxyprune.diffusion import Intervals, Measurement, Recovery
+from proxyprune.diffusion import DamageRecovery, Intervals, Measurement
 from proxyprune.diffusion.records import read_weights
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.setup import Setup, make_accelerator
@@ -44,7 +44,7 @@ def final_losses(run: Mapping[str, Any], intervals: Intervals) -> list[float]:
     return [float(np.log(losses[where == index]).mean()) for index in range(len(intervals))]
 
 
-def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> Recovery:
+def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> DamageRecovery:
     """Damage by size and interval once experts are trained: one model through all finished arms."""
     first = {(run["arm"], run["seed"]): run for run in reversed(runs)}
     sizes: list[list[TriedSize]] = [[] for _ in range(len(intervals))]
@@ -85,7 +85,7 @@ def budgets(run: Mapping[str, Any], target: float, at_trial_length: bool) -> tup
     return by_measurement(options, run["sampler_steps"], target, run["base_macs"]).fractions
 
 
-def judged(runs: Sequence[Mapping[str, Any]], truth: Recovery) -> list[dict[str, Any]]:
+def judged(runs: Sequence[Mapping[str, Any]], truth: DamageRecovery) -> list[dict[str, Any]]:
     """A row for each length and target: what the budgets lose against the best ones, in percent of the loss, mean over intervals."""
 
     def lost(fractions: Sequence[float]) -> float:

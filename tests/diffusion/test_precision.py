@@ -18,7 +18,7 @@ from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
 from proxyprune.diffusion.run_folder import RunFolder
-from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.stages.layout import choose_intervals
 from proxyprune.diffusion.stages.trials import try_sizes
@@ -121,16 +121,16 @@ class Small(nn.Module):
         return self.outside(torch.tanh(self.inside(sample) + timestep[:, None, None, None] / 1000))
 
 
-def small_sampler(compile_options: dict[str, Any] | None) -> Sampler:
+def small_sampler(compile_options: dict[str, Any] | None) -> ExpertSampler:
     """Three experts of different widths, two of which share their code."""
     torch.manual_seed(0)
     experts = Experts.of([Small(width).eval() for width in (4, 3, 2)], [3, 2, 1])
     experts.compile_options = compile_options
     intervals = equal_db(NoiseSchedule.of(NoiseConfig()), 3)
-    return Sampler(experts, intervals, Calling("sample", "timestep", None), training_scheduler(NoiseConfig()))
+    return ExpertSampler(experts, intervals, Calling("sample", "timestep", None), training_scheduler(NoiseConfig()))
 
 
-def draw(source: Sampler) -> Tensor:
+def draw(source: ExpertSampler) -> Tensor:
     generators = image_generators(0, 0, 2)
     return source.denoise(initial_noise(generators, (1, 8, 8), torch.device("cpu")), 6, None, generators)
 

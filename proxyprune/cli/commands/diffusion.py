@@ -241,7 +241,7 @@ def _stages(trainer: Any, stage: str, interval: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingOptions:
     """How images are drawn.
 
     Attributes:
@@ -287,7 +287,7 @@ class Drawing:
         return found.compile() if self.compile else found
 
 
-_DRAWING = (
+_SAMPLING = (
     click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
     click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
     click.option(
@@ -305,19 +305,19 @@ _DRAWING = (
 )
 
 
-def drawing_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of `Drawing`, as its argument `drawing`, with a default for the number of images."""
+def sampling_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `SamplingOptions`, as its argument `sampling`, with a default for the number of images."""
     option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
-    return gathered("drawing", Drawing, (_DRAWING[0], option, *_DRAWING[1:]))
+    return gathered("sampling", SamplingOptions, (_SAMPLING[0], option, *_SAMPLING[1:]))
 
 
 @diffusion.command(cls=Command)
-@drawing_options(count=64)
+@sampling_options(count=64)
 @file_option("--grid", "PATH", "Write a picture of all images.")
 @file_option("--out", "FILE.npz", "Write the images as bytes.")
 @json_option
 @traceback_option
-def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool) -> None:
+def sample(sampling: SamplingOptions, grid: Path | None, out: Path | None, as_json: bool) -> None:
     """Draw images; write a grid, an npz file, or both."""
     import time
 
@@ -328,16 +328,16 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
         raise click.UsageError("Say where the images go: --grid PICTURE, --out FILE.npz, or both.")
     with output(as_json) as shown:
         images.check_places(grid, out)
-        pipeline = drawing.open()
+        pipeline = sampling.open()
         started = time.perf_counter()
-        settings: dict[str, Any] = {"steps": drawing.steps, "batch_size": drawing.batch_size, "seed": drawing.seed}
-        found = pipeline.generate(drawing.count, condition=drawing.conditions, **settings)
+        settings: dict[str, Any] = {"steps": sampling.steps, "batch_size": sampling.batch_size, "seed": sampling.seed}
+        found = pipeline.generate(sampling.count, condition=sampling.conditions, **settings)
         seconds = time.perf_counter() - started
         if grid is not None:
             images.save_picture(images.grid(found, scale=max(1, 64 // found.shape[-1])), grid)
         if out is not None:
             images.save_arrays(found, out)
-        macs, relative = pipeline.sampling_macs(drawing.steps), pipeline.relative_macs(drawing.steps)
+        macs, relative = pipeline.sampling_macs(sampling.steps), pipeline.relative_macs(sampling.steps)
         shown.show(f"{len(found)} images in {seconds:.1f} s; {macs:,} MACs an image, {relative:.1%} of the unpruned network's.")
         shown.emit(
             {
@@ -347,8 +347,8 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
                 "sampling_macs": macs,
                 "relative_macs": relative,
                 "sampler": type(pipeline.scheduler).__name__,
-                "steps": drawing.steps,
-                "seed": drawing.seed,
+                "steps": sampling.steps,
+                "seed": sampling.seed,
                 "grid": None if grid is None else str(grid),
                 "out": None if out is None else str(out),
             }
@@ -356,7 +356,7 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 
 
 @diffusion.command(cls=Command)
-@drawing_options(count=2000)
+@sampling_options(count=2000)
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
 @click.option(
     "--features",
@@ -365,7 +365,7 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 )
 @json_option
 @traceback_option
-def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: bool) -> None:
+def evaluate(sampling: SamplingOptions, run: Path | None, features: str | None, as_json: bool) -> None:
     """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert."""
     from proxyprune.cli.output.console import output
     from proxyprune.cli.output.diffusion_tables import evaluation_table
@@ -377,8 +377,8 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
     from proxyprune.diffusion.process.noise_schedule import NoiseSchedule
 
     with output(as_json) as out:
-        pipeline = drawing.open()
-        config_path = RunFolder(run or drawing.pipeline.parent).config
+        pipeline = sampling.open()
+        config_path = RunFolder(run or sampling.pipeline.parent).config
         if not config_path.is_file():
             raise StorageError(
                 f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{config_path}'; "
@@ -391,12 +391,12 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
             pipeline,
             data,
             compared,
-            images=drawing.count,
-            steps=drawing.steps,
-            batch_size=drawing.batch_size,
-            seed=drawing.seed,
+            images=sampling.count,
+            steps=sampling.steps,
+            batch_size=sampling.batch_size,
+            seed=sampling.seed,
             schedule=NoiseSchedule.of(config.noise),
-            condition=drawing.conditions,
+            condition=sampling.conditions,
         )
         out.show(evaluation_table(found), *(f"• {note}" for note in found.notes))
         out.emit(found.to_dict())

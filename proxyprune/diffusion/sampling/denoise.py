@@ -20,8 +20,8 @@ from proxyprune.support.seeds import derived_seed
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Experts, and how they take turns.
+class ExpertSampler:
+    """Draws images with the expert of each step.
 
     Attributes:
         experts: One for each interval.

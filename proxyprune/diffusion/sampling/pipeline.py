@@ -19,7 +19,7 @@ from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.networks import from_record
 from proxyprune.diffusion.records import read_json
 from proxyprune.diffusion.run_folder import RunFolder
-from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
 from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
 from proxyprune.diffusion.sampling.schedulers import sampler
@@ -122,9 +122,9 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         sampling = self._sampler()
         return sampling.macs(steps) / (self.blueprint.base_macs * len(sampling.route(steps)))
 
-    def _sampler(self) -> Sampler:
+    def _sampler(self) -> ExpertSampler:
         blueprint = self.blueprint
-        return Sampler(self.experts, blueprint.intervals, blueprint.calling, self.scheduler, self._trained_with, self._rehearsed)
+        return ExpertSampler(self.experts, blueprint.intervals, blueprint.calling, self.scheduler, self._trained_with, self._rehearsed)
 
     @torch.no_grad()
     def __call__(

@@ -13,8 +13,8 @@ from proxyprune.diffusion.process.objective import Objective
 from proxyprune.diffusion.records import read_json, read_record, read_weights
 from proxyprune.diffusion.run_folder import BaseFolder, RunFolder
 from proxyprune.diffusion.setup import Setup
-from proxyprune.diffusion.stages.preview import Preview, affordable_steps_and_grids
 from proxyprune.diffusion.stages.run_check import fingerprint_of
+from proxyprune.diffusion.stages.sample_grids import SampleGrids, affordable_steps_and_grids
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.ledger import Entry, Ledger, training_macs
 from proxyprune.diffusion.training.loop import Loop
@@ -101,7 +101,7 @@ class BaseStage:
         if found is not None:
             training.restore(found, setup.accelerator.process_index)
         draws = setup.draws("base", stage, 0, len(setup.schedule.times) - 1)
-        preview = Preview(setup, self.folder, setup.base_macs)
+        preview = SampleGrids(setup, self.folder, setup.base_macs)
         Loop("base", self.folder, stage, run, draws, Objective(setup.calling), setup.accelerator, preview).train(training)
         images = training.step * run.batch_size
         ledger = training.ledger.add(Entry("base", None, "training", images, training_macs(setup.base_macs, images)))

@@ -20,7 +20,7 @@ from proxyprune.diffusion.run_folder import ExpertFolder
 from proxyprune.diffusion.sampling.experts import read_surgery, save_expert
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.judging import judge
-from proxyprune.diffusion.stages.preview import Preview, affordable_steps_and_grids
+from proxyprune.diffusion.stages.sample_grids import SampleGrids, affordable_steps_and_grids
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.ledger import Entry, Ledger, training_macs
 from proxyprune.diffusion.training.loop import Loop
@@ -206,7 +206,7 @@ class Specialist:
         objective = Objective(self.setup.calling, self._teacher(training.phase.number), config.experts.teacher_weight)
         first, last = self.interval.reach(config.intervals.margin, len(self.setup.schedule.times))
         draws = self.setup.draws(self.name, config.experts, first, last, self.base_losses)
-        preview = Preview(self.setup, self.folder, self._macs(training.phase.number), self.interval, self.base)
+        preview = SampleGrids(self.setup, self.folder, self._macs(training.phase.number), self.interval, self.base)
         return Loop(self.name, self.folder, config.experts, config.run, draws, objective, self.setup.accelerator, preview)
 
     def _finish(self, training: Training) -> dict[str, Any]:

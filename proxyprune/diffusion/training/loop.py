@@ -18,7 +18,7 @@ from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.state import Training
 from proxyprune.diffusion.training.step import TrainingStep
 from proxyprune.errors import DivergedError
-from proxyprune.support.progress import bar
+from proxyprune.support.progress import SECONDS_BETWEEN_LINES, bar
 from proxyprune.support.seeds import derived_seed
 
 _SMOOTHING = 0.98  # of the loss that divergence is judged by
@@ -48,7 +48,8 @@ class Loop:
         draws: Batches.
         objective: The loss.
         accelerator: accelerate's Accelerator.
-        preview: Called now and then with the training state, or None.
+        preview: Called every `run.sample_every` steps with the training state, or None.
+        seconds_between_lines: Least time between two lines of progress where there is no terminal.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Loop:
     objective: Objective
     accelerator: Any
     preview: Callable[[Training], None] | None = None
+    seconds_between_lines: float = SECONDS_BETWEEN_LINES
 
     def save(self, training: Training) -> None:
         """Write a checkpoint."""
@@ -77,7 +79,8 @@ class Loop:
             return
         training.model.train()
         started, done = time.perf_counter(), training.step
-        shown = bar(self.name, phase.stop, shown=self.accelerator.is_main_process)
+        main = self.accelerator.is_main_process
+        shown = bar(self.name, phase.stop, shown=main, seconds_between_lines=self.seconds_between_lines)
         with TrainingStep.prepared(training, self.objective, self.stage.clip, self.accelerator) as step, shown as advance:
             while training.step < phase.stop:
                 rate = learning_rate(self.stage, phase.at(training.step))
