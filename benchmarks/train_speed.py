@@ -29,8 +29,9 @@ from proxyprune.diffusion import Ledger, StepAdaptiveConfig
 from proxyprune.diffusion.data.image_data import to_float
 from proxyprune.diffusion.process.objective import Objective
 from proxyprune.diffusion.run_folder import RunFolder, StageFolder
-from proxyprune.diffusion.setup import Setup, make_accelerator
+from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.training.loop import Loop
+from proxyprune.diffusion.training.make_accelerator import make_accelerator
 from proxyprune.diffusion.training.state import Phase, Training
 
 Run = Callable[[int], None]

@@ -26,10 +26,11 @@ from step_adaptive import ARMS, CACHE, FOR_V, Bench, Experiment
 from proxyprune.diffusion import DamageRecovery, Intervals, Measurement
 from proxyprune.diffusion.records import read_weights
 from proxyprune.diffusion.run_folder import RunFolder
-from proxyprune.diffusion.setup import Setup, make_accelerator
+from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.budgets import by_formula, by_measurement
 from proxyprune.diffusion.stages.layout import choose_intervals, decide
 from proxyprune.diffusion.stages.recovery import TriedSize, fit_recovery
+from proxyprune.diffusion.training.make_accelerator import make_accelerator
 
 NAME = "trial_length"
 TARGETS = {"measured_80": 0.79, "measured_50": 0.49}

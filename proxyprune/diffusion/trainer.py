@@ -11,7 +11,7 @@ from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
 from proxyprune.diffusion.records import read_json, read_record
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
-from proxyprune.diffusion.setup import Setup, make_accelerator
+from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.base import BaseStage, base_ledger
 from proxyprune.diffusion.stages.compute_check import check_compute
 from proxyprune.diffusion.stages.expert import Specialist
@@ -19,7 +19,9 @@ from proxyprune.diffusion.stages.judging import rehearse_judging
 from proxyprune.diffusion.stages.layout import Layout, decide, layout_record, read_layout
 from proxyprune.diffusion.stages.merge import finished_records, merge
 from proxyprune.diffusion.stages.run_check import check_images, check_settings
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.diffusion.training.ledger import Ledger, split_allowance
+from proxyprune.diffusion.training.make_accelerator import make_accelerator
 from proxyprune.errors import InputError, TrainingError
 from proxyprune.support.files import write_json, write_text
 
@@ -41,7 +43,9 @@ class StepAdaptiveTrainer:
         StorageError: If the folder belongs to another run.
     """
 
-    def __init__(self, config: StepAdaptiveConfig, folder: str | Path, *, base: str | Path | None = None, accelerator: Any = None) -> None:
+    def __init__(
+        self, config: StepAdaptiveConfig, folder: str | Path, *, base: str | Path | None = None, accelerator: Accelerator | None = None
+    ) -> None:
         self.config = config
         self.folder = Path(folder)
         self.paths = RunFolder(self.folder)

@@ -17,8 +17,13 @@ from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import InputError, StorageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
     from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+    from proxyprune.diffusion.setup import Setup
+    from proxyprune.diffusion.stages.layout import Layout
+    from proxyprune.diffusion.trainer import StepAdaptiveTrainer
 
 SCHEMA = 1
 STAGES = ("all", "base", "layout", "experts", "merge")
@@ -163,7 +168,7 @@ def _check_run(run: Path, choice: Choice) -> None:
         )
 
 
-def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
+def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Setup, Layout]:
     from proxyprune.diffusion.setup import Setup
     from proxyprune.diffusion.stages.layout import decide, read_layout
     from proxyprune.diffusion.stages.run_check import check_settings
@@ -226,7 +231,7 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
         out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": budgets})
 
 
-def _stages(trainer: Any, stage: str, interval: int | None) -> None:
+def _stages(trainer: StepAdaptiveTrainer, stage: str, interval: int | None) -> None:
     if interval is not None:
         trainer.train_expert(interval)
         return
@@ -269,7 +274,7 @@ class SamplingOptions:
     condition: Path | None
 
     @property
-    def conditions(self) -> Any:
+    def conditions(self) -> Tensor | None:
         """One label or embedding for each image; None to leave it to the pipeline."""
         from proxyprune.diffusion.data.conditions import read_condition, repeated
 

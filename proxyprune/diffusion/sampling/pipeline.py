@@ -17,6 +17,7 @@ from torch import Tensor
 
 from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.networks import from_record
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.records import read_json
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
@@ -45,7 +46,12 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
     """
 
     def __init__(
-        self, experts: Experts, blueprint: Blueprint, scheduler: Any, folders: Sequence[Path | None] = (), trained_with: Any = None
+        self,
+        experts: Experts,
+        blueprint: Blueprint,
+        scheduler: Scheduler,
+        folders: Sequence[Path | None] = (),
+        trained_with: Scheduler | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(scheduler=scheduler)
@@ -276,7 +282,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         *,
         factory: Factory | None = None,
         resident: bool = True,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
         device: str | torch.device = "cpu",
     ) -> StepAdaptivePipeline:
         """Load what `save_pretrained` wrote; nothing is unpickled and no code of the folder is run.
@@ -333,7 +339,7 @@ def _not_ours(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in (INDEX, RECORD, TRAINED_WITH, "scheduler", "experts")]
 
 
-def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Any:
+def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Scheduler:
     named = index.get(entry)
     name = named[1] if isinstance(named, list) and len(named) == 2 else named
     kind: Any = getattr(diffusers, str(name), None)
@@ -341,9 +347,10 @@ def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler")
     if not known:
         raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
     try:
-        return kind.from_pretrained(str(folder / entry))
+        found: Scheduler = kind.from_pretrained(str(folder / entry))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
+    return found
 
 
 def _at_least_one(**counts: int) -> None:

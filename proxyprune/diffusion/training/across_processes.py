@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.errors import ScoringError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.contract import Scorer, ScoringContext
 from proxyprune.scoring.ranking import Ranking
 
 
-def from_main_process(accelerator: Any, value: Any) -> Any:
+def from_main_process(accelerator: Accelerator, value: Any) -> Any:
     """Return the main process's value in every process; all processes call this together.
 
     Args:
-        accelerator: accelerate's Accelerator, or None for one process.
+        accelerator: accelerate's Accelerator.
         value: Anything that can be pickled; that of the other processes is ignored.
     """
-    if accelerator is None or accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
@@ -33,11 +34,11 @@ class SharedScorer:
 
     Attributes:
         scorer: The scorer.
-        accelerator: accelerate's Accelerator, or None for one process.
+        accelerator: accelerate's Accelerator.
     """
 
     scorer: Scorer
-    accelerator: Any = field(default=None, repr=False)
+    accelerator: Accelerator = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -55,7 +56,7 @@ class SharedScorer:
         Raises:
             ScoringError: In the other processes, if scoring failed.
         """
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1:
             return self.scorer.score(graph, context)
         if not self.accelerator.is_main_process:
             ranking, problem = from_main_process(self.accelerator, None)

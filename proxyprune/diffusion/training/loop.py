@@ -13,6 +13,7 @@ import torch
 from proxyprune.diffusion.config.run_config import RunConfig, StageConfig
 from proxyprune.diffusion.process.objective import Objective
 from proxyprune.diffusion.run_folder import StageFolder
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.diffusion.training.batches import Draws
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.state import Training
@@ -58,7 +59,7 @@ class Loop:
     run: RunConfig
     draws: Draws
     objective: Objective
-    accelerator: Any
+    accelerator: Accelerator
     preview: Callable[[Training], None] | None = None
     seconds_between_lines: float = SECONDS_BETWEEN_LINES
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from proxyprune.diffusion.config.run_config import StageConfig
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.diffusion.training.averaged_weights import AveragedWeights
 from proxyprune.diffusion.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, rng_state
 from proxyprune.diffusion.training.ledger import Ledger
@@ -67,7 +68,7 @@ class Training:
         """Start a stage."""
         return cls(model, AveragedWeights(model, stage.ema), new_optimizer(model, stage), ledger=ledger)
 
-    def checkpoint(self, accelerator: Any) -> Checkpoint:
+    def checkpoint(self, accelerator: Accelerator) -> Checkpoint:
         """Everything, in a form that can be written; to be called by every process."""
         tensors, plain = optimizer_state(self.optimizer, self.model)
         state = accelerator.gather(rng_state().to(accelerator.device).unsqueeze(0)).cpu()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proxyprune.diffusion.process.objective import NoisyBatch, Objective
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.diffusion.training.state import Training
 
 
@@ -56,13 +57,13 @@ class TrainingStep:
     training: Training
     objective: Objective
     clip: float | None
-    accelerator: Any = field(repr=False)
+    accelerator: Accelerator = field(repr=False)
     model: nn.Module = field(repr=False)
     optimizer: Optimizer = field(repr=False)
 
     @classmethod
     @contextlib.contextmanager
-    def prepared(cls, training: Training, objective: Objective, clip: float | None, accelerator: Any) -> Iterator[TrainingStep]:
+    def prepared(cls, training: Training, objective: Objective, clip: float | None, accelerator: Accelerator) -> Iterator[TrainingStep]:
         """Prepare network and optimizer for the accelerator's processes and precision, and release them at the end.
 
         The network itself stays as it is, so that it can be traced, copied, cut and evaluated in float32 at any time.
