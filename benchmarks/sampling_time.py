@@ -25,7 +25,7 @@ from proxyprune.diffusion.networks import MODELS, from_record
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
-from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.schedulers import sampler
 
@@ -80,7 +80,7 @@ def main() -> None:
     for name, (fraction, round_to) in variants.items():
         found = experts(network, inputs, fraction, round_to, count)
         found.compile_options = {} if arguments.compile else None
-        samplers[name] = Sampler(found, intervals, Calling("sample", "timestep", None), sampler("ddim", training_scheduler(config)))
+        samplers[name] = ExpertSampler(found, intervals, Calling("sample", "timestep", None), sampler("ddim", training_scheduler(config)))
     generators = image_generators(0, 0, BATCH)
     noise = initial_noise(generators, (1, size, size), torch.device("cpu"))
 

@@ -35,7 +35,7 @@ from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline, StepA
 from proxyprune.diffusion.data.image_data import load_data
 from proxyprune.diffusion.data.write_images import grid, save_picture
 from proxyprune.diffusion.evaluation.metrics import frechet_distance
-from proxyprune.diffusion.stages.loss_by_snr import NAME as LOSSES
+from proxyprune.diffusion.run_folder import RunFolder
 
 CACHE = Path(__file__).parent / ".cache" / "step_adaptive"
 NETWORK: Mapping[str, Any] = {
@@ -320,7 +320,7 @@ class Bench:
 
 def loss_by_snr(run: Path) -> list[list[float]]:
     """[SNR in dB, held-out loss] of the network at work, in bins of timesteps; the trainer has measured it."""
-    bins = json.loads((run / LOSSES).read_text(encoding="utf-8"))["bins"]
+    bins = json.loads(RunFolder(run).losses.read_text(encoding="utf-8"))["bins"]
     return [[entry["snr_db"][1], entry["base"] if entry["expert"] is None else entry["expert"]] for entry in bins]
 
 

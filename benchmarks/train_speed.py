@@ -28,8 +28,11 @@ from torch.nn import functional
 from proxyprune.diffusion import Ledger, StepAdaptiveConfig
 from proxyprune.diffusion.data.image_data import to_float
 from proxyprune.diffusion.process.objective import Objective
-from proxyprune.diffusion.setup import Setup, make_accelerator
-from proxyprune.diffusion.training.loop import Loop, Phase, Training
+from proxyprune.diffusion.run_folder import RunFolder, StageFolder
+from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.training.loop import Loop
+from proxyprune.diffusion.training.make_accelerator import make_accelerator
+from proxyprune.diffusion.training.state import Phase, Training
 
 Run = Callable[[int], None]
 """Trains for so many steps."""
@@ -39,7 +42,15 @@ def ours(setup: Setup, folder: Path) -> Run:
     """`proxyprune`'s loop with everything that it does: average, clip, log, judge divergence, checkpoints as configured."""
     stage = setup.config.base
     training = Training.begin(setup.base_model(), stage, Ledger())
-    loop = Loop("base", folder, stage, setup.config.run, setup.draws("base", stage, 0, 999), Objective(setup.calling), setup.accelerator)
+    loop = Loop(
+        "base",
+        StageFolder(folder),
+        stage,
+        setup.config.run,
+        setup.draws("base", stage, 0, 999),
+        Objective(setup.calling),
+        setup.accelerator,
+    )
 
     def run(steps: int) -> None:
         training.phase = Phase(0, training.step, training.step + steps, (0.1, 0.2))
@@ -186,7 +197,7 @@ def main() -> None:
     left_out = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        setup = Setup.of(config, make_accelerator(config, folder))
+        setup = Setup.of(config, make_accelerator(config, RunFolder(folder)))
         runs: dict[str, Run] = {}
         for name, make in makers.items():
             if make is denoising_diffusion and arguments.peer is not None:

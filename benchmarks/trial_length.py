@@ -23,12 +23,14 @@ import torch
 from common import RESULTS, environment, print_table, save
 from step_adaptive import ARMS, CACHE, FOR_V, Bench, Experiment
 
-from proxyprune.diffusion import Intervals, Measurement, Recovery
+from proxyprune.diffusion import DamageRecovery, Intervals, Measurement
 from proxyprune.diffusion.records import read_weights
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.budgets import by_formula, by_measurement
 from proxyprune.diffusion.stages.layout import choose_intervals, decide
 from proxyprune.diffusion.stages.recovery import TriedSize, fit_recovery
+from proxyprune.diffusion.training.make_accelerator import make_accelerator
 
 NAME = "trial_length"
 TARGETS = {"measured_80": 0.79, "measured_50": 0.49}
@@ -43,7 +45,7 @@ def final_losses(run: Mapping[str, Any], intervals: Intervals) -> list[float]:
     return [float(np.log(losses[where == index]).mean()) for index in range(len(intervals))]
 
 
-def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> Recovery:
+def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> DamageRecovery:
     """Damage by size and interval once experts are trained: one model through all finished arms."""
     first = {(run["arm"], run["seed"]): run for run in reversed(runs)}
     sizes: list[list[TriedSize]] = [[] for _ in range(len(intervals))]
@@ -59,8 +61,9 @@ def final_damage(runs: Sequence[Mapping[str, Any]], intervals: Intervals) -> Rec
 def measure(experiment: Experiment, folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """Trials of one length and the budgets that follow."""
     bench = Bench(experiment, folder, {"budgets.trial_steps": steps})
-    weights = read_weights(Bench(experiment, folder).shared_base(seed) / "base" / "base.safetensors")
-    setup = Setup.of(bench.config(ARMS["measured_50"], seed))
+    weights = read_weights(RunFolder(Bench(experiment, folder).shared_base(seed)).base.weights)
+    config = bench.config(ARMS["measured_50"], seed)
+    setup = Setup.of(config, make_accelerator(config, RunFolder(folder)))
     layout = decide(setup, weights)
     if layout.measured is None:
         raise RuntimeError("The arm measures nothing.")
@@ -83,7 +86,7 @@ def budgets(run: Mapping[str, Any], target: float, at_trial_length: bool) -> tup
     return by_measurement(options, run["sampler_steps"], target, run["base_macs"]).fractions
 
 
-def judged(runs: Sequence[Mapping[str, Any]], truth: Recovery) -> list[dict[str, Any]]:
+def judged(runs: Sequence[Mapping[str, Any]], truth: DamageRecovery) -> list[dict[str, Any]]:
     """A row for each length and target: what the budgets lose against the best ones, in percent of the loss, mean over intervals."""
 
     def lost(fractions: Sequence[float]) -> float:

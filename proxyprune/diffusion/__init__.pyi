@@ -16,6 +16,6 @@ from .process.intervals import Interval as Interval, Intervals as Intervals
 from .process.noise_schedule import NoiseSchedule as NoiseSchedule
 from .sampling.pipeline import StepAdaptivePipeline as StepAdaptivePipeline
 from .stages.budgets import Budgets as Budgets, allocate as allocate
-from .stages.recovery import Measurement as Measurement, Recovery as Recovery
+from .stages.recovery import DamageRecovery as DamageRecovery, Measurement as Measurement
 from .trainer import StepAdaptiveTrainer as StepAdaptiveTrainer
 from .training.ledger import Ledger as Ledger

@@ -1,4 +1,4 @@
-"""Files of a run folder: where they are and how they are read."""
+"""Reading of records and weights, with errors that name the file and the way out."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,9 @@ from proxyprune.diffusion.networks import Source, image_size, source_of
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.noise_schedule import FloatArray, NoiseSchedule, snr_of_steps, training_scheduler
 from proxyprune.diffusion.process.objective import Losses, Process, relative_weight
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.sampling.schedulers import sampler, unusable_steps
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.diffusion.training.batches import Draws
 from proxyprune.diffusion.training.ledger import training_macs
 from proxyprune.errors import InputError, ModelFileError, ProxyPruneError, StorageError
@@ -35,7 +35,7 @@ class Setup:
         source: The network's structure.
         schedule: The noise process.
         calling: How the network is called.
-        accelerator: accelerate's Accelerator, or None for planning alone.
+        processes: accelerate's Accelerator, or None for planning alone.
     """
 
     config: StepAdaptiveConfig
@@ -43,10 +43,10 @@ class Setup:
     source: Source
     schedule: NoiseSchedule
     calling: Calling
-    accelerator: Any = field(default=None, repr=False)
+    processes: Accelerator | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, config: StepAdaptiveConfig, accelerator: Any = None) -> Setup:
+    def of(cls, config: StepAdaptiveConfig, accelerator: Accelerator | None = None) -> Setup:
         """Read the data, build the network and find the scorer once, so that what is wrong with them shows before anything is trained."""
         if config.cuts:
             find(config.pruning.scorer, dict(config.pruning.options))
@@ -63,7 +63,7 @@ class Setup:
         shape = found._predicted_shape(model)
         if shape[1:] != data.shape:
             raise InputError(f"The network turns images {data.shape} into {shape[1:]}; a denoiser keeps the shape.")
-        if world > 1 and found._leaves_out(model):
+        if accelerator is not None and world > 1 and found._leaves_out(model):
             from accelerate.utils import DistributedDataParallelKwargs
 
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)  # torch would wait for their gradients
@@ -124,9 +124,27 @@ class Setup:
         return training_macs(self.base_macs, self.config.compute.reference_steps * self.config.run.batch_size)
 
     @property
+    def only_base(self) -> bool:
+        """Whether the base gets all the compute, so that there are no experts."""
+        return self.config.compute.base_share >= 1.0
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """accelerate's Accelerator.
+
+        Raises:
+            InputError: If this setup has none.
+        """
+        if self.processes is None:
+            raise InputError(
+                "This setup has no accelerator, so it can only plan. Make it with Setup.of(config, make_accelerator(config, run))."
+            )
+        return self.processes
+
+    @property
     def device(self) -> torch.device:
         """Where training runs."""
-        return torch.device("cpu") if self.accelerator is None else self.accelerator.device
+        return torch.device("cpu") if self.processes is None else self.processes.device
 
     def base_model(self, weights: dict[str, Tensor] | None = None) -> nn.Module:
         """The unpruned network on the device, with weights when given."""
@@ -150,10 +168,10 @@ class Setup:
     def draws(self, stage: str, settings: StageConfig, first: int, last: int, base_losses: Losses = ()) -> Draws:
         """Batches of a stage."""
         process = self.process(settings, first, last, base_losses)
-        rank, world = (0, 1) if self.accelerator is None else (self.accelerator.process_index, self.accelerator.num_processes)
+        rank, world = (0, 1) if self.processes is None else (self.processes.process_index, self.processes.num_processes)
         return Draws(self.data, process, self.config.seed, stage, first, last, self.config.run.batch_size, rank, world)
 
-    def default_sampler(self) -> Any:
+    def default_sampler(self) -> Scheduler:
         """The scheduler that budgets are counted with and grids are drawn with: the one asked for, or DDIM, or Euler for flow matching."""
         scheduler, name = training_scheduler(self.config.noise), self.config.budgets.sampler
         return scheduler if name is None and self.config.noise.schedule == "flow" else sampler(name or "ddim", scheduler)
@@ -180,54 +198,3 @@ def _check_end(schedule: NoiseSchedule, config: StepAdaptiveConfig) -> None:
 
 
 _MOST_SIGNAL = 0.2
-
-
-def make_accelerator(config: StepAdaptiveConfig, folder: Path) -> Any:
-    """An Accelerator with the trackers of a run.
-
-    Raises:
-        InputError: If a tracker is not installed, or the device cannot compute in the precision.
-    """
-    from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
-
-    from proxyprune.diffusion.training.trackers import JsonLines
-
-    trackers: list[Any] = [JsonLines(folder), *config.run.trackers]
-    precision = config.run.mixed_precision
-    try:
-        accelerator = Accelerator(
-            cpu=config.run.cpu,
-            mixed_precision=precision,
-            log_with=trackers,
-            project_dir=str(folder / "trackers"),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # every batch is a step, whatever the environment says
-        )
-    except (ImportError, ValueError) as error:
-        raise _refused(config, str(error)) from error
-    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32 and say nothing
-        raise _no_precision(precision, "fp16 mixed precision requires another device than a CPU.")
-    try:
-        accelerator.init_trackers("proxyprune")
-    except (ImportError, ValueError) as error:
-        raise _refused(config, str(error)) from error
-    return accelerator
-
-
-def _refused(config: StepAdaptiveConfig, reason: str) -> InputError:
-    """What accelerate's refusal means for the settings of a run; its errors differ in their sentence only."""
-    run = config.run
-    if "mixed precision" in reason:
-        return _no_precision(run.mixed_precision, reason)
-    if "already been initialized" in reason:
-        return InputError(
-            f"run.mixed_precision is {run.mixed_precision!r} (run.cpu {run.cpu}), and accelerate keeps what the process began with: "
-            "start this run in a process of its own."
-        )
-    return InputError(f"accelerate cannot be set up: {reason}. Install what run.trackers ({list(run.trackers)}) needs.")
-
-
-def _no_precision(precision: str, reason: str) -> InputError:
-    return InputError(
-        f"run.mixed_precision is {precision!r}, which the device cannot compute in: {reason} Choose bf16, which works on a CPU too, or no."
-    )

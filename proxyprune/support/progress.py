@@ -14,13 +14,13 @@ def _silent(done: int, note: str) -> None:
     return
 
 
-def _lines(label: str, total: int, write: Callable[[str], object]) -> Advance:
-    """A line at most every `SECONDS_BETWEEN_LINES`, for the log file of a job."""
+def _lines(label: str, total: int, write: Callable[[str], object], seconds: float) -> Advance:
+    """Write at most one line in so many seconds, for the log file of a job."""
     last = time.monotonic()
 
     def advance(done: int, note: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+        if time.monotonic() - last >= seconds:
             last = time.monotonic()
             write(f"{label}: {done:,} of {total:,}  {note}")
 
@@ -28,13 +28,14 @@ def _lines(label: str, total: int, write: Callable[[str], object]) -> Advance:
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int, *, shown: bool) -> Iterator[Advance]:
+def bar(label: str, total: int, *, shown: bool, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Advance]:
     """Yield a function that takes how much is done and a remark.
 
     Args:
         label: What is being done.
         total: When it is done.
         shown: Whether to show anything.
+        seconds_between_lines: Least time between two lines where there is no terminal.
     """
     if not shown:
         yield _silent
@@ -44,7 +45,7 @@ def bar(label: str, total: int, *, shown: bool) -> Iterator[Advance]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(label, total, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+        yield _lines(label, total, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True), seconds_between_lines)
         return
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,16 @@ from PIL import Image
 from proxyprune.cli import main
 from proxyprune.diffusion import DataConfig, StepAdaptiveConfig, StepAdaptiveTrainer, load_features
 from proxyprune.diffusion.data.image_data import load_data
-from proxyprune.diffusion.stages.expert import RESULT, TEACHER
+from proxyprune.diffusion.process.objective import Objective
+from proxyprune.diffusion.run_folder import RunFolder
+from proxyprune.diffusion.stages.layout import choose_intervals
 from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.averaged_weights import AveragedWeights
 from proxyprune.diffusion.training.checkpoint import Checkpoint
+from proxyprune.diffusion.training.ledger import Ledger
 from proxyprune.diffusion.training.stage_lock import claimed
+from proxyprune.diffusion.training.state import Training
+from proxyprune.diffusion.training.step import TrainingStep
 from proxyprune.errors import ComputeError, DataError, DivergedError, InputError, MissingNeedError, StorageError, TrainingError
 
 EXPLODES = """
@@ -124,6 +131,36 @@ def test_trials_that_diverge_are_told(tmp_path):
         StepAdaptiveTrainer(
             config.with_values({"experts.clip": None, "budgets.trial_images": 8, "compute.reference_steps": 60}), tmp_path / "run"
         ).train()
+
+
+def test_a_trial_stops_at_an_infinite_gradient(tmp_path):
+    """At the step, which the message names with the size; not after the trial, whose losses would be no numbers."""
+    config = small_config(tmp_path, budgets__sizes=[0.6], budgets__trial_steps=8, budgets__trial_images=8)
+    setup = StepAdaptiveTrainer(config.with_values({"model": exploding(tmp_path)}), tmp_path / "run").setup
+    member = choose_intervals(setup, None)[0].over(setup.schedule)[0]
+    with pytest.raises(TrainingError, match=r"Size 1\.0 was tried in interval 0, and at step 5 of 8 .*gradient has the norm (inf|nan)"):
+        try_sizes(setup, setup.base_model().state_dict(), member)
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_step_with_an_infinite_gradient_changes_nothing(tmp_path, clip):
+    """Neither weights nor averages, and the accelerator does not hold on to either afterwards."""
+    config = small_config(tmp_path).with_values({"model": exploding(tmp_path)})
+    setup = StepAdaptiveTrainer(config, tmp_path / "run").setup
+    model = setup.base_model().train()
+    training, draws = Training.begin(model, config.base, Ledger()), setup.draws("base", config.base, 0, 999)
+    with TrainingStep.prepared(training, Objective(setup.calling), clip, setup.accelerator) as step:
+        assert [step.take(draws.batch(number), 1e-3, seed=number).problem for number in range(4)] == [None] * 4
+        before = [value.clone() for value in (*model.state_dict().values(), *training.ema.state.values())]
+        assert "its gradient has the norm" in step.take(draws.batch(4), 1e-3, seed=4).problem
+        after = (*model.state_dict().values(), *training.ema.state.values())
+        assert all(map(torch.equal, after, before))
+        assert step.take(draws.batch(5), 1e-3, seed=5).problem is None
+        assert not any(map(torch.equal, training.ema.state.values(), before[len(before) // 2 :]))
+    kept = weakref.ref(model)
+    del model, training, step, before, after
+    gc.collect()
+    assert kept() is None
 
 
 def archive(path, images: Any, **arrays: Any) -> str:
@@ -354,9 +391,9 @@ def test_a_scorer_that_cannot_judge_the_network_says_so_before_a_base_is_trained
 def test_a_teacher_that_is_gone_is_named_with_the_folder_of_its_expert(tmp_path):
     """An expert that learned from its whole self cannot go on without it."""
     config = small_config(tmp_path, compute__whole_share=0.3, experts__teacher="expert", experts__teacher_weight=0.5)
-    folder = tmp_path / "run" / "expert-1"
+    folder = RunFolder(tmp_path / "run").expert(1)
     StepAdaptiveTrainer(config, tmp_path / "run").train_expert(1)
-    for name in (RESULT, TEACHER):
-        (folder / name).unlink()
-    with pytest.raises(StorageError, match=rf"{TEACHER} cannot be read .*Remove {folder} to train this expert again"):
+    for path in (folder.result, folder.teacher):
+        path.unlink()
+    with pytest.raises(StorageError, match=rf"{folder.teacher} cannot be read .*Remove {folder.path} to train this expert again"):
         StepAdaptiveTrainer(config, tmp_path / "run").train_expert(1)

@@ -28,7 +28,7 @@ from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
 from proxyprune.diffusion.process.objective import TARGETS
-from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.errors import InputError, ModelFileError
@@ -225,7 +225,7 @@ def test_every_prediction_samples(process, name):
     schedule = NoiseSchedule.of(config)
     image = torch.linspace(-0.9, 0.9, 16).view(1, 1, 4, 4)
     experts = Experts.of([Knows(schedule, image) for _ in range(3)], [1, 1, 1])
-    source = Sampler(experts, equal_db(schedule, 3), Calling("sample", "timestep", None), sampler(name, training_scheduler(config)))
+    source = ExpertSampler(experts, equal_db(schedule, 3), Calling("sample", "timestep", None), sampler(name, training_scheduler(config)))
     generators = image_generators(0, 0, 2)
     found = source.denoise(initial_noise(generators, (1, 4, 4), torch.device("cpu")), 30, None, generators)
     assert (found - image).abs().max() < 0.05
@@ -255,7 +255,7 @@ def test_a_scheduler_that_does_not_fit_is_named(name):
     knows = Knows(NoiseSchedule.of(config), torch.zeros(1, 4, 4))
     generators = image_generators(0, 0, 2)
     with pytest.raises(InputError, match=rf"{name}.*ddim, ddpm and dpm\+\+ fit"):
-        Sampler(
+        ExpertSampler(
             Experts.of([knows, knows], (1, 1)),
             equal_db(NoiseSchedule.of(config), 2),
             Calling.of(knows, conditional=False),

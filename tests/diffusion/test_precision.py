@@ -11,13 +11,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusion_runs import losses, small_config, weights
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from proxyprune.diffusion import NoiseConfig, NoiseSchedule, StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
-from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.run_folder import RunFolder
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
+from proxyprune.diffusion.stages.layout import choose_intervals
+from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.trackers import JsonLines
 from proxyprune.errors import InputError
 
@@ -52,7 +56,7 @@ def test_bf16_trains_resumes_and_samples(tmp_path):
         assert "forward" not in vars(expert)
         assert {parameter.dtype for parameter in expert.parameters()} == {torch.float32}
     out = tmp_path / "again"
-    accelerator = Interrupted(cpu=True, mixed_precision="bf16", log_with=[JsonLines(out)], project_dir=str(out / "trackers"))
+    accelerator = Interrupted(cpu=True, mixed_precision="bf16", log_with=[JsonLines(RunFolder(out))], project_dir=str(out / "trackers"))
     accelerator.init_trackers("proxyprune")
     with pytest.raises(KeyboardInterrupt):
         StepAdaptiveTrainer(config, out, base=tmp_path / "run", accelerator=accelerator).train()
@@ -71,6 +75,26 @@ def test_bf16_computes_in_bf16(tmp_path):
     half, whole = losses(tmp_path / "half", "base"), losses(tmp_path / "whole", "base")
     assert half != whole
     assert half == pytest.approx(whole, rel=0.05)
+
+
+def test_trials_train_in_the_precision_of_experts(tmp_path):
+    """With bf16, trials of sizes train under autocast, as experts do, and their losses are measured in float32."""
+    config = bf16(tmp_path).with_values({"budgets.sizes": [0.6], "budgets.trial_steps": 2, "budgets.trial_images": 8})
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    weights, member = trainer.setup.base_model().state_dict(), choose_intervals(trainer.setup, None)[0].over(trainer.setup.schedule)[0]
+    seen = set()
+
+    def record(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            seen.add((module.training, output.dtype))
+
+    handle = register_module_forward_hook(record)
+    try:
+        trial = try_sizes(trainer.setup, weights, member)
+    finally:
+        handle.remove()
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert [len(size.damages) for size in trial.sizes] == [2]
 
 
 def test_precisions_that_cannot_be_had_are_refused(tmp_path):
@@ -97,16 +121,16 @@ class Small(nn.Module):
         return self.outside(torch.tanh(self.inside(sample) + timestep[:, None, None, None] / 1000))
 
 
-def small_sampler(compile_options: dict[str, Any] | None) -> Sampler:
+def small_sampler(compile_options: dict[str, Any] | None) -> ExpertSampler:
     """Three experts of different widths, two of which share their code."""
     torch.manual_seed(0)
     experts = Experts.of([Small(width).eval() for width in (4, 3, 2)], [3, 2, 1])
     experts.compile_options = compile_options
     intervals = equal_db(NoiseSchedule.of(NoiseConfig()), 3)
-    return Sampler(experts, intervals, Calling("sample", "timestep", None), training_scheduler(NoiseConfig()))
+    return ExpertSampler(experts, intervals, Calling("sample", "timestep", None), training_scheduler(NoiseConfig()))
 
 
-def draw(source: Sampler) -> Tensor:
+def draw(source: ExpertSampler) -> Tensor:
     generators = image_generators(0, 0, 2)
     return source.denoise(initial_noise(generators, (1, 8, 8), torch.device("cpu")), 6, None, generators)
 

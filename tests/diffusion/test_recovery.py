@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from proxyprune.diffusion import Measurement, Recovery, allocate
-from proxyprune.diffusion.stages import recovery
+from proxyprune.diffusion import DamageRecovery, Measurement, allocate
 from proxyprune.diffusion.stages.budgets import by_measurement, weighted_mean
 from proxyprune.diffusion.stages.recovery import FLOOR, PARTS, TriedSize, fit_recovery
 
@@ -21,7 +20,7 @@ SIZES = (0.5, 0.35)
 EXPERT = 1200.0
 
 
-def trials(truth: Recovery, noise: float = 0.0, seed: int = 0, lengths=LENGTHS, sizes=SIZES) -> tuple[tuple[TriedSize, ...], ...]:
+def trials(truth: DamageRecovery, noise: float = 0.0, seed: int = 0, lengths=LENGTHS, sizes=SIZES) -> tuple[tuple[TriedSize, ...], ...]:
     """What trials of a model would show, with noise on the log ratio of losses."""
     source = np.random.default_rng(seed)
     return tuple(
@@ -37,7 +36,7 @@ def measurement(tried, lengths=LENGTHS, steps=EXPERT) -> Measurement:
 
 def test_what_follows_the_model_is_read_off_short_trials():
     """Thirty times their length away, and for sizes that were not tried; what is expected beforehand draws it a little."""
-    truth = Recovery((0.9, 1.4, 1.1), (0.4, 0.5, 0.65), 1.25)
+    truth = DamageRecovery((0.9, 1.4, 1.1), (0.4, 0.5, 0.65), 1.25)
     found = fit_recovery(trials(truth), LENGTHS)
     assert found.size_exponent == pytest.approx(truth.size_exponent, abs=0.05)
     for interval in range(3):
@@ -48,7 +47,7 @@ def test_what_follows_the_model_is_read_off_short_trials():
 def test_cuts_that_heal_fast_are_told_from_cuts_that_do_not():
     """The interval that suffers more in every trial gets the smaller expert, where it is the one that heals."""
     heals, stays = 0, 1
-    truth = Recovery((3.0, 0.25), (0.9, 0.3), 1.2)
+    truth = DamageRecovery((3.0, 0.25), (0.9, 0.3), 1.2)
     tried = trials(truth)
     for one, other in zip(tried[heals], tried[stays], strict=True):
         assert all(a > b for a, b in zip(one.damages, other.damages, strict=True))
@@ -63,14 +62,14 @@ def test_cuts_that_heal_fast_are_told_from_cuts_that_do_not():
 @pytest.mark.parametrize("noise", [0.02, 0.05])
 def test_noisy_trials_cost_little(noise):
     """Over many sets of trials, budgets from the model lose less than those of what the last looks say, and than equal ones."""
-    truth = Recovery((0.9, 1.8, 1.4, 1.2), (0.45, 0.55, 0.6, 1.0), 1.2)
+    truth = DamageRecovery((0.9, 1.8, 1.4, 1.2), (0.45, 0.55, 0.6, 1.0), 1.2)
     steps, target = (10, 15, 16, 9), 0.6
 
     def lost(fractions) -> float:
         return math.fsum(truth.damage(index, fraction, EXPERT) for index, fraction in enumerate(fractions))
 
     def of(levels, exponents, size_exponent) -> tuple[float, ...]:
-        model_of = Recovery(levels, exponents, size_exponent)
+        model_of = DamageRecovery(levels, exponents, size_exponent)
         measured = Measurement(trials(truth), (0.1,) * 4, LENGTHS, (EXPERT,) * 4, model_of)
         return by_measurement([measured.options(index, BASE) for index in range(4)], steps, target, BASE).fractions
 
@@ -88,7 +87,7 @@ def test_noisy_trials_cost_little(noise):
 def test_cuts_that_seem_to_help_do_not_waste_the_budget():
     """A cut that lowers the loss by chance has a small damage and not none, so the mean still comes within a fortieth of the target."""
     helps = tuple(TriedSize(f, (0.05, 0.01, -0.03, -0.06)) for f in SIZES)
-    usual = trials(Recovery((0.9,), (0.5,), 1.2))[0]
+    usual = trials(DamageRecovery((0.9,), (0.5,), 1.2))[0]
     measured = measurement((usual, helps))
     options = [measured.options(index, BASE) for index in range(2)]
     for choices in options:
@@ -102,8 +101,8 @@ def test_cuts_that_seem_to_help_do_not_waste_the_budget():
 
 def test_an_interval_whose_trials_scatter_says_less():
     """Looks that scatter by a third of the loss are drawn to what the other intervals show; the same looks without scatter are believed."""
-    calm = trials(Recovery((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 1.2), 0.003, seed=1)
-    low = Recovery((0.1,), (0.5,), 1.2)
+    calm = trials(DamageRecovery((1.0, 1.0, 1.0), (0.5, 0.5, 0.5), 1.2), 0.003, seed=1)
+    low = DamageRecovery((0.1,), (0.5,), 1.2)
     quiet = trials(low)[0]
     wild = tuple(replace(size, damages=tuple(d + e for d, e in zip(size.damages, (0.3, -0.3, 0.3, -0.3), strict=True))) for size in quiet)
     sure, unsure = (fit_recovery((*calm, last), LENGTHS).damage(3, 0.5, 40) for last in (quiet, wild))
@@ -124,7 +123,7 @@ def test_sizes_reach_from_the_smallest_tried_to_the_whole():
 
 def test_an_interval_in_which_no_size_could_be_reached_stays_whole():
     """And the others take its share of the cut; without any size at all there is nothing to choose."""
-    usual = trials(Recovery((0.9,), (0.5,), 1.2))[0]
+    usual = trials(DamageRecovery((0.9,), (0.5,), 1.2))[0]
     measured = measurement((usual, ()))
     options = [measured.options(index, BASE) for index in range(2)]
     assert [option.fraction for option in options[1]] == [1.0]
@@ -141,21 +140,19 @@ def test_one_look_is_enough_for_a_guess():
     assert 0.0 < nothing.damage(0, 0.5, 2) < FLOOR
 
 
-def test_noise_is_settled(monkeypatch):
+def test_noise_is_settled():
     """However wildly trials scatter, the fit and the noise that it leaves agree in the end: more passes change nothing."""
-    truth = Recovery((0.9, 1.8, 1.4, 1.2), (0.45, 0.55, 0.6, 1.0), 1.2)
+    truth = DamageRecovery((0.9, 1.8, 1.4, 1.2), (0.45, 0.55, 0.6, 1.0), 1.2)
     for noise, seed in itertools.product((0.05, 0.1, 0.3), range(3)):
         tried = trials(truth, noise, seed)
-        monkeypatch.setattr(recovery, "_MOST_PASSES", 30)
         found = fit_recovery(tried, LENGTHS)
-        monkeypatch.setattr(recovery, "_MOST_PASSES", 60)
-        assert fit_recovery(tried, LENGTHS) == found
+        assert fit_recovery(tried, LENGTHS, most_passes=60) == found
         assert all(found.damage(index, 0.5, LENGTHS[-1]) > 0.01 for index in range(4))
 
 
 def test_measurements_are_kept_and_read_again():
     """To the last digit, through JSON; whoever draws them finds the curve beside."""
-    measured = measurement(trials(Recovery((0.9, 1.4), (0.4, 0.6), 1.3), 0.03))
+    measured = measurement(trials(DamageRecovery((0.9, 1.4), (0.4, 0.6), 1.3), 0.03))
     record = json.loads(json.dumps(measured.to_dict()))
     assert Measurement.from_dict(record) == measured
     assert [point[0] for point in record["remaining"][0]][:2] == [0.35, 0.375]

@@ -19,12 +19,20 @@ from click.testing import CliRunner
 from diffusion_runs import losses, small_config, start, weights
 
 from proxyprune.cli import main
-from proxyprune.diffusion import Intervals, NoiseConfig, NoiseSchedule, StepAdaptiveConfig, StepAdaptivePipeline, StepAdaptiveTrainer
+from proxyprune.diffusion import (
+    Intervals,
+    Ledger,
+    NoiseConfig,
+    NoiseSchedule,
+    StepAdaptiveConfig,
+    StepAdaptivePipeline,
+    StepAdaptiveTrainer,
+)
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
-from proxyprune.diffusion.process.objective import Process
-from proxyprune.diffusion.sampling.denoise import Sampler, image_generators, initial_noise
+from proxyprune.diffusion.process.objective import Objective, Process
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.diffusion.stages.layout import decide
@@ -32,7 +40,8 @@ from proxyprune.diffusion.stages.trials import trial_macs
 from proxyprune.diffusion.training.batches import fixed_batches
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.ledger import split_allowance
-from proxyprune.diffusion.training.loop import learning_rate
+from proxyprune.diffusion.training.loop import Loop, learning_rate
+from proxyprune.diffusion.training.state import Phase, Training
 from proxyprune.errors import ComputeError, DivergedError, InputError, StorageError, TargetError, TrainingError
 from proxyprune.reporting import read_result, render
 
@@ -77,7 +86,7 @@ def test_without_recovery_a_smaller_expert_trains_as_long_as_a_whole_one(tmp_pat
     for index in range(2):
         record = json.loads((tmp_path / "run" / f"expert-{index}" / "result.json").read_text())
         scoring = sum(e.macs for e in trainer.ledger().entries if e.interval == index and e.what == "scoring")
-        whole = (split_allowance(trainer._left(layout), (1.0, 1.0))[index] - scoring) // (16 * 3 * trainer.setup.base_macs)
+        whole = (split_allowance(trainer.expert_macs(layout), (1.0, 1.0))[index] - scoring) // (16 * 3 * trainer.setup.base_macs)
         assert whole - 1 <= record["steps"] <= whole  # one step may be lost at the end of a phase
     assert trainer.ledger().share < 0.97
 
@@ -142,7 +151,7 @@ def test_any_scheduler_samples(name):
     schedule = NoiseSchedule.of(config)
     image = torch.linspace(-0.9, 0.9, 16).view(1, 1, 4, 4)
     experts = Experts.of([Oracle(schedule, image) for _ in range(3)], [1, 1, 1])
-    source = Sampler(experts, equal_db(schedule, 3), Calling("sample", "timestep", None), sampler(name, training_scheduler(config)))
+    source = ExpertSampler(experts, equal_db(schedule, 3), Calling("sample", "timestep", None), sampler(name, training_scheduler(config)))
     generators = image_generators(0, 0, 2)
     found = source.denoise(initial_noise(generators, (1, 4, 4), torch.device("cpu")), 40, None, generators)
     assert (found - image).abs().max() < 0.05
@@ -170,7 +179,7 @@ def test_clipping_does_not_brighten_dark_images(name):
     """Errors of the noise below the range are clipped; a tenth of the pixels is bright all the same (DDIM's default: 0.14)."""
     schedule = NoiseSchedule.of(NoiseConfig(schedule="linear"))
     chosen = sampler(name, training_scheduler(NoiseConfig(schedule="linear")))
-    source = Sampler(Experts.of([Rough(schedule)], [1]), Intervals((), "none"), Calling("sample", "timestep", None), chosen)
+    source = ExpertSampler(Experts.of([Rough(schedule)], [1]), Intervals((), "none"), Calling("sample", "timestep", None), chosen)
     generators = image_generators(0, 0, 4000)
     found = source.denoise(initial_noise(generators, (1, 1, 1), torch.device("cpu")), 50, None, generators)
     assert float((found > 0).float().mean()) == pytest.approx(0.1, abs=0.015)
@@ -480,11 +489,17 @@ def test_an_interval_that_is_not_there_costs_nothing(tmp_path):
     assert not (tmp_path / "run" / "base").exists()
 
 
-def test_jobs_without_a_terminal_say_how_far_they_are(tmp_path, monkeypatch, capsys):
-    """A line now and then goes to stderr."""
-    monkeypatch.setattr("proxyprune.support.progress.SECONDS_BETWEEN_LINES", 0.0)
-    StepAdaptiveTrainer(small_config(tmp_path, run__log_every=5), tmp_path / "run").train_base()
-    assert re.search(r"base: \d+ of \d+ .*loss", capsys.readouterr().err)
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 3), (1000.0, 0)])
+def test_jobs_without_a_terminal_say_how_far_they_are(tmp_path, capsys, seconds, lines):
+    """A line goes to stderr whenever so much time has passed."""
+    config = small_config(tmp_path)
+    trainer = StepAdaptiveTrainer(config, tmp_path / "run")
+    draws, objective = trainer.setup.draws("base", config.base, 0, 999), Objective(trainer.setup.calling)
+    training = Training.begin(trainer.setup.base_model(), config.base, Ledger())
+    training.phase = Phase(0, 0, 3, (0.0, 1.0))
+    stage = (trainer.paths.base, config.base, config.run, draws, objective, trainer.accelerator)
+    Loop("base", *stage, seconds_between_lines=seconds).train(training)
+    assert len(re.findall(r"base: \d of 3 .*loss", capsys.readouterr().err)) == lines
 
 
 def test_evaluate_says_which_folder_is_meant(finished, tmp_path):

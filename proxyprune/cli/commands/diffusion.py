@@ -13,11 +13,17 @@ import click
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.completion import PRESETS, SAMPLERS, files, preset_names, sampler_names, scorer_names, setting_names
 from proxyprune.cli.options.shared import file_option, gathered, json_option, plot_option
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import InputError, StorageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
     from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+    from proxyprune.diffusion.setup import Setup
+    from proxyprune.diffusion.stages.layout import Layout
+    from proxyprune.diffusion.trainer import StepAdaptiveTrainer
 
 SCHEMA = 1
 STAGES = ("all", "base", "layout", "experts", "merge")
@@ -45,8 +51,8 @@ class Choice:
             raise click.UsageError("--preset and --config both name a configuration; give one of them.")
         if self.config is not None:
             base = StepAdaptiveConfig.from_json(self.config)
-        elif self.preset is None and folder is not None and (folder / "config.json").is_file():
-            base = StepAdaptiveConfig.from_json(folder / "config.json")
+        elif self.preset is None and folder is not None and RunFolder(folder).config.is_file():
+            base = StepAdaptiveConfig.from_json(RunFolder(folder).config)
         else:
             base = StepAdaptiveConfig.preset(self.preset or "digits")
         return base.with_values(self.changes)
@@ -155,22 +161,22 @@ def _check_run(run: Path, choice: Choice) -> None:
     Raises:
         StorageError: If it has no configuration and none is named.
     """
-    if not run.is_dir() or (choice.preset is None and choice.config is None and not (run / "config.json").is_file()):
+    if not run.is_dir() or (choice.preset is None and choice.config is None and not RunFolder(run).config.is_file()):
         raise StorageError(
             f"'{run}' is no run: it has no config.json. Look for a typing mistake in the name, or say which configuration it is to have "
             "(--preset, --config)."
         )
 
 
-def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Any, Any]:
+def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Setup, Layout]:
     from proxyprune.diffusion.setup import Setup
     from proxyprune.diffusion.stages.layout import decide, read_layout
-    from proxyprune.diffusion.trainer import check_folder
+    from proxyprune.diffusion.stages.run_check import check_settings
 
     setup = Setup.of(config)
-    found = None if run is None else read_layout(run, setup)
+    found = None if run is None else read_layout(RunFolder(run), setup)
     if run is not None and found is not None:
-        check_folder(run, config)
+        check_settings(RunFolder(run), config)
         return setup, found
     if "measured" in (config.intervals.method, config.budgets.method):
         raise InputError(
@@ -218,14 +224,14 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
         if layout is not None:
             out.show(*layout_table(layout, trainer.setup.base_macs, trainer.setup.schedule.snr_db))
         out.show(ledger_table(ledger))
-        finished = folder / "pipeline"
+        finished = RunFolder(folder).pipeline
         if finished.is_dir():
             out.show(f"Sample with: proxyprune diffusion sample --pipeline {finished} --grid samples.png")
         budgets = None if layout is None else layout.budgets.to_dict()
         out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": budgets})
 
 
-def _stages(trainer: Any, stage: str, interval: int | None) -> None:
+def _stages(trainer: StepAdaptiveTrainer, stage: str, interval: int | None) -> None:
     if interval is not None:
         trainer.train_expert(interval)
         return
@@ -240,7 +246,7 @@ def _stages(trainer: Any, stage: str, interval: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingOptions:
     """How images are drawn.
 
     Attributes:
@@ -268,7 +274,7 @@ class Drawing:
     condition: Path | None
 
     @property
-    def conditions(self) -> Any:
+    def conditions(self) -> Tensor | None:
         """One label or embedding for each image; None to leave it to the pipeline."""
         from proxyprune.diffusion.data.conditions import read_condition, repeated
 
@@ -286,7 +292,7 @@ class Drawing:
         return found.compile() if self.compile else found
 
 
-_DRAWING = (
+_SAMPLING = (
     click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
     click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
     click.option(
@@ -304,19 +310,19 @@ _DRAWING = (
 )
 
 
-def drawing_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of `Drawing`, as its argument `drawing`, with a default for the number of images."""
+def sampling_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `SamplingOptions`, as its argument `sampling`, with a default for the number of images."""
     option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
-    return gathered("drawing", Drawing, (_DRAWING[0], option, *_DRAWING[1:]))
+    return gathered("sampling", SamplingOptions, (_SAMPLING[0], option, *_SAMPLING[1:]))
 
 
 @diffusion.command(cls=Command)
-@drawing_options(count=64)
+@sampling_options(count=64)
 @file_option("--grid", "PATH", "Write a picture of all images.")
 @file_option("--out", "FILE.npz", "Write the images as bytes.")
 @json_option
 @traceback_option
-def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool) -> None:
+def sample(sampling: SamplingOptions, grid: Path | None, out: Path | None, as_json: bool) -> None:
     """Draw images; write a grid, an npz file, or both."""
     import time
 
@@ -327,16 +333,16 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
         raise click.UsageError("Say where the images go: --grid PICTURE, --out FILE.npz, or both.")
     with output(as_json) as shown:
         images.check_places(grid, out)
-        pipeline = drawing.open()
+        pipeline = sampling.open()
         started = time.perf_counter()
-        settings: dict[str, Any] = {"steps": drawing.steps, "batch_size": drawing.batch_size, "seed": drawing.seed}
-        found = pipeline.generate(drawing.count, condition=drawing.conditions, **settings)
+        settings: dict[str, Any] = {"steps": sampling.steps, "batch_size": sampling.batch_size, "seed": sampling.seed}
+        found = pipeline.generate(sampling.count, condition=sampling.conditions, **settings)
         seconds = time.perf_counter() - started
         if grid is not None:
             images.save_picture(images.grid(found, scale=max(1, 64 // found.shape[-1])), grid)
         if out is not None:
             images.save_arrays(found, out)
-        macs, relative = pipeline.sampling_macs(drawing.steps), pipeline.relative_macs(drawing.steps)
+        macs, relative = pipeline.sampling_macs(sampling.steps), pipeline.relative_macs(sampling.steps)
         shown.show(f"{len(found)} images in {seconds:.1f} s; {macs:,} MACs an image, {relative:.1%} of the unpruned network's.")
         shown.emit(
             {
@@ -346,8 +352,8 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
                 "sampling_macs": macs,
                 "relative_macs": relative,
                 "sampler": type(pipeline.scheduler).__name__,
-                "steps": drawing.steps,
-                "seed": drawing.seed,
+                "steps": sampling.steps,
+                "seed": sampling.seed,
                 "grid": None if grid is None else str(grid),
                 "out": None if out is None else str(out),
             }
@@ -355,7 +361,7 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 
 
 @diffusion.command(cls=Command)
-@drawing_options(count=2000)
+@sampling_options(count=2000)
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
 @click.option(
     "--features",
@@ -364,7 +370,7 @@ def sample(drawing: Drawing, grid: Path | None, out: Path | None, as_json: bool)
 )
 @json_option
 @traceback_option
-def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: bool) -> None:
+def evaluate(sampling: SamplingOptions, run: Path | None, features: str | None, as_json: bool) -> None:
     """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert."""
     from proxyprune.cli.output.console import output
     from proxyprune.cli.output.diffusion_tables import evaluation_table
@@ -376,8 +382,8 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
     from proxyprune.diffusion.process.noise_schedule import NoiseSchedule
 
     with output(as_json) as out:
-        pipeline = drawing.open()
-        config_path = (run or drawing.pipeline.parent) / "config.json"
+        pipeline = sampling.open()
+        config_path = RunFolder(run or sampling.pipeline.parent).config
         if not config_path.is_file():
             raise StorageError(
                 f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{config_path}'; "
@@ -390,12 +396,12 @@ def evaluate(drawing: Drawing, run: Path | None, features: str | None, as_json: 
             pipeline,
             data,
             compared,
-            images=drawing.count,
-            steps=drawing.steps,
-            batch_size=drawing.batch_size,
-            seed=drawing.seed,
+            images=sampling.count,
+            steps=sampling.steps,
+            batch_size=sampling.batch_size,
+            seed=sampling.seed,
             schedule=NoiseSchedule.of(config.noise),
-            condition=drawing.conditions,
+            condition=sampling.conditions,
         )
         out.show(evaluation_table(found), *(f"• {note}" for note in found.notes))
         out.emit(found.to_dict())

@@ -14,7 +14,7 @@ from proxyprune.diffusion.data.conditions import repeated
 from proxyprune.diffusion.data.image_data import ImageData
 from proxyprune.diffusion.evaluation.features import Features
 from proxyprune.diffusion.evaluation.metrics import (
-    Estimate,
+    MetricEstimate,
     bootstrap,
     frechet,
     frechet_distance,
@@ -60,8 +60,8 @@ class Evaluation:
         notes: What a reader has to know.
     """
 
-    frechet: Estimate
-    kid: Estimate
+    frechet: MetricEstimate
+    kid: MetricEstimate
     precision: float
     recall: float
     real_frechet: float | None
@@ -97,7 +97,7 @@ _FEW = (
 def compare(
     real: Tensor, fake: Tensor, features: Features, *, others: Tensor | None = None, rounds: int = 100, seed: int = 0
 ) -> dict[str, Any]:
-    """Distances of two sets of images, bytes [images, channels, height, width]: frechet, kid (Estimates), precision, recall, notes.
+    """Distances of two sets of images, bytes [images, channels, height, width]: frechet, kid (MetricEstimates), precision, recall, notes.
 
     With `others`, real images beside the reference, also real_frechet, their distance from it; without, that is None.
 
@@ -116,7 +116,7 @@ def compare(
     kid_value = kernel_distance(a[:10000], b[:10000])
     spread = bootstrap(lambda x: kernel_distance(a[:_RESAMPLED], x), b[:_RESAMPLED], rounds=min(rounds, 50), seed=seed)
     narrower = (min(len(b), _RESAMPLED) / min(len(b), 10000)) ** 0.5
-    kid = Estimate(kid_value, kid_value + narrower * (spread.low - spread.value), kid_value + narrower * (spread.high - spread.value))
+    kid = MetricEstimate(kid_value, kid_value + narrower * (spread.low - spread.value), kid_value + narrower * (spread.high - spread.value))
     each = min(len(a), len(b), _MANIFOLD_IMAGES)
     precision, recall = precision_recall(a[:each], b[:each])
     few = min(len(a), len(b)) < _IMAGES_A_FEATURE * a.shape[1]

@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricEstimate:
     """A figure with its bootstrap interval.
 
     Attributes:
@@ -87,7 +87,7 @@ def precision_recall(real: FloatArray, fake: FloatArray, neighbours: int = 3) ->
     return _inside(fake, real, neighbours), _inside(real, fake, neighbours)
 
 
-def bootstrap(statistic: Callable[[FloatArray], float], fake: FloatArray, *, rounds: int = 100, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Callable[[FloatArray], float], fake: FloatArray, *, rounds: int = 100, seed: int = 0) -> MetricEstimate:
     """A statistic of generated features with its 95 % interval over resampling with replacement.
 
     The interval is centred on the value: a resample holds duplicates, which raises the Fréchet distance, so the resamples' own mean is
@@ -95,11 +95,11 @@ def bootstrap(statistic: Callable[[FloatArray], float], fake: FloatArray, *, rou
     """
     value = statistic(fake)
     if rounds < 2:
-        return Estimate(value, value, value)
+        return MetricEstimate(value, value, value)
     generator = np.random.default_rng(seed)
     draws = np.asarray([statistic(fake[generator.integers(0, len(fake), len(fake))]) for _ in range(rounds)])
     low, high = np.quantile(draws - draws.mean(), (0.025, 0.975))
-    return Estimate(value, value + float(low), value + float(high))
+    return MetricEstimate(value, value + float(low), value + float(high))
 
 
 def _check(a: FloatArray, b: FloatArray) -> None:

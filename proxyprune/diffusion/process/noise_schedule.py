@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from proxyprune.diffusion.config.run_config import NoiseConfig
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.errors import InputError
 
 FloatArray = NDArray[np.float64]
@@ -72,7 +74,7 @@ class NoiseSchedule:
         return cls.from_scheduler(training_scheduler(config), config.prediction)
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, prediction: str | None = None) -> NoiseSchedule:
+    def from_scheduler(cls, scheduler: Scheduler, prediction: str | None = None) -> NoiseSchedule:
         """Read the process that a diffusers scheduler samples.
 
         Args:
@@ -84,7 +86,7 @@ class NoiseSchedule:
         """
         settings = {"class": type(scheduler).__name__, "config": dict(scheduler.config)}
         if is_flow(scheduler):
-            count = int(scheduler.config.num_train_timesteps)
+            count = int(scheduler.config["num_train_timesteps"])
             sigmas = np.arange(1, count + 1, dtype=np.float64) / count
             shift = float(scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0)) or 1.0)
             sigmas = shift * sigmas / (1.0 + (shift - 1.0) * sigmas)
@@ -94,27 +96,35 @@ class NoiseSchedule:
                 f"{type(scheduler).__name__} has neither alphas_cumprod nor flow sigmas, so its noise levels are unknown. "
                 "Use a scheduler of the DDPM family or a flow-matching one."
             )
-        abar = scheduler.alphas_cumprod.double().numpy()
+        abar = alphas_of(scheduler).double().numpy()
         found = prediction or str(scheduler.config.get("prediction_type", "epsilon"))
         return cls(np.sqrt(abar), np.sqrt(1.0 - abar), np.arange(len(abar), dtype=np.float64), found, settings)
 
 
-def is_flow(scheduler: Any) -> bool:
+def alphas_of(scheduler: Scheduler) -> Tensor:
+    """Return the cumulative alphas of a scheduler of the DDPM family."""
+    found: Tensor = cast(Any, scheduler).alphas_cumprod  # a member of this family only
+    return found
+
+
+def is_flow(scheduler: Scheduler) -> bool:
     """Whether a scheduler's sigmas mix image and noise on a straight path: x = (1 - sigma) * x_0 + sigma * epsilon."""
     config = scheduler.config
     flagged = bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
     return flagged or "FlowMatch" in type(scheduler).__name__
 
 
-def training_scheduler(config: NoiseConfig) -> Any:
-    """The diffusers scheduler of a configuration: DDPM's, or flow matching's."""
+def training_scheduler(config: NoiseConfig) -> Scheduler:
+    """Make the diffusers scheduler of a configuration: DDPM's, or flow matching's."""
+    found: Scheduler
     if config.schedule == "flow":
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.timesteps, shift=config.shift)
+        found = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.timesteps, shift=config.shift)
+        return found
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(
+    found = DDPMScheduler(
         num_train_timesteps=config.timesteps,
         beta_schedule=config.schedule,
         beta_start=config.beta_start,
@@ -124,9 +134,10 @@ def training_scheduler(config: NoiseConfig) -> Any:
         timestep_spacing="trailing" if config.zero_terminal_snr else "leading",
         clip_sample=config.prediction == "epsilon",  # see samplers.py; networks that predict v or the image lose by it
     )
+    return found
 
 
-def snr_of_steps(scheduler: Any) -> FloatArray:
+def snr_of_steps(scheduler: Scheduler) -> FloatArray:
     """SNR in dB of every step that a scheduler is about to take, after `set_timesteps`; the same scale as in training.
 
     Sigmas are used where the scheduler has them, because respacing, Karras spacing and shifts show there; otherwise, and where it calls
@@ -138,7 +149,7 @@ def snr_of_steps(scheduler: Any) -> FloatArray:
     if sigmas is not None and len(sigmas) >= len(timesteps) and not between and "DDPM" not in type(scheduler).__name__:
         values = np.asarray(sigmas.detach().cpu().double())[: len(timesteps)]
         return snr_db(np.clip(1.0 - values, 0.0, None), values) if is_flow(scheduler) else snr_db(np.ones_like(values), values)
-    abar = scheduler.alphas_cumprod.double().numpy()
+    abar = alphas_of(scheduler).double().numpy()
     exact = snr_db(np.sqrt(abar), np.sqrt(1.0 - abar))
     finite = np.where(np.isfinite(exact), exact, -1e4)  # zero terminal SNR: far below every boundary
     found = np.interp(timesteps, np.arange(len(exact)), finite)

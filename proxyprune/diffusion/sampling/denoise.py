@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import Intervals
 from proxyprune.diffusion.process.noise_schedule import snr_of_steps
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.scheduler_check import rehearse
 from proxyprune.diffusion.sampling.schedulers import begin_at, check_process, check_start, named, step_arguments, unusable_steps
@@ -20,8 +20,8 @@ from proxyprune.support.seeds import derived_seed
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Experts, and how they take turns.
+class ExpertSampler:
+    """Draws images with the expert of each step.
 
     Attributes:
         experts: One for each interval.
@@ -35,8 +35,8 @@ class Sampler:
     experts: Experts
     intervals: Intervals
     calling: Calling
-    scheduler: Any = field(repr=False)
-    trained: Any = field(default=None, repr=False)
+    scheduler: Scheduler = field(repr=False)
+    trained: Scheduler | None = field(default=None, repr=False)
     rehearsed: set[str] = field(default_factory=set, repr=False)
 
     def route(self, steps: int) -> tuple[int, ...]:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.networks import from_record
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.records import read_json
-from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.run_folder import RunFolder
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
 from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
 from proxyprune.diffusion.sampling.schedulers import sampler
@@ -39,15 +41,24 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         blueprint: Everything else about them.
         scheduler: A diffusers scheduler for the process that they were trained on; see `use`.
         folders: Where each expert is saved, or None for one that is whole and only in memory.
+        trained_with: The scheduler of the process that the networks were trained on, which other samplers are made from; `scheduler` by
+            default.
     """
 
-    def __init__(self, experts: Experts, blueprint: Blueprint, scheduler: Any, folders: Sequence[Path | None] = ()) -> None:
+    def __init__(
+        self,
+        experts: Experts,
+        blueprint: Blueprint,
+        scheduler: Scheduler,
+        folders: Sequence[Path | None] = (),
+        trained_with: Scheduler | None = None,
+    ) -> None:
         super().__init__()
         self.register_modules(scheduler=scheduler)
         self.experts = experts
         self.blueprint = blueprint
         self.folders = tuple(folders) or (None,) * len(experts)
-        self._trained_with = scheduler
+        self._trained_with = scheduler if trained_with is None else trained_with
         self._rehearsed: set[str] = set()
 
     @property
@@ -117,9 +128,9 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         sampling = self._sampler()
         return sampling.macs(steps) / (self.blueprint.base_macs * len(sampling.route(steps)))
 
-    def _sampler(self) -> Sampler:
+    def _sampler(self) -> ExpertSampler:
         blueprint = self.blueprint
-        return Sampler(self.experts, blueprint.intervals, blueprint.calling, self.scheduler, self._trained_with, self._rehearsed)
+        return ExpertSampler(self.experts, blueprint.intervals, blueprint.calling, self.scheduler, self._trained_with, self._rehearsed)
 
     @torch.no_grad()
     def __call__(
@@ -271,7 +282,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         *,
         factory: Factory | None = None,
         resident: bool = True,
-        scheduler: Any = None,
+        scheduler: Scheduler | None = None,
         device: str | torch.device = "cpu",
     ) -> StepAdaptivePipeline:
         """Load what `save_pretrained` wrote; nothing is unpickled and no code of the folder is run.
@@ -290,7 +301,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         folder = Path(pretrained_model_name_or_path).expanduser().resolve()
         data, index = (read_json(folder / name, "Copy the whole pipeline again.") for name in (RECORD, INDEX))
         if not isinstance(data, Mapping) or not isinstance(index, Mapping):
-            inside = folder / "pipeline"
+            inside = RunFolder(folder).pipeline
             advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
             raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
         blueprint = Blueprint.from_dict(data)
@@ -307,9 +318,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             return model
 
         experts = Experts(blueprint.macs, blueprint.params, expert, resident, torch.device(device))
-        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders)
-        if TRAINED_WITH in index:
-            found._trained_with = _scheduler(folder, index, TRAINED_WITH)
+        trained_with = _scheduler(folder, index, TRAINED_WITH) if TRAINED_WITH in index else None
+        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders, trained_with)
         if resident:
             for number in range(len(experts)):
                 experts[number]
@@ -329,7 +339,7 @@ def _not_ours(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in (INDEX, RECORD, TRAINED_WITH, "scheduler", "experts")]
 
 
-def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Any:
+def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Scheduler:
     named = index.get(entry)
     name = named[1] if isinstance(named, list) and len(named) == 2 else named
     kind: Any = getattr(diffusers, str(name), None)
@@ -337,9 +347,10 @@ def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler")
     if not known:
         raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
     try:
-        return kind.from_pretrained(str(folder / entry))
+        found: Scheduler = kind.from_pretrained(str(folder / entry))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
+    return found
 
 
 def _at_least_one(**counts: int) -> None:

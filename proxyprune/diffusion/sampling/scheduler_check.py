@@ -8,13 +8,13 @@ image, and steps that divide by zero all show there, whatever their class; with 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 
 from proxyprune.diffusion.process.noise_schedule import NoiseSchedule, is_flow
 from proxyprune.diffusion.process.objective import TARGETS
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.sampling.schedulers import FITTING, begin_at, named, step_arguments, unusable_steps
 from proxyprune.errors import InputError
 
@@ -28,7 +28,7 @@ _LEAST_NOISE = 1e-4
 """Stands for none, by which nothing can be divided."""
 
 
-def rehearse(scheduler: Any, trained: Any, steps: int) -> None:
+def rehearse(scheduler: Scheduler, trained: Scheduler, steps: int) -> None:
     """Refuse a scheduler, or a number of steps, with which even a perfect network would not end at images.
 
     Args:

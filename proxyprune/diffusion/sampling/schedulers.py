@@ -9,11 +9,12 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from proxyprune.diffusion.process.noise_schedule import is_flow, snr_of_steps
+from proxyprune.diffusion.process.noise_schedule import alphas_of, is_flow, snr_of_steps
+from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.errors import InputError, ProxyPruneError
 
 _PROCESS = (
@@ -53,7 +54,7 @@ _RAISED = (ImportError, NotImplementedError, AssertionError, ArithmeticError, Va
 """Each by some scheduler of diffusers; running out of memory, a RuntimeError, is not the scheduler's doing."""
 
 
-def sampler(name: str, scheduler: Any) -> Any:
+def sampler(name: str, scheduler: Scheduler) -> Scheduler:
     """Another diffusers scheduler for the same process.
 
     Args:
@@ -75,7 +76,7 @@ def sampler(name: str, scheduler: Any) -> Any:
             )
         if is_flow(scheduler) and "FlowMatch" not in kind.__name__:
             return _on_straight_paths(kind, scheduler)
-        found = kind(**_settings(kind, scheduler))
+        found: Scheduler = kind(**_settings(kind, scheduler))
     check_process(found, scheduler)
     return found
 
@@ -99,18 +100,19 @@ def named(scheduler: str) -> Iterator[None]:
         raise InputError(f"{scheduler} of diffusers does not sample this process: {type(error).__name__}: {reason}. {FITTING}") from error
 
 
-def _on_straight_paths(kind: Any, scheduler: Any) -> Any:
+def _on_straight_paths(kind: Any, scheduler: Scheduler) -> Scheduler:
     if "use_flow_sigmas" not in _parameters(kind):
         raise InputError(f"The network was trained on straight paths (flow matching), which {kind.__name__} cannot sample; use flow.")
-    return kind(
-        num_train_timesteps=scheduler.config.num_train_timesteps,
+    found: Scheduler = kind(
+        num_train_timesteps=scheduler.config["num_train_timesteps"],
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         flow_shift=scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0)),
     )
+    return found
 
 
-def _settings(kind: Any, scheduler: Any) -> dict[str, Any]:
+def _settings(kind: Any, scheduler: Scheduler) -> dict[str, Any]:
     """What a class of diffusers is made with for the process of a scheduler: the process itself, where to begin, and whether to clip."""
     accepted = _parameters(kind)
     found = {name: scheduler.config[name] for name in _PROCESS if name in scheduler.config and name in accepted}
@@ -131,7 +133,7 @@ def _settings(kind: Any, scheduler: Any) -> dict[str, Any]:
     return found
 
 
-def check_process(found: Any, scheduler: Any) -> None:
+def check_process(found: Scheduler, scheduler: Scheduler) -> None:
     """Refuse a sampler of another process: its images would be far from the data, and nothing would say so.
 
     Args:
@@ -152,16 +154,16 @@ def check_process(found: Any, scheduler: Any) -> None:
         )
 
 
-def _ends_in_noise(scheduler: Any) -> bool:
-    return float(scheduler.alphas_cumprod[-1]) < _NO_SIGNAL
+def _ends_in_noise(scheduler: Scheduler) -> bool:
+    return float(alphas_of(scheduler)[-1]) < _NO_SIGNAL
 
 
-def _blows_up_at_the_end(kind: Any, scheduler: Any) -> bool:
+def _blows_up_at_the_end(kind: Any, scheduler: Scheduler) -> bool:
     """Solvers of second order (Heun) whose first step, from next to no signal, throws images out of the range for good."""
     return getattr(kind, "order", 1) > 1 and hasattr(scheduler, "alphas_cumprod") and _ends_in_noise(scheduler)
 
 
-def _asked_at_the_end(kind: Any, scheduler: Any) -> bool:
+def _asked_at_the_end(kind: Any, scheduler: Scheduler) -> bool:
     """Whether a deterministic sampler of "leading" spacing can begin at the last timestep: networks that predict v or the image stand that.
 
     From a few steps before, where that spacing begins, images that start as noise lack what signal there is by then.
@@ -173,14 +175,14 @@ def _asked_at_the_end(kind: Any, scheduler: Any) -> bool:
     return deterministic and predicts in ("v_prediction", "sample") and hasattr(scheduler, "alphas_cumprod") and _ends_in_noise(scheduler)
 
 
-def _amplifies_at_the_end(scheduler: Any) -> bool:
+def _amplifies_at_the_end(scheduler: Scheduler) -> bool:
     if scheduler.config.get("prediction_type") != "epsilon" or not hasattr(scheduler, "alphas_cumprod"):
         return False
-    abar = float(scheduler.alphas_cumprod[-1])
+    abar = float(alphas_of(scheduler)[-1])
     return abar > 0.0 and 10.0 * math.log10(abar / (1.0 - abar)) < _LINEAR_DB
 
 
-def _clips(scheduler: Any) -> bool:
+def _clips(scheduler: Scheduler) -> bool:
     """Whether a network that predicts noise has its estimates of the clean image clipped to the images' range, as DDPM's sampler does.
 
     At high noise they are the prediction's error divided by the signal's share, which can throw a sample out of the range for good.
@@ -188,7 +190,7 @@ def _clips(scheduler: Any) -> bool:
     return scheduler.config.get("prediction_type") == "epsilon" and bool(scheduler.config.get("clip_sample"))
 
 
-def step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+def step_arguments(scheduler: Scheduler, generators: Sequence[torch.Generator]) -> dict[str, Any]:
     """What a scheduler's step takes beside the prediction.
 
     A scheduler that clips its estimate of the clean image and keeps the noise of the unclipped one mixes two states that do not belong
@@ -204,7 +206,7 @@ def step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> dic
     return found | ({"use_clipped_model_output": True} if clips and "use_clipped_model_output" in accepted else {})
 
 
-def begin_at(scheduler: Any, place: int) -> None:
+def begin_at(scheduler: Scheduler, place: int) -> None:
     """Say which step comes first: schedulers look it up by its timestep, and find another where timesteps repeat.
 
     Args:
@@ -215,7 +217,7 @@ def begin_at(scheduler: Any, place: int) -> None:
         scheduler.set_begin_index(place)
 
 
-def unusable_steps(scheduler: Any) -> int:
+def unusable_steps(scheduler: Scheduler) -> int:
     """How many of a scheduler's steps, from the first on, lie below `LOWEST_DB` where that matters; after `set_timesteps`.
 
     Solvers, which have sigmas, begin above it by themselves. Samplers that could clip their estimate (DDIM, DDPM) do not, and need not
@@ -227,7 +229,7 @@ def unusable_steps(scheduler: Any) -> int:
     return int((snr_of_steps(scheduler) < LOWEST_DB).sum())
 
 
-def check_start(scheduler: Any, steps: int, start_db: float) -> None:
+def check_start(scheduler: Scheduler, steps: int, start_db: float) -> None:
     """Refuse a scheduler that stops before the image, and a number of steps with which it starts in the middle.
 
     "Leading" spacing rounds its stride down, so that many steps do not reach the end.
@@ -240,11 +242,11 @@ def check_start(scheduler: Any, steps: int, start_db: float) -> None:
     Raises:
         InputError: If it stops so, or if images are no noise any more at the first of more than a few steps and the process goes further.
     """
-    if is_flow(scheduler) and float(scheduler.sigmas[-1]) > 0.0:
+    if is_flow(scheduler) and float(cast(Any, scheduler).sigmas[-1]) > 0.0:
         raise InputError(f"{type(scheduler).__name__} stops before the image on straight paths (flow matching); use flow, dpm++ or unipc.")
     if steps <= _FEW or start_db <= _NOISE_DB or not hasattr(scheduler, "alphas_cumprod"):
         return
-    abar = float(scheduler.alphas_cumprod[-1])
+    abar = float(alphas_of(scheduler)[-1])
     if abar < _NOISE_SHARE:
         raise InputError(
             f"{type(scheduler).__name__} would begin {steps} steps at {start_db:.0f} dB, where images are no noise any more; its spacing "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
@@ -17,14 +16,16 @@ from proxyprune.applying.training_state import carry_optimizer, carry_state
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, Objective
 from proxyprune.diffusion.records import read_json, read_record, read_weights
+from proxyprune.diffusion.run_folder import ExpertFolder
 from proxyprune.diffusion.sampling.experts import read_surgery, save_expert
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.judging import judge
-from proxyprune.diffusion.stages.preview import Preview, affordable_steps_and_grids
+from proxyprune.diffusion.stages.sample_grids import SampleGrids, affordable_steps_and_grids
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.ledger import Entry, Ledger, training_macs
-from proxyprune.diffusion.training.loop import Loop, Phase, Training, new_optimizer
+from proxyprune.diffusion.training.loop import Loop
 from proxyprune.diffusion.training.stage_lock import claimed
+from proxyprune.diffusion.training.state import Phase, Training, new_optimizer
 from proxyprune.diffusion.training.trackers import rewind
 from proxyprune.errors import ComputeError
 from proxyprune.graph.build import trace_like
@@ -33,10 +34,6 @@ from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.files import write_json, write_text
 from proxyprune.surgery.perform import perform
-
-TEACHER = "teacher.safetensors"
-RESULT = "result.json"
-NETWORK = "network"
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,13 @@ class Specialist:
     fraction: float
     allowance_macs: int
     base: dict[str, Tensor]
-    folder: Path
+    folder: ExpertFolder
     base_losses: Losses = ()
 
     @property
     def name(self) -> str:
         """Name of the stage."""
-        return f"expert-{self.interval.index}"
+        return self.folder.path.name
 
     @property
     def _shares(self) -> tuple[float, ...]:
@@ -83,8 +80,8 @@ class Specialist:
             DivergedError: If the loss is not finite any more.
             ComputeError: If scoring alone exceeds the allowance.
         """
-        with claimed(self.folder, mine=self.setup.accelerator.is_main_process):
-            done = read_record(self.folder / RESULT, "macs", "params", "ledger")
+        with claimed(self.folder.path, mine=self.setup.accelerator.is_main_process):
+            done = read_record(self.folder.result, "macs", "params", "ledger")
             return self._train() if done is None else done
 
     def _train(self) -> dict[str, Any]:
@@ -105,21 +102,18 @@ class Specialist:
 
     def _restored(self) -> Training:
         """The state to go on from: a checkpoint, or the base."""
-        found = Checkpoint.read(self.folder)
+        found = Checkpoint.read(self.folder.path)
         stage = self.setup.config.experts
         if self.setup.accelerator.is_main_process:
-            rewind(self.folder, 0 if found is None else found.record["step"])
+            rewind(self.folder.path, 0 if found is None else found.record["step"])
         if found is None:
             return Training.begin(self.setup.base_model(self.base), stage, Ledger(self.allowance_macs))
         model = self.setup.base_model()
         for number in range(1, found.record["phase"]["number"] + 1):
-            perform(model, read_surgery(self._cut_folder(number) / "surgery.json"))
+            perform(model, read_surgery(self.folder.cut(number).surgery))
         training = Training.begin(model, stage, Ledger(self.allowance_macs))
         training.restore(found, self.setup.accelerator.process_index)
         return training
-
-    def _cut_folder(self, number: int) -> Path:
-        return self.folder / f"cut-{number}"
 
     def _cut(self, training: Training, number: int) -> Training:
         """Prune what there is to the size of the next phase; optimizer and averages follow. Every process computes the same cut."""
@@ -144,10 +138,10 @@ class Specialist:
             training.ema.load(carry_state(training.ema.state, result.surgery, result.model), training.ema.updates)
         grown.phase = self._phase(grown, number)
         if self.setup.accelerator.is_main_process:
-            place = self._cut_folder(number)
-            write_json(place / "surgery.json", result.surgery.to_dict())
-            write_json(place / "ranking.json", result.ranking.to_dict())
-            write_text(place / "plan.json", result.plan.to_text())
+            place = self.folder.cut(number)
+            write_json(place.surgery, result.surgery.to_dict())
+            write_json(place.ranking, result.ranking.to_dict())
+            write_text(place.plan, result.plan.to_text())
         self.setup.accelerator.wait_for_everyone()  # every process reads the plan from there
         self._loop(grown).save(grown)  # a run that is killed from here on does not prune again
         return grown
@@ -155,22 +149,24 @@ class Specialist:
     def _remember_teacher(self, training: Training) -> None:
         if self.setup.config.experts.teacher != "expert" or training.phase.number != 0 or not self.setup.accelerator.is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous().clone() for name, value in training.ema.best(training.model).items()}, self.folder / TEACHER)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous().clone() for name, value in training.ema.best(training.model).items()}, self.folder.teacher)
 
     def _teacher(self, number: int) -> nn.Module | None:
         kind = self.setup.config.experts.teacher
         if kind == "none" or (kind == "expert" and number == 0) or self.setup.config.experts.teacher_weight == 0.0:
             return None
         self.setup.accelerator.wait_for_everyone()
-        weights = self.base if kind == "base" else read_weights(self.folder / TEACHER, f"Remove {self.folder} to train this expert again.")
+        weights = (
+            self.base if kind == "base" else read_weights(self.folder.teacher, f"Remove {self.folder.path} to train this expert again.")
+        )
         return self.setup.base_model(weights).eval().requires_grad_(False)
 
     def _macs(self, number: int) -> int:
         """MACs of the network in a phase."""
         if number == 0:
             return self.setup.base_macs
-        return PrunePlan.from_json(self._cut_folder(number) / "plan.json").macs
+        return PrunePlan.from_json(self.folder.cut(number).plan).macs
 
     def _phase(self, training: Training, number: int) -> Phase:
         """How many steps the next phase gets, from what is left."""
@@ -210,7 +206,7 @@ class Specialist:
         objective = Objective(self.setup.calling, self._teacher(training.phase.number), config.experts.teacher_weight)
         first, last = self.interval.reach(config.intervals.margin, len(self.setup.schedule.times))
         draws = self.setup.draws(self.name, config.experts, first, last, self.base_losses)
-        preview = Preview(self.setup, self.folder, self._macs(training.phase.number), self.interval, self.base)
+        preview = SampleGrids(self.setup, self.folder, self._macs(training.phase.number), self.interval, self.base)
         return Loop(self.name, self.folder, config.experts, config.run, draws, objective, self.setup.accelerator, preview)
 
     def _finish(self, training: Training) -> dict[str, Any]:
@@ -230,8 +226,8 @@ class Specialist:
             "ledger": ledger.to_dict(),
         }
         if self.setup.accelerator.is_main_process:
-            save_expert(self.folder / NETWORK, model, self._cuts(number, model))
-            write_json(self.folder / RESULT, record)
+            save_expert(self.folder.network, model, self._cuts(number, model))
+            write_json(self.folder.result, record)
         self.setup.accelerator.wait_for_everyone()
         return record
 
@@ -239,10 +235,10 @@ class Specialist:
         """The cuts that were made, read back from the folder and traced again where that is needed."""
         results, before = [], self.setup.base_model(self.base)
         for number in range(1, count + 1):
-            place = self._cut_folder(number)
-            plan, surgery = PrunePlan.from_json(place / "plan.json"), read_surgery(place / "surgery.json")
+            place = self.folder.cut(number)
+            plan, surgery = PrunePlan.from_json(place.plan), read_surgery(place.surgery)
             graph = trace_like(before, self.setup.example_inputs, plan.options)
-            ranking = Ranking.from_dict(read_json(place / "ranking.json"))
+            ranking = Ranking.from_dict(read_json(place.ranking))
             perform(before, surgery)
             results.append(PruneResult(model, plan, ranking, make_report(graph, plan), surgery, graph))
         return results

@@ -13,7 +13,7 @@ from proxyprune.api import cut as prune_judged, trace
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.setup import Setup
-from proxyprune.diffusion.training.across_processes import SharedScorer, told
+from proxyprune.diffusion.training.across_processes import SharedScorer, from_main_process
 from proxyprune.diffusion.training.batches import fixed_batches
 from proxyprune.diffusion.training.ledger import Entry, training_macs
 from proxyprune.errors import MissingNeedError, ProxyPruneError
@@ -69,7 +69,7 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
         setup: The run.
         model: The network.
         interval: Whose timesteps the calibration batches are drawn from.
-        macs: The size in mind, for scorers that are told the goal.
+        macs: The size in mind, for scorers that take the goal into account.
         stage: For the ledger.
         base_losses: Of the base, where experts are weighed against it.
     """
@@ -91,7 +91,7 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
         example_inputs=inputs,
         brief=Brief(macs, mode=settings.mode, interval=interval.brief(setup.schedule.snr_db)),
     )
-    shown = int(told(setup.accelerator, loss.images))
+    shown = int(from_main_process(setup.accelerator, loss.images))
     spent = training_macs(graph.macs, shown) if "gradients" in scorer.needs else graph.macs * shown
     return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent))
 

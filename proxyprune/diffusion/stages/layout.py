@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from proxyprune.diffusion.process.intervals import Interval, Intervals, dynamic,
 from proxyprune.diffusion.process.noise_schedule import FloatArray
 from proxyprune.diffusion.process.objective import Losses
 from proxyprune.diffusion.records import read_json
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.base_losses import losses_of_base, measured_intervals
 from proxyprune.diffusion.stages.budgets import Budgets, by_formula, by_measurement
@@ -22,7 +22,6 @@ from proxyprune.errors import InputError, StorageError, TargetError
 from proxyprune.planning.planner import make_plan
 from proxyprune.scoring import score
 
-LAYOUT = "layout.json"
 _NO_LOSSES: Losses = ()
 _CURVE = 100  # points of the SNR curve in a layout
 
@@ -98,7 +97,7 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
     intervals, entries = choose_intervals(setup, weights)
     members = intervals.over(setup.schedule)
     settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
-    whole, losses = setup.config.compute.base_share >= 1.0, _NO_LOSSES
+    whole, losses = setup.only_base, _NO_LOSSES
     if setup.config.experts.weighting == "relative" and weights is not None and not whole:
         losses, entry = losses_of_base(setup, setup.base_model(weights), members)
         entries = (*entries, entry)
@@ -166,13 +165,13 @@ def check_size(setup: Setup, fraction: float) -> None:
         ) from error
 
 
-def read_layout(folder: Path, setup: Setup) -> Layout | None:
-    """What a run decided; None when it has not yet.
+def read_layout(run: RunFolder, setup: Setup) -> Layout | None:
+    """Read the layout of a run; None before it is decided.
 
     Raises:
         StorageError: If the file is damaged.
     """
-    found = read_json(folder / LAYOUT)
+    found = read_json(run.layout)
     if found is None:
         return None
     try:
@@ -182,7 +181,7 @@ def read_layout(folder: Path, setup: Setup) -> Layout | None:
         losses = tuple((time, loss) for time, loss in found.get("base_losses", ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise StorageError(f"{folder / LAYOUT} is malformed ({reason}). Remove it to decide intervals and budgets again.") from error
+        raise StorageError(f"{run.layout} is malformed ({reason}). Remove it to decide intervals and budgets again.") from error
     return Layout(intervals, intervals.over(setup.schedule), budgets, measured, ledger, losses)
 
 

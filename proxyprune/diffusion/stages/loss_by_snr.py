@@ -8,18 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from proxyprune.diffusion.process.objective import Objective, Process, interval_loss
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.training.batches import fixed_batches
 from proxyprune.support.files import write_json
 
-NAME = "loss_by_snr.json"
 _BATCH = 128
 
 
@@ -80,11 +79,11 @@ def measure_bins(
     return found
 
 
-def write_losses(folder: Path, bins: Sequence[LossBin], images: int, macs: Mapping[str, int]) -> None:
+def write_losses(run: RunFolder, bins: Sequence[LossBin], images: int, macs: Mapping[str, int]) -> None:
     """Put the record into the folder of a run, atomically.
 
     Args:
-        folder: The run.
+        run: The folder.
         bins: What was measured.
         images: Held-out images in each bin.
         macs: What it cost, by "base" and "experts".
@@ -96,7 +95,7 @@ def write_losses(folder: Path, bins: Sequence[LossBin], images: int, macs: Mappi
         "in_ledger": False,
         "bins": [entry.to_dict() for entry in bins],
     }
-    write_json(folder / NAME, record)
+    write_json(run.losses, record)
 
 
 def evaluation_macs(bins: Sequence[tuple[int, int, int]], images: int, base_macs: int, expert_macs: Sequence[int] | None) -> dict[str, int]:

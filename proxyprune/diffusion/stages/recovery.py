@@ -25,7 +25,6 @@ PARTS = 40
 FLOOR = 0.01
 """Damage below this, one percent of the loss, is not told from none, however well the model fits."""
 _MISFIT = 0.3  # relative error of the model where damage is large
-_MOST_PASSES = 30  # between the fit and what it says about the noise of each interval; a handful is usual
 _SPREADS = {"level": 0.5, "exponent": 0.25}  # of intervals about their mean: log damage at the end of a trial, power of its length
 _MEANS = {"level": (-3.0, 2.0), "exponent": (0.5, 0.2), "size exponent": (1.2, 0.1)}  # before there is a trial, and how firmly
 
@@ -48,7 +47,7 @@ class TriedSize:
 
 
 @dataclass(frozen=True)
-class Recovery:
+class DamageRecovery:
     """Damage of a cut to a fraction f of the MACs after n steps: level (1 / f - 1) ** size_exponent n ** -exponent.
 
     Attributes:
@@ -66,7 +65,7 @@ class Recovery:
         return float(self.levels[interval] * (1.0 / fraction - 1.0) ** self.size_exponent * steps ** -self.exponents[interval])
 
 
-def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int]) -> Recovery:
+def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int], most_passes: int = 30) -> DamageRecovery:
     """The model that fits all trials best, in the sense of least squares with priors (maximum a posteriori).
 
     Errors are relative for large damage and absolute for small, which asinh(damage / floor) makes equally large; a cut that seems to help
@@ -77,6 +76,7 @@ def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int]) 
     Args:
         trials: For each interval the sizes tried; one without any gets the common level and exponent.
         lengths: Of each trial, in steps of the whole network.
+        most_passes: Between the fit and what it says about the noise of each interval; a handful is usual.
     """
     count, longest = len(trials), max(lengths)
     rows = [
@@ -102,7 +102,7 @@ def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int]) 
 
     floors, found = np.full(count, FLOOR), np.concatenate([np.full(count, means[0]), np.full(count, means[1]), means])
     limits = [-20.0] * count + [0.0] * count + [-20.0, 0.0, 0.0], [5.0] * count + [2.0] * count + [5.0, 2.0, 5.0]
-    for _ in range(_MOST_PASSES):
+    for _ in range(most_passes):
         found = least_squares(errors, found, bounds=limits, args=(floors[where],)).x
         unexplained = np.square(damage - expected(found)) - np.square(_MISFIT * expected(found))
         noise = np.sqrt(np.maximum(0.0, np.bincount(where, unexplained, count) / points))
@@ -110,7 +110,7 @@ def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int]) 
         if np.allclose(floors, before, rtol=0.01):
             break
     level, exponent, size_exponent = found[:count], found[count : 2 * count], float(found[-1])
-    return Recovery(tuple(np.exp(level + exponent * math.log(longest)).tolist()), tuple(exponent.tolist()), size_exponent)
+    return DamageRecovery(tuple(np.exp(level + exponent * math.log(longest)).tolist()), tuple(exponent.tolist()), size_exponent)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Measurement:
     whole_losses: tuple[float, ...]
     lengths: tuple[int, ...]
     expert_steps: tuple[float, ...]
-    recovery: Recovery
+    recovery: DamageRecovery
 
     def remaining(self, interval: int) -> tuple[tuple[float, float], ...]:
         """Sizes that an expert may have, with the damage that remains when it has been trained.

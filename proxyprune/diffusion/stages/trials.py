@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
+from proxyprune.diffusion.config.run_config import StageConfig
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, interval_loss
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.judging import judge, scoring_macs, training_batches
 from proxyprune.diffusion.stages.recovery import TriedSize
 from proxyprune.diffusion.training.averaged_weights import AveragedWeights
+from proxyprune.diffusion.training.batches import Draws
 from proxyprune.diffusion.training.ledger import Entry, training_macs
-from proxyprune.diffusion.training.loop import learning_rate, new_optimizer
+from proxyprune.diffusion.training.loop import learning_rate
+from proxyprune.diffusion.training.state import Training, new_optimizer
+from proxyprune.diffusion.training.step import TrainingStep
 from proxyprune.errors import TargetError, TrainingError
 from proxyprune.support.seeds import derived_seed
 
 _TRIAL_WARMUP = 0.3  # of a trial; in a third of that, the first steps throw a network off by more than a cut does
-
-
 _TRIAL_EMA = 0.999  # at most: a short trial's average forgets faster (`AveragedWeights`)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What pruning to each size costs in one interval.
+    """The damage of pruning to each size in one interval.
 
     Attributes:
         sizes: Those that could be reached, with their damage.
         whole_loss: Of the whole network at the end of its trial, on fixed training images and noise.
-        entries: What trying cost.
+        entries: The cost of the trials.
         notes: Sizes that could not be reached.
     """
 
@@ -44,19 +45,18 @@ class Trial:
 
 
 def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base_losses: Losses = ()) -> Trial:
-    """Prune to each size, train for a while, look at the loss on the way; the whole network is trained, too.
+    """Prune to each size, train for a while and measure the loss at intermediate steps; the whole network is trained, too.
 
     Every size gets the same compute, as experts do: a smaller network recovers in more steps (`compute.saved_to_recovery`).
-    Held-out images stay out of it: they judge the run afterwards.
+    Held-out images are not used: they judge the run afterwards.
 
     Raises:
-        TrainingError: If a loss is not finite and positive.
+        TrainingError: If a loss or a gradient is not finite, or a measured loss is not positive.
     """
     settings = setup.config.budgets
-    process = setup.process(setup.config.experts, interval.first, interval.last, base_losses)
-    judged = training_batches(setup, process, interval.first, interval.last, settings.trial_images)
     smallest = int(min(settings.sizes, default=1.0) * setup.base_macs)
     judged_base = judge(setup, setup.base_model(weights).eval(), interval, smallest, "budgets", base_losses)
+    short = _ShortTraining.of(setup, interval, base_losses)
     entries, notes, sizes = [judged_base.entry], [], []
     whole: list[float] = []
     for fraction in (1.0, *sorted(settings.sizes, reverse=True)):
@@ -68,18 +68,11 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
                 notes.append(f"Interval {interval.index}: size {fraction} cannot be reached ({error})")
                 continue
             model, macs = result.model, result.plan.macs
-        more = setup.base_macs / macs if setup.config.compute.saved_to_recovery else 1.0
-        lengths = [round(length * more) for length in setup.config.trial_lengths]
-        losses = _losses_on_the_way(setup, model, interval, lengths, base_losses, judged)
+        lengths = short.lengths(macs)
+        losses = short.losses(model, lengths, fraction)
         images, looks = lengths[-1] * setup.config.run.batch_size, len(lengths) * settings.trial_images
         entries.append(Entry("budgets", interval.index, "training", images, training_macs(macs, images)))
         entries.append(Entry("budgets", interval.index, "measuring", looks, macs * looks))
-        if not all(math.isfinite(loss) and loss > 0.0 for loss in losses):
-            seen, advice = ", ".join(f"{loss:.4g}" for loss in losses), ", or leave the size out (budgets.sizes)" if fraction < 1.0 else ""
-            raise TrainingError(
-                f"Size {fraction} was tried in interval {interval.index}, and after {lengths} steps its loss was {seen}, of which no "
-                f"damage can be told. Lower experts.learning_rate{advice}."
-            )
         if fraction < 1.0:
             sizes.append(TriedSize(fraction, tuple(math.log(loss / like) for loss, like in zip(losses, whole, strict=True))))
         else:
@@ -88,7 +81,12 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
 
 
 def trial_macs(setup: Setup, looks: float = 1.0) -> int:
-    """The most that measured budgets may cost, all intervals together; looks as for `scoring_macs`."""
+    """Return the most that measured budgets may cost, all intervals together.
+
+    Args:
+        setup: The run.
+        looks: As for `scoring_macs`.
+    """
     settings = setup.config.budgets
     lengths = setup.config.trial_lengths
     images = (lengths[-1] + 1) * setup.config.run.batch_size  # a smaller network's steps are rounded, by less than one
@@ -96,31 +94,72 @@ def trial_macs(setup: Setup, looks: float = 1.0) -> int:
     return setup.config.intervals.count * (scoring_macs(setup, looks) + (1 + len(settings.sizes)) * each)
 
 
-def _losses_on_the_way(
-    setup: Setup, model: nn.Module, interval: Interval, lengths: Sequence[int], base_losses: Losses, judged: Sequence[NoisyBatch]
-) -> list[float]:
-    """Train with the experts' optimizer and losses and look at the loss after each of some numbers of steps; every process does the same.
+@dataclass(frozen=True)
+class _ShortTraining:
+    """Training of one interval's trials: the experts' loss, optimizer, precision and checks; every process trains on the whole batch.
 
-    The learning rate rises and stays up, without decay, and looks are at averaged weights, so that one trial tells of several lengths.
+    The learning rate rises and stays up, without decay, and losses are those of averaged weights, so that one trial covers several lengths.
+
+    Attributes:
+        setup: The run.
+        interval: Where the network works.
+        stage: The experts' settings without decay.
+        draws: Batches.
+        judged: Fixed batches that the loss is measured on, in float32 as all losses are that the run compares.
     """
-    stage = replace(setup.config.experts, decay="constant", warmup=_TRIAL_WARMUP)
-    draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last, base_losses)
-    draws.rank, draws.world = 0, 1
-    objective, optimizer, averaged = Objective(setup.calling), new_optimizer(model, stage), AveragedWeights(model, _TRIAL_EMA)
-    losses: list[float] = []
-    for step in range(lengths[-1]):
-        model.train()
-        torch.manual_seed(derived_seed(setup.config.seed, f"trial-{interval.index}", "dropout", step))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step / lengths[-1])
-        optimizer.zero_grad(set_to_none=True)
-        loss: Tensor = objective(model, draws.batch(step, setup.device))
-        torch.autograd.backward(loss)
-        if stage.clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
-        optimizer.step()
-        averaged.update(model)
-        if step + 1 in lengths:
-            with averaged.swapped_in(model):
-                losses.append(interval_loss(model, objective, judged))
-    return losses
+
+    setup: Setup
+    interval: Interval
+    stage: StageConfig
+    draws: Draws = field(repr=False)
+    judged: Sequence[NoisyBatch] = field(repr=False)
+
+    @classmethod
+    def of(cls, setup: Setup, interval: Interval, base_losses: Losses) -> _ShortTraining:
+        stage = replace(setup.config.experts, decay="constant", warmup=_TRIAL_WARMUP)
+        draws = setup.draws(f"trial-{interval.index}", stage, interval.first, interval.last, base_losses)
+        draws.rank, draws.world = 0, 1
+        process = setup.process(setup.config.experts, interval.first, interval.last, base_losses)
+        judged = training_batches(setup, process, interval.first, interval.last, setup.config.budgets.trial_images)
+        return cls(setup, interval, stage, draws, judged)
+
+    def lengths(self, macs: int) -> list[int]:
+        """Steps of a network of that many MACs after which the loss is measured."""
+        more = self.setup.base_macs / macs if self.setup.config.compute.saved_to_recovery else 1.0
+        return [round(length * more) for length in self.setup.config.trial_lengths]
+
+    def losses(self, model: nn.Module, lengths: Sequence[int], fraction: float) -> list[float]:
+        """Train a network and return its loss after each of some numbers of steps.
+
+        Args:
+            model: The network, which is trained in place.
+            lengths: Numbers of steps, rising.
+            fraction: Its size, for messages.
+
+        Raises:
+            TrainingError: If a loss or a gradient is not finite, or a measured loss is not positive.
+        """
+        training = Training(model, AveragedWeights(model, _TRIAL_EMA), new_optimizer(model, self.stage))
+        objective = Objective(self.setup.calling)
+        found: list[float] = []
+        with TrainingStep.prepared(training, objective, self.stage.clip, self.setup.accelerator) as step:
+            for number in range(lengths[-1]):
+                model.train()
+                seed = derived_seed(self.setup.config.seed, self.draws.stage, "dropout", number)
+                rate = learning_rate(self.stage, number / lengths[-1])
+                outcome = step.take(self.draws.batch(number, self.setup.device), rate, seed)
+                if outcome.problem is not None:
+                    raise self._failed(fraction, f"at step {number + 1} of {lengths[-1]} {outcome.problem}")
+                if number + 1 in lengths:
+                    with training.ema.swapped_in(model):
+                        found.append(interval_loss(model, objective, self.judged))
+        if not all(math.isfinite(loss) and loss > 0.0 for loss in found):
+            raise self._failed(fraction, f"after {lengths} steps its loss was {', '.join(f'{loss:.4g}' for loss in found)}")
+        return found
+
+    def _failed(self, fraction: float, what: str) -> TrainingError:
+        advice = ", or leave the size out (budgets.sizes)" if fraction < 1.0 else ""
+        return TrainingError(
+            f"Size {fraction} was tried in interval {self.interval.index}, and {what}; its damage cannot be measured. "
+            f"Lower experts.learning_rate{advice}."
+        )

@@ -1,24 +1,25 @@
-"""What one process finds out and all of them need: a scorer that is asked once, and its answer in every process."""
+"""Values of the main process in all processes, and a scorer that only the main process runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.errors import ScoringError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.contract import Scorer, ScoringContext
 from proxyprune.scoring.ranking import Ranking
 
 
-def told(accelerator: Any, value: Any) -> Any:
-    """What the main process has, in every process; to be called by all of them.
+def from_main_process(accelerator: Accelerator, value: Any) -> Any:
+    """Return the main process's value in every process; all processes call this together.
 
     Args:
-        accelerator: accelerate's Accelerator, or None for one process.
-        value: Anything that can be pickled; that of the other processes is not looked at.
+        accelerator: accelerate's Accelerator.
+        value: Anything that can be pickled; that of the other processes is ignored.
     """
-    if accelerator is None or accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
@@ -27,17 +28,17 @@ def told(accelerator: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SharedScorer:
-    """A scorer that the main process asks; the other processes are told what it said.
+    """A scorer that runs in the main process only; the other processes receive its ranking.
 
     A language model may answer each process something else, and then each would cut its copy of the network in another way.
 
     Attributes:
-        scorer: Who is asked.
-        accelerator: accelerate's Accelerator, or None for one process.
+        scorer: The scorer.
+        accelerator: accelerate's Accelerator.
     """
 
     scorer: Scorer
-    accelerator: Any = field(default=None, repr=False)
+    accelerator: Accelerator = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -50,15 +51,15 @@ class SharedScorer:
         return self.scorer.needs
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """Ask, and tell the others; when asking fails, every process stops.
+        """Score in the main process and send the ranking to the others; if scoring fails, every process stops.
 
         Raises:
-            ScoringError: In the processes that did not ask, if asking failed.
+            ScoringError: In the other processes, if scoring failed.
         """
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1:
             return self.scorer.score(graph, context)
         if not self.accelerator.is_main_process:
-            ranking, problem = told(self.accelerator, None)
+            ranking, problem = from_main_process(self.accelerator, None)
             if problem is not None:
                 raise ScoringError(f"The main process got no ranking: {problem}")
             return Ranking.from_dict(ranking)
@@ -66,7 +67,7 @@ class SharedScorer:
             found = self.scorer.score(graph, context)
             answer = (found.to_dict(), None)
         except Exception as error:  # whatever it is: the others wait for an answer
-            told(self.accelerator, (None, f"{type(error).__name__}: {error}"))
+            from_main_process(self.accelerator, (None, f"{type(error).__name__}: {error}"))
             raise
-        told(self.accelerator, answer)
+        from_main_process(self.accelerator, answer)
         return found

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from proxyprune.diffusion.run_folder import StageFolder
 from proxyprune.errors import StorageError
 from proxyprune.support.files import to_disk
 
 SCHEMA = 1
-NAME = "checkpoint.safetensors"
 _ABANDONED = 3600.0
 """Seconds after which a file that was being written is nobody's."""
 
@@ -54,7 +54,7 @@ class Checkpoint:
         parts = (("model", self.model), ("ema", self.ema), ("optimizer", self.optimizer), ("rng", {"torch": self.rng}))
         tensors = {f"{part}/{name}": value.detach().cpu().contiguous().clone() for part, values in parts for name, value in values.items()}
         metadata = {"schema": str(SCHEMA), "record": json.dumps(dict(self.record), allow_nan=False)}
-        path = folder / NAME
+        path = StageFolder(folder).checkpoint
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".checkpoint.", suffix=".saving", dir=folder)
@@ -77,7 +77,7 @@ class Checkpoint:
         Raises:
             StorageError: If there is one, and it is damaged.
         """
-        path = folder / NAME
+        path = StageFolder(folder).checkpoint
         _sweep(folder)
         if not path.is_file():
             return None

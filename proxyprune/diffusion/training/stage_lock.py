@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from proxyprune.diffusion.run_folder import StageFolder
+
 try:
     import fcntl
 except ImportError:  # Windows has no such locks; two jobs on one stage are not noticed there
     fcntl = None  # type: ignore[assignment]
-
-NAME = ".claimed"
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def claimed(folder: Path, *, mine: bool = True) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(StageFolder(folder).lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

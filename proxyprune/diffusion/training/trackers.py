@@ -9,10 +9,9 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
+from proxyprune.diffusion.run_folder import RunFolder, StageFolder
 from proxyprune.errors import StorageError
 from proxyprune.support.files import write_text
-
-LOG = "log.jsonl"
 
 
 class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no types
@@ -21,14 +20,14 @@ class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no ty
     name = "jsonl"
     requires_logging_directory = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, run: RunFolder) -> None:
         super().__init__()
-        self.folder = folder
+        self.run = run
 
     @property
     def tracker(self) -> Path:
         """The folder."""
-        return self.folder
+        return self.run.path
 
     @on_main_process  # type: ignore[untyped-decorator]
     def store_init_configuration(self, values: dict[str, Any]) -> None:
@@ -42,7 +41,7 @@ class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no ty
             stage, _, name = key.partition("/")
             lines.setdefault(stage, {"step": step})[name] = value
         for stage, line in lines.items():
-            path = self.folder / stage / LOG
+            path = self.run.stage(stage).log
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a", encoding="utf-8") as file:
@@ -53,7 +52,7 @@ class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no ty
 
 def rewind(folder: Path, step: int) -> None:
     """Drop the lines after a step: a resumed run writes them again."""
-    path = folder / LOG
+    path = StageFolder(folder).log
     if not path.is_file():
         return
     kept = []

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import ProxyPruneError, StorageError
 from proxyprune.reporting.read.json_fields import Fields, as_number, fail, parsed
 from proxyprune.reporting.read.result_records import flat
-
-CONFIG, LAYOUT, LEDGER, RESULT, LOG = "config.json", "layout.json", "ledger.json", "result.json", "log.jsonl"
-BINS = "loss_by_snr.json"
 
 _MOST_PICTURE_BYTES = 4 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -167,7 +165,7 @@ class DiffusionRun:
 def is_run(folder: Path) -> bool:
     """Whether a folder looks like a diffusion run: a configuration with noise and intervals in it."""
     try:
-        data = _read(folder / CONFIG)
+        data = _read(RunFolder(folder).config)
     except ProxyPruneError:
         return False
     return data is not None and data.has("noise", "intervals")
@@ -180,12 +178,11 @@ def read_run(folder: Path) -> DiffusionRun:
         ResultFileError: If a file is damaged.
         StorageError: If one cannot be read.
     """
-    config = _read(folder / CONFIG) or Fields({}, f"'{folder}'")
-    layout = _read(folder / LAYOUT)
-    base = _read(folder / "base" / RESULT)
-    experts = {path.parent.name: _read(path) for path in sorted(folder.glob(f"expert-*/{RESULT}"))}
-    whole = _read(folder / LEDGER)
-    parts = [whole] if whole is not None else [part.fields("ledger") for part in (base, layout, *experts.values()) if part is not None]
+    run = RunFolder(folder)
+    config = _read(run.config) or Fields({}, f"'{folder}'")
+    layout, base, whole = (_read(path) for path in (run.layout, run.base.result, run.ledger))
+    experts = [_read(expert.result) for expert in run.experts()]
+    parts = [whole] if whole is not None else [part.fields("ledger") for part in (base, layout, *experts) if part is not None]
     budgets = Fields({}, f"'{folder}'") if layout is None else layout.fields("budgets")
     return DiffusionRun(
         settings=flat(config.data),
@@ -195,19 +192,19 @@ def read_run(folder: Path) -> DiffusionRun:
         base_macs=None if base is None else base.optional_count("macs"),
         limit_macs=None if whole is None else whole.optional_count("limit_macs"),
         ledger=tuple(entry for part in parts for entry in _spent(part)),
-        losses=tuple(_losses(folder)),
-        pictures=tuple(_pictures(folder)),
+        losses=tuple(_losses(run)),
+        pictures=tuple(_pictures(run)),
         notes=budgets.texts("notes"),
         curve=() if layout is None else tuple(_curve(layout)),
-        bins=tuple(_bins(folder)),
+        bins=tuple(_bins(run)),
     )
 
 
-def _ranges(layout: Fields, budgets: Fields, experts: Mapping[str, Fields | None]) -> Iterator[Range]:
+def _ranges(layout: Fields, budgets: Fields, experts: Sequence[Fields | None]) -> Iterator[Range]:
     fractions, counts, measured = budgets.items("fractions"), budgets.items("steps"), layout.fields("measured")
     tried, remaining = measured.items("sizes"), measured.items("remaining")
     for index, member in enumerate(layout.objects("members")):
-        done = experts.get(f"expert-{index}")
+        done = experts[index] if index < len(experts) else None
         yield Range(
             index,
             member.number("low_snr_db"),
@@ -257,8 +254,8 @@ def _curve(layout: Fields) -> Iterator[tuple[float, float]]:
             yield as_number(point[0], where), as_number(point[1], where)
 
 
-def _bins(folder: Path) -> Iterator[LossBinRecord]:
-    found = _read(folder / BINS)
+def _bins(run: RunFolder) -> Iterator[LossBinRecord]:
+    found = _read(run.losses)
     for entry in () if found is None else found.objects("bins"):
         levels, base = entry.items("snr_db"), entry.number("base")
         if len(levels) != 3 or base is None:
@@ -278,9 +275,11 @@ def _spent(ledger: Fields) -> Iterator[Spent]:
         yield Spent(stage if number is None else f"{stage} {number}", entry.text("what", ""), entry.count("images", 0), entry.count("macs"))
 
 
-def _losses(folder: Path) -> Iterator[LoggedLoss]:
+def _losses(run: RunFolder) -> Iterator[LoggedLoss]:
     """The last line may be half written: a run that is going on is read too."""
-    for path in sorted(folder.glob(f"*/{LOG}")):
+    for stage in run.stages():
+        if not (path := stage.log).is_file():
+            continue
         content = _content(path)
         points = []
         for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
@@ -290,17 +289,17 @@ def _losses(folder: Path) -> Iterator[LoggedLoss]:
             if step is not None and loss is not None:
                 points.append((step, loss))
         if points:
-            yield LoggedLoss(path.parent.name, tuple(points))
+            yield LoggedLoss(stage.path.name, tuple(points))
 
 
-def _pictures(folder: Path) -> Iterator[Picture]:
+def _pictures(run: RunFolder) -> Iterator[Picture]:
     """The latest grid of each stage, and what lies in the run's own folder; PNG only, and of a size that a page can carry."""
-    places = [sorted(samples.glob("*.png"))[-1:] for samples in sorted(folder.glob("*/samples"))]
-    for path in [*sorted(folder.glob("*.png")), *(path for found in places for path in found)]:
+    latest = [path for stage in run.stages() for path in stage.grids()[-1:]]
+    for path in [*sorted(run.path.glob("*.png")), *latest]:
         content = _content(path) if path.stat().st_size <= _MOST_PICTURE_BYTES else b""
         if content.startswith(_PNG):
             uri = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
-            yield Picture(str(path.relative_to(folder).with_suffix("")), uri)
+            yield Picture(str(path.relative_to(run.path).with_suffix("")), uri)
 
 
 def _read(path: Path) -> Fields | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
@@ -13,11 +12,12 @@ from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.data.write_images import grid, save_picture
 from proxyprune.diffusion.process.intervals import Interval, Intervals
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
-from proxyprune.diffusion.sampling.denoise import Sampler, conditions, image_generators, initial_noise
+from proxyprune.diffusion.run_folder import StageFolder
+from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.training.ledger import TRAINING_PASSES, Entry, affordable_steps
-from proxyprune.diffusion.training.loop import Training
+from proxyprune.diffusion.training.state import Training
 
 _STEPS, _IMAGES = 20, 16
 
@@ -45,8 +45,8 @@ def affordable_steps_and_grids(setup: Setup, budget_macs: int, macs: int, teache
 
 
 @dataclass(frozen=True)
-class Preview:
-    """Draws a grid into FOLDER/samples.
+class SampleGrids:
+    """Draws a grid of samples into the folder of a stage when it is called.
 
     Attributes:
         setup: The run.
@@ -57,7 +57,7 @@ class Preview:
     """
 
     setup: Setup
-    folder: Path
+    folder: StageFolder
     macs: int
     interval: Interval | None = None
     base: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -79,9 +79,9 @@ class Preview:
         stage, index = ("base", None) if self.interval is None else ("expert", self.interval.index)
         training.ledger = training.ledger.add(Entry(stage, index, "samples", _IMAGES * _STEPS, _IMAGES * sampler.macs(_STEPS)))
         if setup.accelerator.is_main_process:
-            save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder / "samples" / f"{training.step:07d}.png")
+            save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder.grid(training.step))
 
-    def _sampler(self, training: Training) -> Sampler:
+    def _sampler(self, training: Training) -> ExpertSampler:
         """The network where it works, the base at less noise and at more."""
         models, costs, ends = [training.model.eval()], [self.macs], []
         if self.interval is not None:
@@ -93,4 +93,4 @@ class Preview:
         experts = Experts.of(models, costs)
         experts.device = self.setup.device
         scheduler, trained = self.setup.default_sampler(), training_scheduler(self.setup.config.noise)
-        return Sampler(experts, Intervals(tuple(ends), "none"), self.setup.calling, scheduler, trained)
+        return ExpertSampler(experts, Intervals(tuple(ends), "none"), self.setup.calling, scheduler, trained)
