@@ -53,6 +53,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         coupling=coupling,
         options=options,
         amendments=amendments,
+        registered_ops=coupling.registered_ops,
         bypasses={name: bypass for name, bypass in finder.bypasses.items() if name in names},
     )
 

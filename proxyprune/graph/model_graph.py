@@ -30,6 +30,7 @@ class ModelGraph(Structure):
         options: How norm and convolution groups may shrink.
         bypasses: Removable block -> the tensors that take the place of its results.
         amendments: What probing found out: dimensions to pin or to tie.
+        registered_ops: Ops of the model whose rule the caller registered.
     """
 
     cost: CostModel = field(repr=False)
@@ -38,6 +39,7 @@ class ModelGraph(Structure):
     options: Options
     bypasses: Mapping[str, tuple[Bypass, ...]] = field(repr=False)
     amendments: Amendments = field(repr=False)
+    registered_ops: tuple[str, ...] = field(default=(), repr=False)
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """Return the directed graph of blocks; node attributes are the fields of `Block`, edges carry kind="flow" or "skip"."""

@@ -270,8 +270,8 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
     }
     if graph.amendments:
         asked["amendments"] = graph.amendments.to_dict()
-    if graph.coupling.registered_ops:
-        asked["registered_rules"] = list(graph.coupling.registered_ops)
+    if graph.registered_ops:
+        asked["registered_rules"] = list(graph.registered_ops)
     return asked | dict(further or {})
 
 
