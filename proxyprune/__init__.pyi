@@ -3,14 +3,16 @@ from .applying.apply import apply_plan as apply_plan
 from .applying.training_state import carry_optimizer as carry_optimizer, carry_state as carry_state
 from .comparing import Comparison as Comparison, compare as compare
 from .coupling.groups import ChannelGroup as ChannelGroup, Member as Member
+from .coupling.options import TraceKeywords as TraceKeywords
 from .coupling.rules.register import RegisteredRule as RegisteredRule, register_rule as register_rule
 from .errors import ProxyPruneError as ProxyPruneError
 from .graph.cost import CostModel as CostModel
 from .graph.model_graph import ModelGraph as ModelGraph
 from .graph.structure import Block as Block
-from .measuring.held_out import Recovery as Recovery
+from .measuring.held_out import DataKeywords as DataKeywords, Recovery as Recovery
 from .planning.plan import PrunePlan as PrunePlan
 from .planning.planner import make_plan as make_plan
+from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKeywords
 from .result import PruneResult as PruneResult, Report as Report
 from .saving.network_folder import load as load, save as save
 from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as ScoringContext, score as score, scorers as scorers

@@ -1,27 +1,33 @@
-"""`prune`: the whole flow in one call, and what it returns."""
+"""`trace` and `prune`: the verbs that run several stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from proxyprune.applying.apply import Applied, apply
-from proxyprune.coupling.options import Amendments, Options
+from proxyprune.applying.apply import apply
+from proxyprune.coupling.options import Amendments, Options, TraceKeywords
 from proxyprune.coupling.rules.register import registered_rules
-from proxyprune.errors import InputError, VerificationError
+from proxyprune.errors import VerificationError
 from proxyprune.graph.build import analyse
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import Target
-from proxyprune.planning.planner import make_plan
+from proxyprune.planning.planner import plan_for
+from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
-from proxyprune.surgery.probe import CONV_GROUPS, NORM_GROUPS, probe_groups, with_pins
+from proxyprune.support.keywords import check_keywords, picked
+from proxyprune.surgery.probe import probe_groups, with_pins
 from proxyprune.tracing.capture import capture
 from proxyprune.tracing.model_call import ExampleInputs
+
+
+class PruneKeywords(PlanKeywords, TraceKeywords, total=False):
+    """Keyword arguments of `prune` that other functions take too: those of `PlanKeywords` and of `TraceKeywords`."""
 
 
 def prune(
@@ -30,106 +36,100 @@ def prune(
     target: Target = 0.6,
     scorer: str | Scorer = "magnitude",
     *,
-    mode: str = "width",
-    metric: str = "macs",
-    round_to: int = 1,
-    keep: Sequence[str] = (),
-    floors: Mapping[str, int | float] | None = None,
-    ceilings: Mapping[str, int | float] | None = None,
-    allocation: str = "auto",
-    norm_groups: str = "balanced",
-    conv_groups: str = "balanced",
     batches: Sequence[Any] | None = None,
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     seed: int = 0,
-    accept_unreliable: bool = False,
-    accept_uncosted: bool = False,
     inplace: bool = False,
     brief: Brief | None = None,
+    **keywords: Unpack[PruneKeywords],
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
 
-    Where the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
-    plan is made again; `result.report.pinned` says which and why.
+    If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
+    plan is made again; `result.report.pinned` lists them with the reason.
 
     Args:
         model: Any torch module; it stays as it is unless `inplace`.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
         target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
         scorer: A name from `scorers()`, or any object with the `Scorer` interface.
-        mode: "width", "depth" (whole residual blocks) or "both".
-        metric: "macs" or "params": what the target budgets.
-        round_to: Widths become multiples of this where they can.
-        keep: Patterns of blocks, groups or parameters that stay whole.
-        floors: Pattern -> fewest channels to keep (a count, or a fraction of the width).
-        ceilings: Pattern -> most channels to keep.
-        allocation: "channels" (those that lose least for what they save leave first, wherever they are), "blocks" (widths follow the
-            importance of blocks) or "auto"; as for `make_plan`.
-        norm_groups: As for `trace`.
-        conv_groups: As for `trace`.
         batches: Calibration batches, for scorers that need them.
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it.
-        seed: For scorers that draw.
-        accept_unreliable: Go on although the ranking says of itself that it should decide nothing.
-        accept_uncosted: Go on although the MACs of some ops are unknown; they are in no figure, and the plan's notes name them.
+        seed: Seed of scorers that draw at random.
         inplace: Cut `model` itself.
-        brief: What else a scorer may be told (diffusion interval, earlier attempts); the goal is filled in from the arguments.
+        brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
+        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted,
+            accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups).
 
     Returns:
         The pruned model with plan, ranking and report.
 
     Raises:
         ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
+        TypeError: If a keyword is unknown.
     """
-    graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups, probe=False)
-    brief = replace(brief or Brief(), target=target, metric=metric, mode=mode)
+    check_keywords(prune, keywords, PruneKeywords)
+    request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
+    graph = trace(model, example_inputs, probe=False, **picked(TraceKeywords, keywords))
+    brief = request.brief(brief)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
-    options = {"mode": mode, "metric": metric, "round_to": round_to, "floors": floors, "ceilings": ceilings}
-    options |= {"allocation": allocation, "accept_unreliable": accept_unreliable, "accept_uncosted": accept_uncosted}
-    return cut(model, example_inputs, graph, ranking, target, keep=keep, inplace=inplace, **options)
+    return prune_ranked(model, example_inputs, graph, ranking, request, inplace=inplace)
 
 
-def cut(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    graph: ModelGraph,
-    ranking: Ranking,
-    target: Target,
-    *,
-    keep: Sequence[str] = (),
-    inplace: bool = False,
-    **options: Any,
+def prune_ranked(
+    model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, ranking: Ranking, request: PlanRequest, *, inplace: bool = False
 ) -> PruneResult:
-    """The second half of `prune`: plan, apply and verify, with a trace and a ranking at hand.
+    """Run the second half of `prune`, given a trace and a ranking: plan, apply and verify.
 
     Args:
         model: The traced model.
         example_inputs: What it was traced on.
         graph: Its trace.
         ranking: Importances of the graph's blocks.
-        target: As for `prune`.
-        keep: As for `prune`.
-        inplace: As for `prune`.
-        options: Further arguments of `make_plan`.
+        request: What is asked of the plan.
+        inplace: Cut `model` itself.
+
+    Raises:
+        VerificationError: If the forward does not follow a cut, and neither other blocks nor pinned groups avoid that.
+        ProxyPruneError: From planning; see `proxyprune.errors`.
     """
-    while True:
-        plan = make_plan(graph, ranking, target, keep=keep, model=model, **options)
+    failure = VerificationError("No plan was tried.")
+    # Each failure keeps one more block, or leaves fewer prunable groups; so this many attempts are enough.
+    for _ in range(len(graph.prunable) + len(graph.blocks) + 1):
+        plan = plan_for(graph, ranking, request, model=model)
         try:
             applied = apply(model, plan, example_inputs, inplace=inplace, graph=graph)
         except VerificationError as error:
-            if error.module in plan.removed_blocks and error.module not in keep:
-                keep = (*keep, error.module)  # this block cannot be taken out after all; choose others
-                continue
-            if not error.groups:
-                raise
-            amended = probe_groups(model, example_inputs, graph)
-            if amended is graph:  # every group can be cut alone, but not as this plan does
-                amended = with_pins(model, graph, error.groups, f"is not followed by the forward of {error.module or 'the model'}")
-            if amended.amendments == graph.amendments:
-                raise
-            graph, ranking = amended, _restricted(ranking, amended)
-            continue
-        return PruneResult(applied.model, plan, ranking, make_report(graph, plan), applied.surgery, graph)
+            failure = error
+        else:
+            return PruneResult(applied.model, plan, ranking, make_report(graph, plan), applied.surgery, graph)
+        if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
+            request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
+        else:
+            graph = _amended(model, example_inputs, graph, failure)
+            ranking = _restricted(ranking, graph)
+    raise VerificationError(
+        "No plan could be verified, although blocks were kept and channel groups pinned as often as there are blocks and groups. "
+        f"The last difference: {failure}",
+        module=failure.module,
+        groups=failure.groups,
+    ) from failure
+
+
+def _amended(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, failure: VerificationError) -> ModelGraph:
+    """Return the graph with the groups pinned or tied whose cut the forward does not follow.
+
+    Raises:
+        VerificationError: The failure itself, if no amendment avoids it.
+    """
+    if not failure.groups:
+        raise failure
+    amended = probe_groups(model, example_inputs, graph)
+    if amended is graph:  # every group can be cut alone, but not as this plan does
+        amended = with_pins(model, graph, failure.groups, f"is not followed by the forward of {failure.module or 'the model'}")
+    if amended.amendments == graph.amendments:
+        raise failure
+    return amended
 
 
 def _restricted(ranking: Ranking, graph: ModelGraph) -> Ranking:
@@ -139,14 +139,7 @@ def _restricted(ranking: Ranking, graph: ModelGraph) -> Ranking:
     return replace(ranking, channel_scores=kept)
 
 
-def trace(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    *,
-    norm_groups: str = "balanced",
-    conv_groups: str = "balanced",
-    probe: bool = True,
-) -> ModelGraph:
+def trace(model: nn.Module, example_inputs: ExampleInputs, *, probe: bool = True, **keywords: Unpack[TraceKeywords]) -> ModelGraph:
     """Read a model: its channel groups, its exact cost, its blocks.
 
     Nothing is run on real data, and the model is not changed. It may live on the meta device or be built under FakeTensorMode.
@@ -155,11 +148,9 @@ def trace(
         model: Any torch module.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments. Costs are for these inputs; with a batch of 1
             they are costs of one sample.
-        norm_groups: How GroupNorm shrinks: "balanced" keeps the number of groups and takes as many channels from each, "whole" takes
-            whole groups, "reduced" may lower the number of groups for finer steps.
-        conv_groups: How a grouped convolution shrinks: "balanced" keeps its groups, "whole" takes whole groups.
         probe: Cut every group by one step on a copy without weights, and pin the groups for which the forward does not follow (a size
             written as a constant, say). Without it such groups show up when a plan is applied.
+        keywords: `TraceKeywords`: norm_groups, conv_groups.
 
     Returns:
         The graph. `graph.unsupported_ops` and the `pinned` reasons of `graph.groups` say what will not be cut, and why.
@@ -167,14 +158,11 @@ def trace(
     Raises:
         ExampleInputsError: If the model raises on the inputs.
         TraceError: If torch.export cannot follow the model.
-        InputError: If an option has an unknown value.
+        InputError: If a keyword has an unknown value.
         RuleError: If a rule that was registered for one of the model's ops fails.
+        TypeError: If a keyword is unknown.
     """
-    for name, value, known in (("norm_groups", norm_groups, NORM_GROUPS), ("conv_groups", conv_groups, CONV_GROUPS)):
-        if value not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}; found {value!r}.")
-    graph = analyse(model, capture(model, example_inputs), Options(norm_groups, conv_groups, registered_rules()), Amendments())
+    check_keywords(trace, keywords, TraceKeywords)
+    options = Options(**keywords, rules=registered_rules())
+    graph = analyse(model, capture(model, example_inputs), options, Amendments())
     return probe_groups(model, example_inputs, graph) if probe else graph
-
-
-__all__ = ["Applied", "cut", "prune"]

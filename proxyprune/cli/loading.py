@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -14,13 +15,21 @@ from proxyprune.cli.output.console import Output
 from proxyprune.cli.output.llm_progress import Listener, preview_payload, preview_shown, preview_text
 from proxyprune.errors import InputError
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.held_out import DataKeywords
 from proxyprune.modelfile import ExampleInputs, ModelFile, load_model_file
 from proxyprune.proxy.scorer import LLMScorer
 from proxyprune.scoring import Brief, ScoringContext
-from proxyprune.scoring.contract import NEEDS, Scorer
+from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
 from proxyprune.scoring.run_scorer import score
+
+
+class ScorerData(TypedDict):
+    """What a scorer may need, as keyword arguments of `score` and `prune`."""
+
+    batches: Sequence[Any] | None
+    loss_fn: LossFunction | None
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,13 @@ class Built:
         with out.stage(f"Tracing {type(self.model).__name__}"):
             return trace(self.model, self.inputs, norm_groups=self.source.norm_groups, conv_groups=self.source.conv_groups)
 
-    def needed_by(self, scorer: Scorer) -> dict[str, Any]:
+    def needed_by(self, scorer: Scorer) -> ScorerData:
         """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
         wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
         batches = self.file.calibration_batches() if "batches" in wanted else None
         return {"batches": batches, "loss_fn": self.file.loss_fn}
 
-    def measured_with(self) -> dict[str, Any]:
+    def measured_with(self) -> DataKeywords:
         """Batches to learn from, batches to judge by, and the losses, as keyword arguments of `search` and `compare`."""
         return {
             "batches": self.file.calibration_batches(),

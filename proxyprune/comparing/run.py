@@ -8,23 +8,26 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 
-from proxyprune.api import cut, trace
+from proxyprune.api import prune_ranked, trace
 from proxyprune.comparing.values import Case, Cell, Comparison, Scoring
+from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import InputError, ProxyPruneError
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.measuring.held_out import Data, Recovery, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, held_out_loss, recovered, weights_digest
 from proxyprune.measuring.journal import Journal, opened
 from proxyprune.planning.budget import Target
-from proxyprune.planning.plan import MODES
+from proxyprune.planning.request import CutKeywords, PlanRequest
 from proxyprune.scoring import Brief, Scorer, find, score
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.support.seeds import derived_seed
 from proxyprune.tracing.capture import ExampleInputs
 
@@ -35,7 +38,7 @@ UNPRUNED = "(unpruned)"
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Task:
     """Everything that a cell depends on besides its own coordinates."""
 
     model: nn.Module
@@ -45,8 +48,23 @@ class _Request:
     recovery: Recovery
     calibration: int | None
     quality: Quality | None
-    metric: str
-    planning: Mapping[str, Any]
+    requests: Mapping[Case, PlanRequest]
+
+    def settings(self) -> dict[str, Any]:
+        """Return how everything is measured and planned, as plain JSON types."""
+        return {
+            "recovery_steps": self.recovery.steps,
+            "learning_rate": self.recovery.learning_rate,
+            "batches": len(self.data.batches),
+            "held_out_batches": len(self.data.held_out),
+            "calibration_batches": self.calibration,
+            **self.anyone.recorded(),
+        }
+
+    @property
+    def anyone(self) -> PlanRequest:
+        """The request of some case; they differ in target and mode only."""
+        return next(iter(self.requests.values()))
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,10 @@ class _Record:
             self.progress(text)
 
 
+class CompareKeywords(CutKeywords, TraceKeywords, DataKeywords, total=False):
+    """Keyword arguments of `compare` that other functions take too: `CutKeywords`, `TraceKeywords` and `DataKeywords`."""
+
+
 def compare(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -100,23 +122,14 @@ def compare(
     targets: Sequence[Target] = (0.8, 0.6, 0.4),
     modes: Sequence[str] = ("width",),
     cases: Sequence[Case] | None = None,
-    batches: Sequence[Any] | None = None,
-    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
-    held_out: Sequence[Any] | None = None,
-    training_loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     recovery: Recovery | None = None,
     calibration: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     quality: Quality | None = None,
-    metric: str = "macs",
-    round_to: int = 1,
-    keep: Sequence[str] = (),
-    accept_uncosted: bool = False,
-    norm_groups: str = "balanced",
-    conv_groups: str = "balanced",
     journal: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[str], None] | None = None,
+    **keywords: Unpack[CompareKeywords],
 ) -> Comparison:
     """Measure what each scorer's rankings are worth on one network.
 
@@ -124,28 +137,20 @@ def compare(
 
     Args:
         model: The trained network; it stays as it is.
-        example_inputs: As for `trace`.
+        example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
         scorers: Names or scorers; a mapping gives them the names that they are listed under.
         targets: Budgets.
         modes: What may be cut; every mode is combined with every target.
         cases: The combinations to measure, in the place of all of modes and targets.
-        batches: Calibration batches, for scorers and for recovery.
-        loss_fn: loss_fn(model, batch) -> scalar.
-        held_out: Batches to judge by; without them the last third of `batches` is held out.
-        training_loss_fn: The loss for recovery, where that is another one.
         recovery: The short fine-tuning that follows every cut; None measures without one.
         calibration: How many of the batches a scorer sees, drawn anew for each seed; None shows it all of them.
         seeds: Every scorer, case and recovery is repeated with each.
         quality: Another measure of a network, taken at the end of each cell.
-        metric: What the target budgets.
-        round_to: As for `make_plan`.
-        keep: As for `make_plan`.
-        accept_uncosted: As for `make_plan`.
-        norm_groups: As for `trace`.
-        conv_groups: As for `trace`.
         journal: File that every measurement is appended to, so that a killed comparison can go on; None keeps nothing.
         resume: Whether to go on with the measurements in `journal`.
-        progress: Told what comes next, before each measurement that is not in the journal.
+        progress: Called before each measurement that is not in the journal, with a line that describes it.
+        keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `CutKeywords` (metric, round_to, keep, floors, ceilings,
+            allocation, accept_uncosted) and `TraceKeywords` (norm_groups, conv_groups).
 
     Returns:
         All measurements, in the order of scorers, cases and seeds.
@@ -154,47 +159,56 @@ def compare(
         InputError: If the arguments make no sense together.
         MissingNeedError: If there is nothing to measure with.
         JournalError: If the journal belongs to another comparison.
+        TypeError: If a keyword is unknown.
     """
+    check_keywords(compare, keywords, CompareKeywords)
     arms = _arms(scorers)
     chosen = tuple(cases) if cases is not None else tuple(Case(mode, target) for mode in modes for target in targets)
     _check(chosen, seeds)
-    data = Data.of(batches, held_out, loss_fn, training_loss_fn)
-    graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups)
-    planning: dict[str, Any] = {"metric": metric, "round_to": round_to, "keep": tuple(keep)}
-    planning |= {"accept_uncosted": True} if accept_uncosted else {}
-    request = _Request(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, metric, planning)
-    settings = {
-        "recovery_steps": request.recovery.steps,
-        "learning_rate": request.recovery.learning_rate,
-        "batches": len(data.batches),
-        "held_out_batches": len(data.held_out),
-        "calibration_batches": calibration,
-        **planning,
-    }
-    header = {"fingerprint": graph.fingerprint, "weights": weights_digest(model), **settings}
-    with _journal(journal, header, resume) as opened_journal:
+    cuts = PlanRequest.of(chosen[0].target, **picked(CutKeywords, keywords))
+    requests = {case: replace(cuts, target=case.target, mode=case.mode) for case in chosen}
+    data = Data.of(**picked(DataKeywords, keywords))
+    graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))
+    task = _Task(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, requests)
+    with _journal(journal, _header(task), resume) as opened_journal:
         record = _Record(opened_journal, progress)
         record.load()
         oracle = score(graph, "ablation", model=model, batches=data.held_out, loss_fn=data.loss_fn, example_inputs=example_inputs)
-        base = tuple(record.cell(UNPRUNED, Case("width", 1.0), seed, lambda seed=seed: _unpruned(request, seed)) for seed in seeds)  # type: ignore[misc]
-        scorings, cells = [], []
-        for name, scorer in arms.items():
-            for seed in seeds:
-                scoring = record.scoring(name, seed, lambda: _scored(request, name, scorer, seed, oracle))  # noqa: B023  called at once
-                scorings.append(scoring)
-                cells += [record.cell(name, case, seed, lambda: _measured(request, scoring, case)) for case in chosen]  # noqa: B023
+        base = tuple(record.cell(UNPRUNED, Case("width", 1.0), seed, partial(_unpruned, task, seed)) for seed in seeds)
+        scorings, cells = _all_measured(task, arms, seeds, oracle, record)
     return Comparison(
         model_class=graph.model_class,
         fingerprint=graph.fingerprint,
         base_macs=graph.macs,
         base=base,
         oracle=oracle,
-        scorings=tuple(scorings),
+        scorings=scorings,
         cells=tuple(sorted(cells, key=lambda cell: (list(arms).index(cell.scorer), chosen.index(Case(cell.mode, cell.target))))),
-        settings={**settings, "scorers": list(arms), "seeds": list(seeds)},
+        settings={**task.settings(), "scorers": list(arms), "seeds": list(seeds)},
         notes=() if data.note is None else (data.note,),
         graph=graph,
     )
+
+
+def _all_measured(
+    task: _Task, arms: Mapping[str, Scorer], seeds: Sequence[int], oracle: Ranking, record: _Record
+) -> tuple[tuple[Scoring, ...], list[Cell]]:
+    """Return the rankings of all scorers and seeds, and the cells of all cases; what is in the record is not measured again."""
+    scorings, cells = [], []
+    for name, scorer in arms.items():
+        for seed in seeds:
+            scoring = record.scoring(name, seed, partial(_scored, task, name, scorer, seed, oracle))
+            scorings.append(scoring)
+            cells += [record.cell(name, case, seed, partial(_measured, task, scoring, case)) for case in task.requests]
+    return tuple(scorings), cells
+
+
+def _header(task: _Task) -> dict[str, Any]:
+    """Return what a journal belongs to; it stays as it was before there were allocations, unless one is chosen."""
+    settings = task.settings()
+    if settings["allocation"] == PlanRequest.allocation:
+        del settings["allocation"]
+    return {"fingerprint": task.graph.fingerprint, "weights": weights_digest(task.model), **settings}
 
 
 def _arms(scorers: Sequence[str | Scorer] | Mapping[str, str | Scorer]) -> dict[str, Scorer]:
@@ -214,8 +228,6 @@ def _arms(scorers: Sequence[str | Scorer] | Mapping[str, str | Scorer]) -> dict[
 def _check(cases: Sequence[Case], seeds: Sequence[int]) -> None:
     if not cases or not seeds:
         raise InputError(f"Expected at least one case and one seed, found {len(cases)} cases and {len(seeds)} seeds.")
-    if unknown := [case.mode for case in cases if case.mode not in MODES]:
-        raise InputError(f"Unknown mode {unknown[0]!r}; expected one of {', '.join(MODES)}.")
     if len(set(cases)) < len(cases) or len(set(seeds)) < len(seeds):
         raise InputError("A case or a seed is listed twice.")
 
@@ -238,21 +250,21 @@ def ranking_tau(one: Mapping[str, float], other: Mapping[str, float]) -> float |
     return tau if math.isfinite(tau) else None
 
 
-def _scored(request: _Request, name: str, scorer: Scorer, seed: int, oracle: Ranking) -> Scoring:
+def _scored(task: _Task, name: str, scorer: Scorer, seed: int, oracle: Ranking) -> Scoring:
     started = time.perf_counter()
     ranking: Ranking | None = None
     error: str | None = None
     metered, meter = _metered(scorer)
     try:
         ranking = score(
-            request.graph,
+            task.graph,
             metered,
-            model=request.model,
-            batches=calibration_of(request.data.batches, request.calibration, seed),
-            loss_fn=request.data.loss_fn,
+            model=task.model,
+            batches=calibration_of(task.data.batches, task.calibration, seed),
+            loss_fn=task.data.loss_fn,
             seed=seed,
-            example_inputs=request.inputs,
-            brief=Brief(metric=request.metric),
+            example_inputs=task.inputs,
+            brief=Brief(metric=task.anyone.metric),
         )
     except ProxyPruneError as problem:
         error = str(problem)
@@ -286,34 +298,34 @@ def _metered(scorer: Scorer) -> tuple[Scorer, _Meter]:
     return replaced, meter
 
 
-def _measured(request: _Request, scoring: Scoring, case: Case) -> Cell:
+def _measured(task: _Task, scoring: Scoring, case: Case) -> Cell:
     empty = Cell(scoring.scorer, case.mode, case.target, scoring.seed)
     if scoring.ranking is None:
         return replace(empty, error="There is no ranking to plan with.")
     started = time.perf_counter()
     try:
         ranking = replace(scoring.ranking, unreliable=None)  # measuring is what tells whether it can be relied on
-        result = cut(request.model, request.inputs, request.graph, ranking, case.target, mode=case.mode, **request.planning)
-        cell = _judged(request, result.model, empty)
+        result = prune_ranked(task.model, task.inputs, task.graph, ranking, task.requests[case])
+        cell = _judged(task, result.model, empty)
     except ProxyPruneError as error:
         return replace(empty, seconds=time.perf_counter() - started, error=str(error))
     return replace(cell, macs=result.plan.macs, params=result.plan.params, seconds=time.perf_counter() - started)
 
 
-def _unpruned(request: _Request, seed: int) -> Cell:
+def _unpruned(task: _Task, seed: int) -> Cell:
     started = time.perf_counter()
-    cell = _judged(request, request.model, Cell(UNPRUNED, "width", 1.0, seed))
-    return replace(cell, macs=request.graph.macs, params=request.graph.params, seconds=time.perf_counter() - started)
+    cell = _judged(task, task.model, Cell(UNPRUNED, "width", 1.0, seed))
+    return replace(cell, macs=task.graph.macs, params=task.graph.params, seconds=time.perf_counter() - started)
 
 
-def _judged(request: _Request, model: nn.Module, cell: Cell) -> Cell:
+def _judged(task: _Task, model: nn.Module, cell: Cell) -> Cell:
     """Measure a network right away and after recovery. The noise is the same for all, so that networks and not noise are compared."""
-    loss = held_out_loss(model, request.data, seed=0)
+    loss = held_out_loss(model, task.data, seed=0)
     after: float | None = None
-    if request.recovery.steps:
-        model = recovered(model, request.data, request.recovery, cell.seed)
-        after = held_out_loss(model, request.data, seed=0)
-    quality = None if request.quality is None else float(request.quality(model))
+    if task.recovery.steps:
+        model = recovered(model, task.data, task.recovery, cell.seed)
+        after = held_out_loss(model, task.data, seed=0)
+    quality = None if task.quality is None else float(task.quality(model))
     return replace(cell, loss=_finite(loss), recovered_loss=_finite(after), quality=_finite(quality))
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from torch.fx import Node
 
+from proxyprune.errors import InputError
 from proxyprune.support.dataclass_json import from_plain, to_plain
+
+NORM_GROUPS = ("balanced", "whole", "reduced")
+CONV_GROUPS = ("balanced", "whole")
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,37 @@ class Amendments:
         return from_plain(cls, data)
 
 
+class TraceKeywords(TypedDict, total=False):
+    """Keyword arguments that decide how grouped layers may shrink.
+
+    Attributes:
+        norm_groups: How GroupNorm shrinks: "balanced" (default) keeps the number of groups and takes as many channels from each, "whole"
+            takes whole groups, "reduced" may lower the number of groups for finer steps.
+        conv_groups: How a grouped convolution shrinks: "balanced" (default) keeps its groups, "whole" takes whole groups.
+    """
+
+    norm_groups: str
+    conv_groups: str
+
+
 @dataclass(frozen=True)
 class Options:
     """How norm groups and convolution groups may shrink, and the rules that the caller registered.
 
     Attributes:
-        norm_groups: "balanced" keeps the number of norm groups and takes the same number of channels from each; "whole" removes
-            whole norm groups; "reduced" may lower the number of norm groups for finer steps.
-        conv_groups: "balanced" keeps the number of convolution groups; "whole" removes whole ones.
+        norm_groups: "balanced", "whole" or "reduced"; see `TraceKeywords`.
+        conv_groups: "balanced" or "whole".
         rules: Registered rule by op name ("mylib.swish"), as they were when the trace began.
+
+    Raises:
+        InputError: If a value is unknown.
     """
 
     norm_groups: str = "balanced"
     conv_groups: str = "balanced"
     rules: Mapping[str, Callable[[Any, Node], Any]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("norm_groups", self.norm_groups, NORM_GROUPS), ("conv_groups", self.conv_groups, CONV_GROUPS)):
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}; found {value!r}.")

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,22 @@ class Recovery:
             raise InputError(f"Expected a learning rate above 0, found {self.learning_rate!r}.")
 
 
+class DataKeywords(TypedDict, total=False):
+    """Keyword arguments that say what a network is measured with.
+
+    Attributes:
+        batches: Calibration batches, for scorers and for recovery.
+        loss_fn: loss_fn(model, batch) -> scalar.
+        held_out: Batches to judge by; without them the last third of `batches` is held out.
+        training_loss_fn: The loss for recovery, if it differs from `loss_fn`.
+    """
+
+    batches: Sequence[Any] | None
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None
+    held_out: Sequence[Any] | None
+    training_loss_fn: Callable[[nn.Module, Any], Tensor] | None
+
+
 @dataclass(frozen=True)
 class Data:
     """Batches to learn from, batches to judge by, and the loss.
@@ -63,12 +79,12 @@ class Data:
     @classmethod
     def of(
         cls,
-        batches: Sequence[Any] | None,
-        held_out: Sequence[Any] | None,
-        loss_fn: LossFunction | None,
+        batches: Sequence[Any] | None = None,
+        held_out: Sequence[Any] | None = None,
+        loss_fn: LossFunction | None = None,
         training_loss_fn: LossFunction | None = None,
     ) -> Data:
-        """What the caller gave, with the last third of the batches held out when no others are.
+        """Return what the caller gave, with the last third of the batches held out when no others are.
 
         Raises:
             MissingNeedError: If batches or the loss are missing, or there are too few to hold any out.

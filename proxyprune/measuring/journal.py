@@ -116,13 +116,20 @@ def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
         )
     keys = dict.fromkeys([*wanted, *found])
     differences = [
-        f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}" for key in keys if found.get(key) != wanted.get(key)
+        f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}"
+        for key in keys
+        if _value(found.get(key)) != _value(wanted.get(key))
     ]
     if differences:
         raise JournalError(
             f"'{path}' belongs to another {wanted['kind']}: {listed(differences, separator='; ')}. Its measurements do not hold here. "
             "Use the settings that it was made with, or another file."
         )
+
+
+def _value(value: Any) -> Any:
+    """A value of a header; none at all and an empty object are the same."""
+    return None if value == {} else value
 
 
 def _short(value: Any) -> str:

@@ -60,17 +60,8 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
     Raises:
         TargetError: If the target is not a number, not positive, or does not ask for a reduction.
     """
-    if metric not in METRICS:
-        raise TargetError(f"Unknown metric {metric!r}; expected one of {', '.join(METRICS)}.")
-    value = _read(target)
-    if value <= 0:
-        raise TargetError(f"Target {target!r} is not positive; {_EXPECTED}.")
-    if value < 1:
-        limit = math.floor(value * base)
-    elif _is_fraction_gone_wrong(target, value):
-        raise TargetError(f"Target {target!r} is neither below 1 nor a whole number of {metric}; {_EXPECTED}.")
-    else:
-        limit = math.floor(value)
+    value = check_target(target, metric)
+    limit = math.floor(value * base) if value < 1 else math.floor(value)
     budget = Budget(asked=_plain(target), metric=metric, base=base, limit=limit)
     if limit >= base:
         raise TargetError(
@@ -78,6 +69,22 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
             f"{_EXPECTED}."
         )
     return budget
+
+
+def check_target(target: Target, metric: str) -> Fraction:
+    """Return the exact value of a target: a share below 1, or an amount.
+
+    Raises:
+        TargetError: If no network could have this target, or the metric is unknown.
+    """
+    if metric not in METRICS:
+        raise TargetError(f"Unknown metric {metric!r}; expected one of {', '.join(METRICS)}.")
+    value = _read(target)
+    if value <= 0:
+        raise TargetError(f"Target {target!r} is not positive; {_EXPECTED}.")
+    if value >= 1 and _is_fraction_gone_wrong(target, value):
+        raise TargetError(f"Target {target!r} is neither below 1 nor a whole number of {metric}; {_EXPECTED}.")
+    return value
 
 
 def _is_fraction_gone_wrong(target: Target, value: Fraction) -> bool:

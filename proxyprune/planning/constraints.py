@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,47 +14,13 @@ from numpy.typing import NDArray
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import InputError, KeepPatternError
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.support.checks import is_count
-
-Bound = float | int
+from proxyprune.planning.limits import Bound, Limits
 
 DEFAULT_FLOOR = 0.1
 """Share of its atoms that every group keeps, unless the target cannot be reached otherwise or a floor pattern says something else."""
 
 UNROUNDED = 1
 BELOW_DEFAULT_FLOOR = 2
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the caller wants respected, whatever the scores say.
-
-    A pattern is a name, a dotted prefix of one, or an fnmatch pattern; names are those of blocks, channel groups, modules and parameters.
-
-    Attributes:
-        keep: What must stay exactly as it is. A group is kept when any of its members is matched, so a kept module keeps its input
-            width as well as its output width; a block with a match inside is not removed.
-        floors: Least that stays, by pattern: a fraction (float, 0 to 1) or a number of channels (int). Reaches the groups that live
-            entirely inside what is matched, or, when there are none, every group that touches it. The highest match counts. A block with
-            a floor above 0 is not removed.
-        ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
-        round_to: Channels of each cut group should be a multiple of this.
-    """
-
-    keep: tuple[str, ...] = ()
-    floors: Mapping[str, Bound] = field(default_factory=dict)
-    ceilings: Mapping[str, Bound] = field(default_factory=dict)
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        if not is_count(self.round_to, 1):
-            raise InputError(f"round_to must be a whole number of channels, at least 1; found {self.round_to!r}.")
-        for pattern in (*self.keep, *self.floors, *self.ceilings):
-            if not isinstance(pattern, str) or not pattern:
-                raise KeepPatternError(f"Expected patterns as non-empty strings, found {pattern!r}.")
-        for kind, bounds in (("floor", self.floors), ("ceiling", self.ceilings)):
-            for pattern, bound in bounds.items():
-                _check_bound(kind, pattern, bound)
 
 
 @dataclass(frozen=True)
@@ -212,11 +178,3 @@ def _floor_atoms(group: ChannelGroup, bound: Bound) -> int:
 
 def _ceiling_atoms(group: ChannelGroup, bound: Bound) -> int:
     return min(group.atoms, math.floor(bound * group.atoms + 1e-9) if isinstance(bound, float) else bound // group.atom_channels)
-
-
-def _check_bound(kind: str, pattern: str, bound: object) -> None:
-    if is_count(bound, 1) or (isinstance(bound, float) and 0.0 <= bound <= 1.0):
-        return
-    raise InputError(
-        f"The {kind} for {pattern!r} must be a fraction (float, 0 to 1) or a number of channels (int, at least 1); found {bound!r}."
-    )

@@ -19,6 +19,7 @@ from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import METRICS, Target
+from proxyprune.planning.request import MODES
 from proxyprune.support.checks import is_count, listed
 from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.files import write_named
@@ -26,7 +27,6 @@ from proxyprune.support.ranges import from_ranges, to_ranges
 from proxyprune.support.strict_json import loads
 
 SCHEMA = 1
-MODES = ("width", "depth", "both")
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _KEYS = (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from proxyprune.errors import InputError, TargetError, UnreliableRankingError
 from proxyprune.graph.model_graph import ModelGraph
@@ -18,24 +19,19 @@ from proxyprune.planning.constraints import (
     DEFAULT_FLOOR,
     UNROUNDED,
     AllowedWidths,
-    Bound,
-    Limits,
     Resolved,
     resolve,
     uncut,
 )
 from proxyprune.planning.depth import drop_nested, removal_order, share_of_blocks, solve_depth
 from proxyprune.planning.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
-from proxyprune.planning.plan import MODES, PrunePlan
+from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.planning.widths import TOLERANCE, PlanCost, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
-
-if TYPE_CHECKING:
-    from torch import nn
+from proxyprune.support.keywords import check_keywords
 
 IndexArray = NDArray[np.int64]
-
-ALLOCATIONS = ("auto", "blocks", "channels")
 
 _WEIGHINGS = 3
 """How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
@@ -47,9 +43,8 @@ class _Problem:
 
     graph: ModelGraph
     ranking: Ranking
-    mode: str
+    request: PlanRequest
     budget: Budget
-    limits: Limits
     resolved: Resolved
     allocation: str
 
@@ -78,17 +73,9 @@ def make_plan(
     ranking: Ranking,
     target: Target = 0.6,
     *,
-    mode: str = "width",
-    round_to: int = 1,
-    keep: Iterable[str] = (),
-    floors: Mapping[str, Bound] | None = None,
-    ceilings: Mapping[str, Bound] | None = None,
-    metric: str = "macs",
-    allocation: str = "auto",
     model: nn.Module | None = None,
     options: Mapping[str, Any] | None = None,
-    accept_unreliable: bool = False,
-    accept_uncosted: bool = False,
+    **keywords: Unpack[PlanKeywords],
 ) -> PrunePlan:
     """Decide what to cut so that the network fits a budget.
 
@@ -99,24 +86,10 @@ def make_plan(
         graph: The traced model.
         ranking: Block importances, for exactly the blocks of the graph.
         target: Fraction of the base (0 < t < 1), or an absolute number ("3.4G").
-        mode: "width" narrows channel groups. "depth" removes whole blocks: lowest score first until the budget is met, then the best
-            removed ones come back as far as they fit. "both" removes blocks, lowest score first, for at most half of the reduction, and
-            narrows what is left to the exact target; more blocks leave only when the widths alone do not reach it.
-        round_to: Channels of each cut group become a multiple of this; a group without such a width stays whole unless the target needs it.
-        keep: Names, dotted prefixes or fnmatch patterns of blocks, groups, modules or parameters that must stay exactly as they are.
-        floors: Least that stays, by pattern: a fraction (float) or channels (int). Without a floor, a group keeps a tenth of its atoms
-            unless the target cannot be reached otherwise.
-        ceilings: Most that stays, by pattern, in the same units. Not used in mode "depth".
-        metric: "macs" or "params": what `target` budgets.
-        allocation: Where widths come from. "blocks": from the importance of the blocks that a group lies in. "channels": the channels that
-            lose least for what they save leave first, wherever they are; needs channel scores that are in one unit for the whole network.
-            "auto": channels where the ranking has such scores, blocks otherwise.
         model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
-        accept_unreliable: Plan although the ranking says of itself that it should decide nothing; the plan's notes say so too.
-        accept_uncosted: Plan for a target of MACs although the MACs of some ops are unknown; the target is then one of what is counted, and
-            the plan's notes name the ops.
+        keywords: `PlanKeywords`: mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted, accept_unreliable.
 
     Returns:
         The plan.
@@ -128,23 +101,36 @@ def make_plan(
         InvalidScoreError: If the ranking does not fit the graph.
         UnreliableRankingError: If the ranking is marked unreliable and that was not accepted.
         InputError: If another argument makes no sense.
+        TypeError: If a keyword is unknown.
     """
-    if mode not in MODES:
-        raise InputError(f"Unknown mode {mode!r}; expected one of {', '.join(MODES)}.")
-    limits = Limits(_patterns(keep), dict(floors or {}), dict(ceilings or {}), round_to)
-    budget = parse_budget(target, base=graph.params if metric == "params" else graph.macs, metric=metric)
+    check_keywords(make_plan, keywords, PlanKeywords)
+    return plan_for(graph, ranking, PlanRequest.of(target, **keywords), model=model, options=options)
+
+
+def plan_for(
+    graph: ModelGraph,
+    ranking: Ranking,
+    request: PlanRequest,
+    *,
+    model: nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> PrunePlan:
+    """Make the plan of a request; arguments and errors as for `make_plan`."""
+    metric = request.metric
+    budget = parse_budget(request.target, base=graph.params if metric == "params" else graph.macs, metric=metric)
     check_scores(graph, ranking)
-    _check_reliable(ranking, accepted=accept_unreliable)
-    _check_costed(graph, metric, accepted=accept_uncosted)
-    problem = _Problem(graph, ranking, mode, budget, limits, resolve(graph, limits), _allocation(graph, ranking, allocation))
-    choice = _CHOOSE[mode](problem)
+    _check_reliable(ranking, accepted=request.accept_unreliable)
+    _check_costed(graph, metric, accepted=request.accept_uncosted)
+    resolved, allocation = resolve(graph, request.limits), chosen_allocation(graph, ranking, request.allocation)
+    problem = _Problem(graph, ranking, request, budget, resolved, allocation)
+    choice = _CHOOSE[request.mode](problem)
     if choice is None:
         raise _unreachable(problem)
     counts = {g.id: int(n) for g, n in zip(graph.prunable, choice.atoms.tolist(), strict=True) if n < g.atoms}
     macs, params = (PlanCost(graph, each, choice.removed).one(choice.atoms) for each in METRICS)
     return PrunePlan(
         fingerprint=graph.fingerprint,
-        mode=mode,
+        mode=request.mode,
         metric=metric,
         target=budget.asked,
         base_macs=graph.macs,
@@ -180,14 +166,12 @@ def _check_costed(graph: ModelGraph, metric: str, *, accepted: bool) -> None:
         )
 
 
-def _allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
-    """Where widths come from: blocks or channels.
+def chosen_allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
+    """Return where widths come from: "blocks" or "channels".
 
     Raises:
-        InputError: If there is no such allocation, or channels were asked for and cannot be compared.
+        InputError: If channels were asked for and cannot be compared.
     """
-    if asked not in ALLOCATIONS:
-        raise InputError(f"Unknown allocation {asked!r}; expected one of {', '.join(ALLOCATIONS)}.")
     comparable = comparable_channels(graph, ranking)
     if asked == "channels" and not comparable:
         missing = sum(group.id not in ranking.channel_scores for group in graph.prunable)
@@ -253,12 +237,8 @@ def _narrowest(problem: _Problem, removed: Collection[str] = ()) -> IndexArray:
     return np.array([entry.counts[-1] for entry in problem.allowed(removed)], dtype=np.int64)
 
 
-def _patterns(keep: Iterable[str]) -> tuple[str, ...]:
-    return (keep,) if isinstance(keep, str) else tuple(keep)
-
-
 def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
-    graph, limits = problem.graph, problem.limits
+    graph, limits = problem.graph, problem.request.limits
     asked = {
         "allocation": problem.allocation,
         "norm_groups": graph.options.norm_groups,
@@ -277,17 +257,17 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
 
 def _least(problem: _Problem) -> int:
     """Cost of the cheapest network that the mode and the limits allow."""
-    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks) if problem.mode != "width" else []
+    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks) if problem.request.mode != "width" else []
     removed = drop_nested(leaving)
-    return problem.price(removed).one(_full(problem.graph) if problem.mode == "depth" else _narrowest(problem, removed))
+    return problem.price(removed).one(_full(problem.graph) if problem.request.mode == "depth" else _narrowest(problem, removed))
 
 
 def _unreachable(problem: _Problem) -> TargetError:
-    budget, mode = problem.budget, problem.mode
+    budget, mode = problem.budget, problem.request.mode
     best = _least(problem)
 
     def without(**changes: Any) -> int:
-        return _least(replace(problem, resolved=resolve(problem.graph, replace(problem.limits, **changes))))
+        return _least(replace(problem, resolved=resolve(problem.graph, replace(problem.request.limits, **changes))))
 
     reasons = []
     for name, changes in (("the keep patterns hold", {"keep": ()}), ("the floors hold", {"floors": {}})):
@@ -316,7 +296,7 @@ def _unreachable(problem: _Problem) -> TargetError:
 
 
 def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
-    budget, mode = problem.budget, problem.mode
+    budget, mode = problem.budget, problem.request.mode
     notes = []
     if problem.ranking.unreliable is not None:
         notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
@@ -333,7 +313,7 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
             f"{coarse} and the limits gave nothing closer."
         )
     if mode == "depth":
-        if problem.limits.ceilings:
+        if problem.request.limits.ceilings:
             notes.append("Ceilings limit widths; mode 'depth' does not use them.")
         return tuple(notes)
     relaxed = _cut_in_phase(problem, choice, BELOW_DEFAULT_FLOOR)
@@ -341,7 +321,7 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
         notes.append(f"To reach the target, {_some(relaxed)} went below the default floor of {DEFAULT_FLOOR:.0%} of their atoms.")
     unrounded = _cut_in_phase(problem, choice, UNROUNDED)
     if unrounded:
-        notes.append(f"No multiple of {problem.limits.round_to} channels was possible for {_some(unrounded)}.")
+        notes.append(f"No multiple of {problem.request.limits.round_to} channels was possible for {_some(unrounded)}.")
     return tuple(notes)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
-from proxyprune.api import cut, trace
+from proxyprune.api import prune_ranked, trace
 from proxyprune.applying.apply import apply
+from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import (
     InputError,
     JournalError,
@@ -26,11 +27,12 @@ from proxyprune.errors import (
 )
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.measuring.held_out import Data, Recovery, data_digest, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, recovered, weights_digest
 from proxyprune.measuring.journal import Journal, opened
 from proxyprune.planning.budget import Target
 from proxyprune.planning.plan import PrunePlan
-from proxyprune.planning.planner import make_plan
+from proxyprune.planning.planner import plan_for
+from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.result import PruneResult, Report, make_report
 from proxyprune.scoring import Brief, Scorer, ScoringContext, score
 from proxyprune.scoring.ranking import Ranking
@@ -39,6 +41,7 @@ from proxyprune.searching.proposers.by_name import proposer_named
 from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 from proxyprune.searching.round import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
 from proxyprune.support.checks import is_count
+from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.tracing.capture import ExampleInputs
 
@@ -143,12 +146,11 @@ class _Task:
     graph: ModelGraph
     data: Data
     recovery: Recovery
-    target: Target
-    planning: Mapping[str, Any]
+    request: PlanRequest
     context: ScoringContext
 
     def history(self, start: Ranking, rounds: Sequence[Round]) -> History:
-        return History(self.graph, self.context, str(self.planning["mode"]), start, tuple(rounds))
+        return History(self.graph, self.context, self.request.mode, start, tuple(rounds))
 
     def round(self, proposer: Proposer, start: Ranking, rounds: Sequence[Round], started: float) -> Round:
         """The next round; one for which the proposer had no usable answer has failed, and the search goes on."""
@@ -169,13 +171,13 @@ class _Task:
         first = index == 0
         key, plan, kept = "", None, {}
         try:
-            plan = make_plan(self.graph, ranking, self.target, model=self.model, **self.planning)
+            plan = plan_for(self.graph, ranking, self.request, model=self.model)
             key, kept = key_of(plan), kept_shares(self.graph, plan)
             earlier = next((entry for entry in rounds if entry.key == key and entry.measured), None)
             if earlier is not None:
                 seconds = time.perf_counter() - started
                 return Round(index, bare, earlier.plan, key, kept, earlier.loss, DUPLICATE, seconds, duplicate_of=earlier.index)
-            result = cut(self.model, self.inputs, self.graph, ranking, self.target, **self.planning)
+            result = prune_ranked(self.model, self.inputs, self.graph, ranking, self.request)
             plan = result.plan
             loss = held_out_loss(self._trained(result.model), self.data, self.context.seed)
         except (VerificationError, ScoringError) as error:
@@ -202,6 +204,57 @@ class _Task:
         return recovered(model, self.data, self.recovery, self.context.seed) if self.recovery.steps else model
 
 
+@dataclass(frozen=True)
+class _End:
+    """When a search is over.
+
+    Attributes:
+        rounds: Measurements to spend.
+        patience: Measurements without improvement after which it stops, or None.
+        repeats: Proposals in a row that were measured before, after which it stops.
+    """
+
+    rounds: int
+    patience: int | None
+    repeats: int
+
+    def reached(self, done: Sequence[Round]) -> str | None:
+        """Return why the search is over, or None."""
+        measured = [entry for entry in done if entry.measured]
+        if len(measured) >= self.rounds:
+            return "budget"
+        since = next((place for place, entry in enumerate(reversed(measured)) if entry.accepted), len(measured))
+        if self.patience is not None and since >= self.patience:
+            return "patience"
+        repeats = next((place for place, entry in enumerate(reversed(done)) if entry.measured), len(done))
+        return "repeats" if repeats >= self.repeats else None
+
+
+@dataclass(frozen=True)
+class _Diary:
+    """Where rounds go as they come, each of them: the memory and the caller's progress function, if given."""
+
+    journal: Journal | None
+    progress: Callable[[Round], None] | None
+
+    def note_start(self, first: Ranking, base_loss: float) -> None:
+        if self.journal is not None:
+            self.journal.append({"what": "start", "ranking": first.to_dict(), "base_loss": base_loss})
+
+    def note(self, entry: Round) -> None:
+        if self.journal is not None:
+            self.journal.append({"what": "round", "round": entry.to_dict()})
+        self.show(entry)
+
+    def show(self, entry: Round) -> None:
+        if self.progress is not None:
+            self.progress(entry)
+
+
+class SearchKeywords(PlanKeywords, TraceKeywords, DataKeywords, total=False):
+    """Keyword arguments of `search` that other functions take too: `PlanKeywords`, `TraceKeywords` and `DataKeywords`."""
+
+
 def search(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -214,22 +267,9 @@ def search(
     recovery: Recovery | None = None,
     memory: str | Path | None = None,
     resume: bool = False,
-    batches: Sequence[Any] | None = None,
-    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
-    held_out: Sequence[Any] | None = None,
-    training_loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
-    mode: str = "width",
-    metric: str = "macs",
-    round_to: int = 1,
-    keep: Sequence[str] = (),
-    floors: Mapping[str, int | float] | None = None,
-    ceilings: Mapping[str, int | float] | None = None,
-    allocation: str = "auto",
-    accept_uncosted: bool = False,
-    norm_groups: str = "balanced",
-    conv_groups: str = "balanced",
     seed: int = 0,
     progress: Callable[[Round], None] | None = None,
+    **keywords: Unpack[SearchKeywords],
 ) -> SearchResult:
     """Look for the best network of a budget by measuring proposals, one after the other.
 
@@ -238,32 +278,20 @@ def search(
 
     Args:
         model: The network; it stays as it is.
-        example_inputs: As for `prune`.
-        target: As for `prune`.
-        proposer: "random", "evolution" or "coordinate"; or a scorer (by name or as an object), which is told in its brief what was tried
-            and what came of it; or an object with the `Proposer` interface.
+        example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
+        target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
+        proposer: "random", "evolution" or "coordinate"; or a scorer (by name or as an object), whose brief lists what was tried and
+            measured; or an object with the `Proposer` interface.
         rounds: Measurements to spend, the start included; a plan that was measured before costs none.
         patience: Stop after this many measurements without improvement; None spends them all.
         start: Scorer of round 0; the proposer itself when that is a scorer, "taylor" otherwise. It also orders the channels.
         recovery: A short fine-tuning before each measurement; None measures right after the cut.
         memory: Append-only JSONL file in which every round is remembered; None forgets.
         resume: Go on with a memory that has rounds; it must belong to this network, target and way of measuring.
-        batches: For scorers and for recovery.
-        loss_fn: loss_fn(model, batch) -> scalar.
-        held_out: For measuring; without them the last third of `batches` is held out.
-        training_loss_fn: The loss for recovery, where that is another one.
-        mode: As for `prune`.
-        metric: As for `prune`.
-        round_to: As for `prune`.
-        keep: As for `prune`.
-        floors: As for `prune`.
-        ceilings: As for `prune`.
-        allocation: As for `prune`.
-        accept_uncosted: As for `prune`.
-        norm_groups: As for `trace`.
-        conv_groups: As for `trace`.
         seed: All randomness follows from it.
-        progress: Told of every round, remembered ones included.
+        progress: Called with every round, remembered ones included.
+        keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `PlanKeywords` (mode, metric, round_to, keep, floors,
+            ceilings, allocation, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups).
 
     Returns:
         The best network with its plan, and all rounds.
@@ -271,50 +299,67 @@ def search(
     Raises:
         JournalError: If the memory belongs to something else, is damaged, or has rounds and `resume` is false.
         ProxyPruneError: From planning or scoring; see `proxyprune.errors`. What was measured is in the memory.
+        TypeError: If a keyword is unknown.
     """
+    check_keywords(search, keywords, SearchKeywords)
     _check(rounds, patience)
     chosen = _as_proposer(proposer)
-    data = Data.of(batches, held_out, loss_fn, training_loss_fn)
+    request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
+    data = Data.of(**picked(DataKeywords, keywords))
     opening = start if start is not None else chosen.scorer if isinstance(chosen, ScorerProposer) else DEFAULT_START
-    graph = trace(model, example_inputs, norm_groups=norm_groups, conv_groups=conv_groups)
-    planning = {"mode": mode, "metric": metric, "round_to": round_to, "keep": tuple(keep), "floors": floors, "ceilings": ceilings}
-    planning |= {"allocation": allocation} | ({"accept_uncosted": True} if accept_uncosted else {})
-    base_loss = held_out_loss(model, data, seed)
-    if not math.isfinite(base_loss):
-        raise ScoringError("The held-out loss of the unpruned model is not finite, so nothing can be compared with it. Look at loss_fn.")
-    brief = Brief(target, metric, mode, base_loss)
+    graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))
+    base_loss = _finite_loss(model, data, seed)
+    brief = request.brief(Brief(base_loss=base_loss))
     context = ScoringContext(model, example_inputs, tuple(data.batches), data.loss_fn, seed, brief)
-    task = _Task(model, example_inputs, graph, data, recovery or Recovery(), target, planning, context)
+    task = _Task(model, example_inputs, graph, data, recovery or Recovery(), request, context)
     header = _header(task, chosen, opening)
     with contextlib.nullcontext() if memory is None else opened(memory, "search", header, resume=resume) as journal:
-        first, done = _remembered(journal, base_loss)
-        if first is None:
-            first = score(
-                graph,
-                opening,
-                model=model,
-                batches=data.batches,
-                loss_fn=data.loss_fn,
-                seed=seed,
-                example_inputs=example_inputs,
-                brief=brief,
-            )
-            _remember(journal, {"what": "start", "ranking": first.to_dict(), "base_loss": base_loss})
-        for entry in done:
-            _tell(progress, entry)
-        stopped = _stopped(done, rounds, patience, chosen.repeats)
-        while stopped is None:
-            started = time.perf_counter()
-            entry = task.round(chosen, first, done, started)
-            _remember(journal, {"what": "round", "round": entry.to_dict()})
-            done.append(entry)
-            _tell(progress, entry)
-            stopped = _stopped(done, rounds, patience, chosen.repeats)
+        diary = _Diary(journal, progress)
+        first, done = _begun(task, opening, diary, base_loss)
+        stopped = _go_on(task, chosen, first, done, _End(rounds, patience, chosen.repeats), diary)
     best = task.history(first, done).best
     if best.loss is None:
         raise ScoringError(f"None of {len(done)} rounds gave a network with a finite loss; the first said: {done[0].error}")
     notes = () if data.note is None else (data.note,)
     return SearchResult(task.rebuilt(best), best, tuple(done), base_loss, stopped, chosen.name, notes)
+
+
+def _finite_loss(model: nn.Module, data: Data, seed: int) -> float:
+    """Return the held-out loss of the unpruned network."""
+    loss = held_out_loss(model, data, seed)
+    if not math.isfinite(loss):
+        raise ScoringError("The held-out loss of the unpruned model is not finite, so nothing can be compared with it. Look at loss_fn.")
+    return loss
+
+
+def _begun(task: _Task, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round]]:
+    """Return the start's ranking, made now or remembered, and the rounds that are in the memory."""
+    first, done = _remembered(diary.journal, base_loss)
+    if first is None:
+        context = task.context
+        first = score(
+            task.graph,
+            opening,
+            model=task.model,
+            batches=task.data.batches,
+            loss_fn=task.data.loss_fn,
+            seed=context.seed,
+            example_inputs=task.inputs,
+            brief=context.brief,
+        )
+        diary.note_start(first, base_loss)
+    for entry in done:
+        diary.show(entry)
+    return first, done
+
+
+def _go_on(task: _Task, proposer: Proposer, first: Ranking, done: list[Round], end: _End, diary: _Diary) -> str:
+    """Add rounds to `done` until the search is over, and return why it is."""
+    while (stopped := end.reached(done)) is None:
+        entry = task.round(proposer, first, done, time.perf_counter())
+        diary.note(entry)
+        done.append(entry)
+    return stopped
 
 
 def _check(rounds: int, patience: int | None) -> None:
@@ -341,8 +386,9 @@ def _header(task: _Task, proposer: Proposer, opening: str | Scorer) -> dict[str,
         "fingerprint": task.graph.fingerprint,
         "weights": weights_digest(task.model),
         "data": data_digest((task.data.batches, task.data.held_out)),
-        "target": task.target,
-        **{name: dict(value) if isinstance(value, Mapping) else value for name, value in task.planning.items()},
+        "target": task.request.target,
+        "mode": task.request.mode,
+        **task.request.recorded(),
         "recovery_steps": task.recovery.steps,
         "learning_rate": task.recovery.learning_rate,
         "seed": task.context.seed,
@@ -370,25 +416,3 @@ def _remembered(journal: Journal | None, base_loss: float) -> tuple[Ranking | No
             f"has {base_loss:.6g}. Use the same loss_fn and data, or another file."
         )
     return first, done
-
-
-def _remember(journal: Journal | None, entry: Mapping[str, Any]) -> None:
-    if journal is not None:
-        journal.append(entry)
-
-
-def _tell(progress: Callable[[Round], None] | None, entry: Round) -> None:
-    if progress is not None:
-        progress(entry)
-
-
-def _stopped(done: Sequence[Round], rounds: int, patience: int | None, most_repeats: int) -> str | None:
-    """Why the search is over, or None."""
-    measured = [entry for entry in done if entry.measured]
-    if len(measured) >= rounds:
-        return "budget"
-    since = next((place for place, entry in enumerate(reversed(measured)) if entry.accepted), len(measured))
-    if patience is not None and since >= patience:
-        return "patience"
-    repeats = next((place for place, entry in enumerate(reversed(done)) if entry.measured), len(done))
-    return "repeats" if repeats >= most_repeats else None

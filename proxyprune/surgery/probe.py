@@ -20,9 +20,6 @@ from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.verify_dry import Difference
 from proxyprune.tracing.model_call import ExampleInputs
 
-NORM_GROUPS = ("balanced", "whole", "reduced")
-CONV_GROUPS = ("balanced", "whole")
-
 _TIES_TRIED = 8
 _PINS_TRIED = 6
 _DRAWS = 3

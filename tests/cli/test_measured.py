@@ -144,6 +144,20 @@ class TestCompare:
         succeed("report", "compared.json", "--out", "compared.html")
         assert data["graph"]["blocks"][0]["id"] in Path("compared.html").read_text(encoding="utf-8")
 
+    def test_limits_hold_in_every_cell(self, measured_file):
+        """The options of a plan mean what they mean in `prune`; what they make impossible is a row that says why."""
+        few = ("--scorers", "taylor", "--targets", "0.6", "--seeds", "1", "--recovery-steps", "0", "--json")
+        common = ("compare", "-m", measured_file, *few)
+        bounds = ("--floor", "blocks.0.conv1=0.9", "--ceiling", "blocks.1.conv1=12")
+        limits = (*bounds, "--keep", "head", "--round-to", "2", "--allocation", "blocks")
+        data = json.loads(succeed(*common, *limits, "--metric", "params").stdout)
+        wanted = {"floors": {"blocks.0.conv1": 0.9}, "ceilings": {"blocks.1.conv1": 12}, "keep": ["head"], "round_to": 2}
+        assert data["settings"].items() >= (wanted | {"metric": "params", "allocation": "blocks"}).items()
+        plan = json.loads(succeed("prune", "-m", measured_file, "-s", "taylor", "--plan-only", *limits, "--json").stdout)["plan"]
+        assert json.loads(succeed(*common, *limits).stdout)["cells"][0]["macs"] == plan["macs"]
+        held = json.loads(succeed(*common, "--floor", "*=1.0").stdout)
+        assert "the floors hold" in held["cells"][0]["error"]
+
     def test_a_journal_is_resumed(self, measured_file):
         """The second run measures only the new scorer."""
         common = ("compare", "-m", measured_file, "--targets", "0.6", "--seeds", "1", "--recovery-steps", "0", "--journal", "j.jsonl")

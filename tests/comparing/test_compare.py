@@ -177,6 +177,8 @@ def test_quality_is_the_callers_own_measure():
         ({"scorers": ()}, "no scorer to compare"),
         ({"scorers": ("random", "random")}, "listed twice"),
         ({"cases": (Case("wide", 0.5),)}, "Unknown mode"),
+        ({"cases": (CASES[0], Case("width", "half"))}, "Cannot read the target"),
+        ({"allocation": "fair"}, "Unknown allocation"),
         ({"cases": ()}, "at least one case"),
         ({"seeds": (1, 1)}, "listed twice"),
     ],
@@ -185,6 +187,48 @@ def test_what_makes_no_sense_is_refused(given, message):
     """Each mistake has its message."""
     with pytest.raises(InputError, match=message):
         run(**given)
+
+
+def quick(**changed):
+    """One scorer, one case, no recovery."""
+    return run(("taylor",), **{"cases": CASES[:1], "seeds": (0,), "recovery": None, **changed})
+
+
+def test_limits_and_allocation_hold_in_every_cell():
+    """Floors, ceilings and allocation mean what they mean in `prune`, and the settings of the comparison have them."""
+    plain, network = quick().cells[0], subject()
+    given = {"batches": network.batches[:2], "loss_fn": network.loss_fn}  # what scorers see of three batches, one of them held out
+    for limits in ({"floors": {"blocks.2": 0.9}}, {"ceilings": {"blocks.0": 0.25}}, {"allocation": "blocks"}):
+        result = quick(**limits)
+        pruned = pp.prune(network.model, network.example_inputs, 0.6, "taylor", **limits, **given)
+        assert result.cells[0].macs == pruned.plan.macs
+        assert result.cells[0].loss != plain.loss
+        assert result.settings.items() >= limits.items()
+    assert "the floors hold" in quick(floors={"*": 1.0}).cells[0].error
+    assert "channels" in run(("random",), cases=CASES[:1], seeds=(0,), allocation="channels").cells[0].error
+
+
+def test_a_journal_from_before_there_were_limits_is_resumed(tmp_path):
+    """A header without floors, ceilings and allocation is that of a comparison without them, and of no other."""
+    path = tmp_path / "j"
+    quick(journal=path)
+    header, *lines = path.read_text().splitlines(keepends=True)
+    new = json.loads(header)
+    assert "allocation" not in new
+    old = {key: value for key, value in new.items() if key not in ("floors", "ceilings")}
+    path.write_text(json.dumps(old) + "\n" + "".join(lines))
+    said = []
+    quick(journal=path, resume=True, progress=said.append)
+    assert not said
+    for other in ({"floors": {"blocks.2": 0.9}}, {"ceilings": {"blocks.0": 0.25}}, {"allocation": "blocks"}):
+        with pytest.raises(JournalError, match=next(iter(other))):
+            quick(journal=path, resume=True, **other)
+
+
+def test_patterns_from_a_generator_hold_for_every_case():
+    """What can be read only once is read once."""
+    both = run(("random",), seeds=(0,), recovery=None, keep=(name for name in ("stem", "blocks")))
+    assert all("the keep patterns hold" in cell.error for cell in both.cells)
 
 
 def test_spread_in_numbers():

@@ -14,7 +14,9 @@ from diffusion_runs import small_config, start, weights
 from proxyprune import scorers
 from proxyprune.cli import main
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
-from proxyprune.errors import UnreliableRankingError
+from proxyprune.diffusion.stages.judging import judge
+from proxyprune.diffusion.stages.layout import choose_intervals
+from proxyprune.errors import InputError, StorageError, TargetError, UnreliableRankingError
 from proxyprune.testing import FakeLLMServer, ReceivedRequest, SimulatedProxy
 
 PLUGIN = '''
@@ -149,3 +151,55 @@ def test_processes_agree_about_a_scorer_that_does_not(tmp_path, monkeypatch):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert (tmp_path / "run" / "pipeline").is_dir()
+
+
+LIMITED = {"pruning.floors": {"mid_block": 0.9}, "pruning.ceilings": {"up_blocks.0": 24}, "pruning.allocation": "blocks"}
+
+
+def test_experts_are_cut_within_the_limits_of_the_settings(tmp_path):
+    """Floors, ceilings and allocation reach the plan of a cut; sizes that they put out of reach stop a run before it trains."""
+    plain, limited = (
+        StepAdaptiveTrainer(tiny(tmp_path, compute__reference_steps=400).with_values(changes), tmp_path / name).setup
+        for name, changes in (("plain", {}), ("limited", LIMITED))
+    )
+    interval, macs = choose_intervals(plain, None)[0].over(plain.schedule)[0], int(0.7 * plain.base_macs)
+    plans = [judge(s, s.base_model().eval(), interval, macs, "budgets").cut(s, s.base_model(), macs).plan for s in (plain, limited)]
+    asked = ("floors", "ceilings", "allocation")
+    assert [plans[0].options[name] for name in asked] == [{}, {}, "channels"]
+    assert [plans[1].options[name] for name in asked] == [LIMITED[f"pruning.{name}"] for name in asked]
+    assert plans[0].widths != plans[1].widths
+    with pytest.raises(TargetError, match="the floors hold"):
+        StepAdaptiveTrainer(tiny(tmp_path).with_values({"pruning.floors": {"*": 1.0}}), tmp_path / "run")
+    with pytest.raises(InputError, match="allocation='channels'"):
+        StepAdaptiveTrainer(tiny(tmp_path, pruning__scorer="random", pruning__allocation="channels"), tmp_path / "run")
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_a_run_from_before_there_were_limits_goes_on(tmp_path):
+    """A config.json without floors, ceilings and allocation is the one with none of them."""
+    config = tiny(tmp_path, compute__reference_steps=400)
+    StepAdaptiveTrainer(config, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    old = json.loads(path.read_text())
+    for name in ("floors", "ceilings", "allocation"):
+        del old["pruning"][name]
+    path.write_text(json.dumps(old))
+    assert StepAdaptiveConfig.from_json(path) == config
+    StepAdaptiveTrainer(config, tmp_path / "run")
+    with pytest.raises(StorageError, match=r"other settings: pruning\.floors"):
+        StepAdaptiveTrainer(config.with_values({"pruning.floors": {"mid_block": 0.9}}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("floors", {"mid_block": 1.5}, "floor for 'mid_block'"),
+        ("ceilings", {"": 0.5}, "non-empty"),
+        ("floors", 0.5, "pruning.floors must be"),
+        ("allocation", "fair", "auto, blocks, channels"),
+    ],
+)
+def test_limits_are_checked_with_the_settings(tmp_path, name, value, message):
+    """As for any plan, and with the other mistakes of a configuration."""
+    with pytest.raises(InputError, match=rf"pruning\.{name}.*{message}" if message[0] != "p" else message):
+        tiny(tmp_path).with_values({f"pruning.{name}": value})

@@ -176,6 +176,7 @@ def test_a_finished_search_is_read_not_run_again(tmp_path):
         ({"recovery": pp.Recovery(1)}, "recovery_steps was 0, now 1"),
         ({"mode": "both"}, "mode"),
         ({"keep": ("stem",)}, "keep"),
+        ({"floors": {"stem": 0.5}}, "floors"),
         ({"start": "magnitude"}, 'start was "taylor", now "magnitude"'),
         ({"proposer": "coordinate"}, "proposer"),
         ({"held_out": subject().batches[:1]}, "data"),
@@ -187,6 +188,21 @@ def test_a_memory_of_another_search_is_refused(tmp_path, changed, message):
     run_search("random", rounds=1, memory=memory)
     with pytest.raises(JournalError, match=message):
         run_search(**{"proposer": "random", "rounds": 2, "memory": memory, "resume": True, **changed})
+
+
+@pytest.mark.parametrize("empty", [None, {}])
+def test_a_memory_without_bounds_goes_on(tmp_path, empty):
+    """Earlier versions wrote no bounds as null or as an empty object, and both are no bounds."""
+    memory = tmp_path / "m.jsonl"
+    run_search("random", rounds=1, memory=memory)
+    header, *lines = memory.read_text().splitlines(keepends=True)
+    memory.write_text(json.dumps(json.loads(header) | {"floors": empty, "ceilings": empty}) + "\n" + "".join(lines))
+    assert run_search("random", rounds=1, memory=memory, resume=True).measurements == 1
+
+
+def test_one_keep_pattern_is_one_pattern():
+    """A text is not read letter by letter."""
+    assert run_search("random", rounds=1, keep="stem").plan.options["keep"] == ["stem"]
 
 
 def test_a_memory_of_another_loss_is_refused(tmp_path):

@@ -11,13 +11,16 @@ from proxyprune.cli.options.shared import ModelOptions, RecoveryOptions
 from proxyprune.cli.output.console import output
 from proxyprune.cli.output.measured_tables import comparison_tables
 from proxyprune.comparing import compare
+from proxyprune.planning.request import CutKeywords
 from proxyprune.plots.comparison import plot_comparison
 from proxyprune.plots.figure import check_plot_path
 
 DEFAULT_RECOVERY_STEPS = 50
 
 
-def compare_scorers(source: ModelOptions, what: CompareOptions, recovery: RecoveryOptions, llm: LLMOptions, *, as_json: bool) -> None:
+def compare_scorers(
+    source: ModelOptions, what: CompareOptions, cuts: CutKeywords, recovery: RecoveryOptions, llm: LLMOptions, *, as_json: bool
+) -> None:
     """Cut and measure with every scorer, and print the tables."""
     if what.plot is not None:
         check_plot_path(what.plot)
@@ -39,6 +42,7 @@ def compare_scorers(source: ModelOptions, what: CompareOptions, recovery: Recove
                 journal=what.journal,
                 resume=what.resume,
                 progress=lambda text: click.echo(text, err=True),
+                **cuts,
                 **built.measured_with(),
             )
         out.show(*comparison_tables(comparison), *(f"• {note}" for note in comparison.notes))

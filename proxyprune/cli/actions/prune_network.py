@@ -12,7 +12,7 @@ from proxyprune.applying.apply import apply
 from proxyprune.cli.loading import Built, Judge, build, scorer_named
 from proxyprune.cli.options.llm import LLMOptions
 from proxyprune.cli.options.prune_files import PruneFiles
-from proxyprune.cli.options.shared import ModelOptions, PlanOptions
+from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import Output, output
 from proxyprune.cli.output.tables import pinned_table, remarks, summary_table, widths_table
 from proxyprune.cli.output.thop_count import thop_macs
@@ -22,7 +22,8 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.wall_time import run_seconds
 from proxyprune.modelfile import split_spec
 from proxyprune.planning.plan import PrunePlan
-from proxyprune.planning.planner import make_plan
+from proxyprune.planning.planner import plan_for
+from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_widths
 from proxyprune.result import PruneResult, make_report
@@ -52,7 +53,7 @@ class GivenRanking:
         return self.ranking
 
 
-def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanOptions, files: PruneFiles, *, as_json: bool) -> None:
+def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanRequest, files: PruneFiles, *, as_json: bool) -> None:
     """Prune, plan or replay, and print what was done."""
     _check_destinations(files, source)
     with output(as_json) as out:
@@ -69,17 +70,18 @@ def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: P
             _finish(built, result, files, out, judge)
 
 
-def _prune(built: Built, judge: Judge, request: PlanOptions, out: Output) -> PruneResult:
+def _prune(built: Built, judge: Judge, request: PlanRequest, out: Output) -> PruneResult:
     needed = built.needed_by(judge.scorer)
     with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as judge.listener.say:
         return prune(
             built.model,
             built.inputs,
-            scorer=judge.scorer,
+            request.target,
+            judge.scorer,
             norm_groups=built.source.norm_groups,
             conv_groups=built.source.conv_groups,
             seed=built.source.seed,
-            **request.arguments(),
+            **request.keywords(),
             **needed,
         )
 
@@ -92,11 +94,11 @@ def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
     return PruneResult(applied.model, plan, unknown, make_report(graph, plan), applied.surgery, graph)
 
 
-def _only_plan(built: Built, judge: Judge, request: PlanOptions, files: PruneFiles, out: Output) -> None:
+def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, out: Output) -> None:
     graph = built.trace(out)
     ranking = built.rank(graph, judge, out, request.brief())
     with out.stage("Planning"):
-        plan = make_plan(graph, ranking, model=None if built.source.fake_weights else built.model, **request.arguments())
+        plan = plan_for(graph, ranking, request, model=None if built.source.fake_weights else built.model)
     destination = files.destination(built.file.path)
     plan.to_json(destination)
     plotted = _plot(files.plot, graph, plan)

@@ -9,11 +9,12 @@ import click
 from proxyprune.cli.loading import Built, build, scorer_named
 from proxyprune.cli.options.llm import SCORERS, LLMOptions
 from proxyprune.cli.options.search_options import SearchOptions
-from proxyprune.cli.options.shared import ModelOptions, PlanOptions, RecoveryOptions
+from proxyprune.cli.options.shared import ModelOptions, RecoveryOptions
 from proxyprune.cli.output.console import Output, output
 from proxyprune.cli.output.measured_tables import rounds_table, search_table
 from proxyprune.cli.output.tables import remarks
 from proxyprune.modelfile import split_spec
+from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.search_curve import plot_search
 from proxyprune.saving.destination import check_folder
@@ -23,7 +24,7 @@ from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 
 
 def search_networks(
-    source: ModelOptions, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, *, as_json: bool
+    source: ModelOptions, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, *, as_json: bool
 ) -> None:
     """Search, save the best network, and print the rounds."""
     if how.plot is not None:
@@ -45,13 +46,14 @@ def _proposer(name: str, llm: LLMOptions) -> Proposer:
 
 
 def _search(
-    built: Built, proposer: Proposer, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, out: Output
+    built: Built, proposer: Proposer, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, out: Output
 ) -> SearchResult:
     with out.stage(f"Searching with {proposer.name}, {how.rounds} measurements"):
         return search(
             built.model,
             built.inputs,
-            proposer=proposer,
+            request.target,
+            proposer,
             rounds=how.rounds,
             patience=how.patience,
             start=how.start,
@@ -62,7 +64,7 @@ def _search(
             conv_groups=built.source.conv_groups,
             seed=built.source.seed,
             progress=_line,
-            **{name: value for name, value in request.arguments().items() if name != "accept_unreliable"},
+            **request.keywords(),
             **built.measured_with(),
         )
 

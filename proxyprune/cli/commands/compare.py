@@ -10,20 +10,25 @@ from proxyprune.cli.options.llm import SCORERS, LLMOptions, llm_options
 from proxyprune.cli.options.shared import (
     ModelOptions,
     RecoveryOptions,
+    cut_options,
     json_option,
     measured_model_options,
     recovery_options,
 )
+from proxyprune.planning.request import CutKeywords
 
 
 @click.command(cls=Command, stopped="With --journal, what was measured is kept, and --resume goes on from there.")
 @measured_model_options
 @compare_options
+@cut_options
 @recovery_options
 @llm_options
 @json_option
 @traceback_option
-def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool) -> None:
+def compare(
+    source: ModelOptions, what: CompareOptions, cuts: CutKeywords, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool
+) -> None:
     """Compare scorers on a network: the same cuts, the same data, the same recovery.
 
     For each scorer: Kendall's tau to the ablation oracle, held-out loss right after the cut and after a short recovery, seconds and money.
@@ -37,4 +42,4 @@ def compare(source: ModelOptions, what: CompareOptions, recovery: RecoveryOption
         raise click.UsageError("--resume goes on with a journal; name it with --journal.")
     from proxyprune.cli.actions.compare_scorers import compare_scorers
 
-    compare_scorers(source, what, recovery, llm, as_json=as_json)
+    compare_scorers(source, what, cuts, recovery, llm, as_json=as_json)

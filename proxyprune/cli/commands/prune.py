@@ -9,15 +9,16 @@ from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.llm import LLMOptions, llm_options
 from proxyprune.cli.options.prune_files import PruneFiles, prune_files
 from proxyprune.cli.options.shared import (
+    PLAN_NAMES,
     ModelOptions,
-    PlanOptions,
     json_option,
     model_options,
     plan_options,
     scorer_option,
 )
+from proxyprune.planning.request import PlanRequest
 
-_DECIDED_BY_A_PLAN = frozenset(PlanOptions.__dataclass_fields__) | {"scorer", "ranking", "norm_groups", "conv_groups"}
+_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups", "conv_groups"}
 
 
 @click.command(cls=Command)
@@ -30,7 +31,7 @@ _DECIDED_BY_A_PLAN = frozenset(PlanOptions.__dataclass_fields__) | {"scorer", "r
 @traceback_option
 @click.pass_context
 def prune(
-    ctx: click.Context, source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanOptions, files: PruneFiles, as_json: bool
+    ctx: click.Context, source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanRequest, files: PruneFiles, as_json: bool
 ) -> None:
     """Prune a network to a budget, verify it, and save it.
 

@@ -9,13 +9,13 @@ from proxyprune.cli.options.llm import LLMOptions, llm_options
 from proxyprune.cli.options.search_options import SearchOptions, search_options
 from proxyprune.cli.options.shared import (
     ModelOptions,
-    PlanOptions,
     RecoveryOptions,
     json_option,
     measured_model_options,
     plan_options,
     recovery_options,
 )
+from proxyprune.planning.request import PlanRequest
 
 
 @click.command(cls=Command, stopped="The rounds so far are kept; the same command with --resume goes on from there.")
@@ -27,7 +27,7 @@ from proxyprune.cli.options.shared import (
 @json_option
 @traceback_option
 def search(
-    source: ModelOptions, request: PlanOptions, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool
+    source: ModelOptions, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool
 ) -> None:
     """Search for the best network of a budget by measuring proposals.
 

@@ -46,7 +46,7 @@ _OPTIONS = (
         shell_complete=scorer_list,
         help="Registered names.",
     ),
-    click.option("--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the MACs, or amounts."),
+    click.option("--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the base, or amounts."),
     click.option("--modes", default="width", show_default=True, metavar="MODE,...", help="width, depth, both."),
     click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions, with seeds from --seed on."),
     click.option("--calibration", type=click.IntRange(min=1), metavar="N", help="Let scorers see N batches, drawn for each seed (all)."),

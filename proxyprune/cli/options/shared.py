@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from proxyprune.cli.options.completion import files, scorer_names
+from proxyprune.planning.request import CutKeywords, PlanKeywords, PlanRequest
 
 if TYPE_CHECKING:
     from proxyprune.measuring.held_out import Recovery
-    from proxyprune.scoring import Brief
 
-Bounds = Mapping[str, "float | int"]
+_Bounds = tuple[tuple[str, "float | int"], ...]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
@@ -50,47 +50,6 @@ class ModelOptions:
         from proxyprune.modelfile import check_files
 
         check_files(self.model, self.weights)  # before anything slow is imported
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What to cut down to, and what to respect.
-
-    Attributes:
-        target: Fraction of the base or absolute amount, as it was typed.
-        mode: "width", "depth" or "both".
-        metric: "macs" or "params".
-        round_to: Channels of each cut group become a multiple of this.
-        keep: Patterns that stay as they are.
-        floors: Least that stays, by pattern.
-        ceilings: Most that stays, by pattern.
-        allocation: "auto", "blocks" or "channels": where widths come from.
-        accept_unreliable: Plan from a ranking that is marked unreliable.
-        accept_uncosted: Plan although the MACs of some ops are unknown.
-    """
-
-    target: str
-    mode: str
-    metric: str
-    round_to: int
-    keep: tuple[str, ...]
-    floors: Bounds
-    ceilings: Bounds
-    allocation: str = "auto"
-    accept_unreliable: bool = False
-    accept_uncosted: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of `prune` and `make_plan`; a plain fraction becomes the number that a Python caller would write."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fraction = _FRACTION.fullmatch(self.target)
-        return values | {"target": float(self.target) if fraction else self.target}
-
-    def brief(self) -> Brief:
-        """What a scorer is told about the goal."""
-        from proxyprune.scoring import Brief
-
-        return Brief(self.arguments()["target"], self.metric, self.mode)
 
 
 class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on, and not before
@@ -139,9 +98,11 @@ _MODEL = (
         help="Grouped convolutions: the same number of channels from each group, or whole groups.",
     ),
 )
-_PLAN = (
+_GOAL = (
     click.option("--target", "-t", default="0.6", show_default=True, help="Fraction of the base (0.6), or an amount (3.4G, 250M)."),
     click.option("--mode", type=click.Choice(["width", "depth", "both"]), default="width", show_default=True, help="What may be cut."),
+)
+_CUT = (
     click.option("--metric", type=click.Choice(["macs", "params"]), default="macs", show_default=True, help="What the target budgets."),
     click.option(
         "--round-to", type=click.IntRange(min=1), default=1, show_default=True, help="Make widths a multiple of this, where they can be."
@@ -156,9 +117,9 @@ _PLAN = (
         show_default=True,
         help="Where widths come from: channels weighed against each other, or the importance of blocks; auto: channels where they compare.",
     ),
-    click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing."),
     click.option("--accept-uncosted", is_flag=True, help="Plan although the MACs of some ops are unknown; they are in no figure."),
 )
+_ACCEPT = click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing.")
 
 _RECOVERY = (
     click.option(
@@ -219,8 +180,14 @@ def gathered(
     return decorate
 
 
-def _plan_request(floors: tuple[tuple[str, float | int], ...], ceilings: tuple[tuple[str, float | int], ...], **others: Any) -> PlanOptions:
-    return PlanOptions(floors=dict(floors), ceilings=dict(ceilings), **others)
+def _cut_keywords(floors: _Bounds, ceilings: _Bounds, **others: Any) -> CutKeywords:
+    return cast("CutKeywords", {**others, "floors": dict(floors), "ceilings": dict(ceilings)})
+
+
+def _plan_request(target: str, mode: str, accept_unreliable: bool, **cuts: Any) -> PlanRequest:
+    """A plain fraction becomes the number that a Python caller would write."""
+    asked = float(target) if _FRACTION.fullmatch(target) else target
+    return PlanRequest.of(asked, mode=mode, accept_unreliable=accept_unreliable, **_cut_keywords(**cuts))
 
 
 def _recovery(recovery_steps: int | None, learning_rate: float) -> RecoveryOptions:
@@ -245,8 +212,14 @@ measured_model_options = gathered(
 recovery_options = gathered("recovery", _recovery, _RECOVERY, names=("recovery_steps", "learning_rate"))
 """Give a command the options of `RecoveryOptions`, as its argument `recovery`."""
 
-plan_options = gathered("request", _plan_request, _PLAN, names=tuple(PlanOptions.__dataclass_fields__))
-"""Give a command the options of `PlanOptions`, as its argument `request`."""
+PLAN_NAMES = ("target", *PlanKeywords.__annotations__)
+"""Names of the parameters that `plan_options` adds."""
+
+plan_options = gathered("request", _plan_request, (*_GOAL, *_CUT, _ACCEPT), names=PLAN_NAMES)
+"""Give a command what it asks of a plan, a `PlanRequest`, as its argument `request`."""
+
+cut_options = gathered("cuts", _cut_keywords, _CUT, names=tuple(CutKeywords.__annotations__))
+"""Give a command that takes several targets and modes the other options of a plan, `CutKeywords`, as its argument `cuts`."""
 
 
 def scorer_option(command: _Function) -> _Function:

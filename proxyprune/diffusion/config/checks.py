@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from proxyprune.errors import InputError
+from proxyprune.planning.limits import Limits
+from proxyprune.planning.request import ALLOCATIONS, MODES
+
 _DECAYS = ("cosine", "linear", "constant")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "noise.schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "flow"),
@@ -21,7 +25,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "experts.decay": _DECAYS,
     "experts.teacher": ("none", "base", "expert"),
     "experts.weighting": ("plain", "relative"),
-    "pruning.mode": ("width", "depth", "both"),
+    "pruning.mode": MODES,
+    "pruning.allocation": ALLOCATIONS,
     "run.mixed_precision": ("no", "fp16", "bf16"),
 }
 AT_LEAST_ONE = (
@@ -83,7 +88,16 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     Args:
         values: All settings by dotted name, such as "budgets.target".
     """
-    return [*_choices(values), *_ranges(values), *_contradictions(values)]
+    return [*_choices(values), *_ranges(values), *_limits(values), *_contradictions(values)]
+
+
+def _limits(values: Mapping[str, Any]) -> list[str]:
+    """Check patterns and bounds as for any plan."""
+    try:
+        Limits(values["pruning.keep"], values["pruning.floors"], values["pruning.ceilings"])
+    except InputError as error:
+        return [f"pruning.keep, pruning.floors or pruning.ceilings: {str(error).removesuffix('.')}"]
+    return []
 
 
 def _choices(values: Mapping[str, Any]) -> list[str]:

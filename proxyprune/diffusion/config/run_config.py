@@ -13,6 +13,8 @@ from typing import Any
 from proxyprune.diffusion.config.checks import problems
 from proxyprune.diffusion.config.presets import CONFIGS
 from proxyprune.errors import InputError, StorageError, UnknownNameError
+from proxyprune.planning.limits import Limits
+from proxyprune.planning.request import PlanRequest
 from proxyprune.support.dataclass_json import from_plain, to_plain
 
 SCHEMA = 1
@@ -133,12 +135,16 @@ class PruningConfig:
         mode: "width", "depth" or "both".
         round_to: Widths become multiples of this where they can.
         keep: Patterns that stay as they are.
-        norm_groups: As for `proxyprune.trace`.
+        floors: Least that stays, by pattern: a fraction (0.5) or a number of channels (32).
+        ceilings: Most that stays, by pattern, in the same units.
+        allocation: Where widths come from: "channels", "blocks" or "auto"; see `proxyprune.CutKeywords`.
+        norm_groups: How GroupNorm shrinks; see `proxyprune.TraceKeywords`.
         calibration_batches: Batches for scorers that measure; drawn from the interval's timesteps.
         calibration_images: Images in each.
         rounds: Cuts on the way to the budget, equal steps in log size, with training in between.
         accept_unreliable: Cut although a ranking says of itself that it should decide nothing. A run that stopped for that may go on with
             it.
+        accept_uncosted: Cut although the MACs of some ops are unknown; no figure and no budget of the run counts them.
         options: Arguments for making the scorer.
     """
 
@@ -146,12 +152,21 @@ class PruningConfig:
     mode: str = "width"
     round_to: int = 1
     keep: tuple[str, ...] = ()
+    floors: Mapping[str, float | int] = field(default_factory=dict)
+    ceilings: Mapping[str, float | int] = field(default_factory=dict)
+    allocation: str = "auto"
     norm_groups: str = "balanced"
     calibration_batches: int = 8
     calibration_images: int = 64
     rounds: int = 1
     accept_unreliable: bool = False
+    accept_uncosted: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def request(self, macs: int) -> PlanRequest:
+        """Return what is asked of a plan that cuts an expert to a number of MACs."""
+        limits = Limits(self.keep, self.floors, self.ceilings, self.round_to)
+        return PlanRequest(macs, self.mode, "macs", self.allocation, limits, self.accept_unreliable, self.accept_uncosted)
 
 
 @dataclass(frozen=True)

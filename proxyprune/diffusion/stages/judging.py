@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.api import cut as prune_judged, trace
+from proxyprune.api import prune_ranked, trace
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.setup import Setup
@@ -18,6 +18,7 @@ from proxyprune.diffusion.training.batches import fixed_batches
 from proxyprune.diffusion.training.ledger import Entry, training_macs
 from proxyprune.errors import MissingNeedError, ProxyPruneError
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.planning.planner import chosen_allocation
 from proxyprune.result import PruneResult
 from proxyprune.scoring import Brief, find, score
 from proxyprune.scoring.ranking import Ranking
@@ -57,9 +58,7 @@ class Judged:
 
     def cut(self, setup: Setup, model: nn.Module, macs: int) -> PruneResult:
         """Prune the judged network, or one with the same weights, to a number of MACs."""
-        settings = setup.config.pruning
-        options: dict[str, Any] = {"mode": settings.mode, "round_to": settings.round_to, "accept_unreliable": settings.accept_unreliable}
-        return prune_judged(model, setup.placed_inputs(), self.graph, self.ranking, macs, keep=settings.keep, **options)
+        return prune_ranked(model, setup.placed_inputs(), self.graph, self.ranking, setup.config.pruning.request(macs))
 
 
 def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str, base_losses: Losses = ()) -> Judged:
@@ -89,7 +88,7 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
         loss_fn=loss,
         seed=setup.config.seed,
         example_inputs=inputs,
-        brief=Brief(macs, mode=settings.mode, interval=interval.brief(setup.schedule.snr_db)),
+        brief=settings.request(macs).brief(Brief(interval=interval.brief(setup.schedule.snr_db))),
     )
     shown = int(from_main_process(setup.accelerator, loss.images))
     spent = training_macs(graph.macs, shown) if "gradients" in scorer.needs else graph.macs * shown
@@ -107,6 +106,7 @@ def rehearse_judging(setup: Setup) -> float:
 
     Raises:
         MissingNeedError: If the scorer cannot judge this network.
+        InputError: If channels are to be weighed against each other (pruning.allocation) and the scorer has none that compare.
     """
     settings, last = setup.config.pruning, len(setup.schedule.times) - 1
     scorer = find(settings.scorer, dict(settings.options))
@@ -114,14 +114,15 @@ def rehearse_judging(setup: Setup) -> float:
         return 0.0
     batches = training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
     loss = CountedLoss(Objective(setup.calling))
-    given: dict[str, Any] = {"example_inputs": setup.placed_inputs(), "brief": Brief(setup.base_macs, mode=settings.mode)}
+    given: dict[str, Any] = {"example_inputs": setup.placed_inputs(), "brief": settings.request(setup.base_macs).brief()}
     with torch.random.fork_rng():
         try:
-            score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=loss, **given)
+            ranking = score(setup.graph, scorer, model=setup.base_model(), batches=batches, loss_fn=loss, **given)
         except MissingNeedError as error:
             raise MissingNeedError(f"{error} Here options are settings: --set pruning.options.NAME=VALUE.") from error
         except ProxyPruneError:
             return 1.0
+    chosen_allocation(setup.graph, ranking, settings.allocation)
     return loss.images / 2
 
 

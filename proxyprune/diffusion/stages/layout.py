@@ -19,7 +19,7 @@ from proxyprune.diffusion.stages.recovery import Measurement, fit_recovery
 from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.ledger import Entry, Ledger, split_allowance, training_macs
 from proxyprune.errors import InputError, StorageError, TargetError
-from proxyprune.planning.planner import make_plan
+from proxyprune.planning.planner import plan_for
 from proxyprune.scoring import score
 
 _NO_LOSSES: Losses = ()
@@ -154,10 +154,9 @@ def check_size(setup: Setup, fraction: float) -> None:
     """
     if not setup.config.cuts or fraction >= 1.0:
         return
-    settings = setup.config.pruning
-    options: dict[str, Any] = {"mode": settings.mode, "round_to": settings.round_to, "keep": settings.keep}
-    try:
-        make_plan(setup.graph, score(setup.graph, "random"), int(fraction * setup.base_macs), **options)
+    request = setup.config.pruning.request(int(fraction * setup.base_macs))
+    try:  # every allocation reaches the same sizes, and a random ranking has no channels to weigh
+        plan_for(setup.graph, score(setup.graph, "random"), replace(request, allocation="blocks"))
     except TargetError as error:
         raise TargetError(
             f"An expert would be {fraction:.1%} of the base. {error} Raise budgets.target (--target), or share it more evenly "

@@ -1,0 +1,51 @@
+"""What a plan must respect, whatever the scores say: keep patterns, floors, ceilings and rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proxyprune.errors import InputError, KeepPatternError
+from proxyprune.support.checks import is_count
+
+Bound = float | int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the caller wants respected, whatever the scores say.
+
+    A pattern is a name, a dotted prefix of one, or an fnmatch pattern; names are those of blocks, channel groups, modules and parameters.
+
+    Attributes:
+        keep: What must stay exactly as it is. A group is kept when any of its members is matched, so a kept module keeps its input
+            width as well as its output width; a block with a match inside is not removed.
+        floors: Least that stays, by pattern: a fraction (float, 0 to 1) or a number of channels (int). Reaches the groups that live
+            entirely inside what is matched, or, when there are none, every group that touches it. The highest match counts. A block with
+            a floor above 0 is not removed.
+        ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
+        round_to: Channels of each cut group should be a multiple of this.
+    """
+
+    keep: tuple[str, ...] = ()
+    floors: Mapping[str, Bound] = field(default_factory=dict)
+    ceilings: Mapping[str, Bound] = field(default_factory=dict)
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not is_count(self.round_to, 1):
+            raise InputError(f"round_to must be a whole number of channels, at least 1; found {self.round_to!r}.")
+        for pattern in (*self.keep, *self.floors, *self.ceilings):
+            if not isinstance(pattern, str) or not pattern:
+                raise KeepPatternError(f"Expected patterns as non-empty strings, found {pattern!r}.")
+        for kind, bounds in (("floor", self.floors), ("ceiling", self.ceilings)):
+            for pattern, bound in bounds.items():
+                _check_bound(kind, pattern, bound)
+
+
+def _check_bound(kind: str, pattern: str, bound: object) -> None:
+    if is_count(bound, 1) or (isinstance(bound, float) and 0.0 <= bound <= 1.0):
+        return
+    raise InputError(
+        f"The {kind} for {pattern!r} must be a fraction (float, 0 to 1) or a number of channels (int, at least 1); found {bound!r}."
+    )
