@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from proxyprune.errors import InputError, TargetError, UnreliableRankingError
 from proxyprune.graph.model_graph import ModelGraph
@@ -30,6 +29,9 @@ from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.planning.widths import TOLERANCE, PlanCost, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords
+
+if TYPE_CHECKING:
+    from torch import nn
 
 IndexArray = NDArray[np.int64]
 

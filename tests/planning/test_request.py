@@ -39,7 +39,7 @@ KEYWORDS: dict[Callable[..., Any], set[str]] = {
 
 def described(function: Callable[..., Any]) -> dict[str, Any]:
     """Name -> type of the keywords that a function takes as typed dictionaries, as a type checker sees them."""
-    (kind,) = typing.get_args(typing.get_type_hints(function)["keywords"])
+    (kind,) = typing.get_args(typing.get_type_hints(function, localns={"nn": torch.nn})["keywords"])
     return typing.get_type_hints(kind)
 
 
