@@ -22,6 +22,7 @@ from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.surgery.verify_live import Observer, Parted
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation, on_device_of
+from proxyprune.tracing.module_state import unchanged
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs
     args, kwargs = call_arguments(on_device_of(model, example_inputs))
     generators = torch.random.get_rng_state()
     try:
-        with evaluation(model), observer or contextlib.nullcontext():
+        with unchanged(model, keep_resized=True), evaluation(model), observer or contextlib.nullcontext():
             outputs = tuple(tensors_of(model(*args, **kwargs)))
     except Exception as error:
         raise VerificationError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from proxyprune.tracing.model_call import (
     evaluation,
     failing_module,
 )
+from proxyprune.tracing.module_state import unchanged
 from proxyprune.tracing.names import named_state
 from proxyprune.tracing.program import Program, assemble
 
@@ -38,6 +41,21 @@ def _without_stack_traces() -> Iterator[None]:
             config.do_not_emit_stack_traces = before
 
 
+@contextlib.contextmanager
+def _without_dump() -> Iterator[None]:
+    """Leave out the part of the graph that torch.export prints to stderr when it fails; everything else that is printed is passed on."""
+    printed = io.StringIO()
+    dump = ""
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        dump = str(getattr(error, "partial_fx_graph", ""))
+        raise
+    finally:
+        sys.stderr.write(printed.getvalue().replace(f"{dump}\n", "") if dump else printed.getvalue())
+
+
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
     """The program of a model by torch.export.
 
@@ -47,9 +65,10 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     """
     wrapper = TensorOutputs(model)
     wrapper.training = model.training
-    with evaluation(wrapper), _without_stack_traces():
+    with unchanged(model), evaluation(wrapper), _without_stack_traces():
         try:
-            exported = torch.export.export(wrapper, args, kwargs, strict=False)
+            with _without_dump():
+                exported = torch.export.export(wrapper, args, kwargs, strict=False)
         except Exception as error:
             raise _explain(model, args, kwargs, error) from error
     graph_module = exported.graph_module
@@ -104,7 +123,7 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     reason = _first_line(error)
     if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for _, tensor in named_state(model)):
         try:
-            with evaluation(model):
+            with unchanged(model), evaluation(model):
                 model(*args, **kwargs)
         except Exception as direct:  # noqa: BLE001  whatever a forward raises is the caller's error here
             found = ", ".join([*(_kind(value) for value in args), *(f"{key}={_kind(value)}" for key, value in kwargs.items())])
@@ -114,11 +133,13 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
                 f"{_first_line(direct)}. Given: {found or 'no arguments'}. "
                 "Pass the arguments that its forward takes: a tensor, a tuple, or a dict of names."
             )
-    return TraceError(
-        f"torch.export cannot follow {where}: {reason}. "
-        "Usually a branch or a size depends on the data of a tensor there; make it depend on shapes only, "
-        "or trace the part of the model without that module."
+    depends_on_data = "data-dependent" in str(error) or "DataDependent" in type(error).__name__
+    advice = (
+        "A branch or a size depends on the data of a tensor there; make it depend on shapes only"
+        if depends_on_data
+        else "Something there cannot run on tensors without values; replace it by torch ops on plain tensors"
     )
+    return TraceError(f"torch.export cannot follow {where}: {reason}. {advice}, or trace the part of the model without that module.")
 
 
 def _first_line(error: BaseException) -> str:
