@@ -21,6 +21,7 @@ from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.outcome import Outcome
 from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
+from proxyprune.coupling.unreached import pin_unreached
 from proxyprune.errors import RuleError
 from proxyprune.tracing.nodes import is_tensor, op_name, output_shapes
 from proxyprune.tracing.program import Program
@@ -95,6 +96,7 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
             for result in node.all_input_nodes:
                 for axis in walk.axes(result):
                     walk.labels.pin(axis, "is an output of the model")
+    pin_unreached(program, start.leaves, walk.labels)
     unknown = tuple(dict.fromkeys(op_name(node) for node, outcome in outcomes.items() if not outcome.known))
     registered = tuple(dict.fromkeys(name for name in map(op_name, outcomes) if name in options.rules))
     return Walked(walk.labels, start.leaves, outcomes, unknown, registered), walk.factored

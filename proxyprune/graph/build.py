@@ -48,6 +48,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         macs=cost.base_macs,
         params=cost.base_params,
         parameter_shapes=program.shapes,
+        unreached=program.unreached,
         cost=cost,
         program=program,
         coupling=coupling,

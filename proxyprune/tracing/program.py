@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -41,6 +42,12 @@ class Program:
     def calls(self) -> Iterator[Node]:
         """The ops, in execution order."""
         return (node for node in self.graph.nodes if node.op == "call_function")
+
+    @cached_property
+    def unreached(self) -> tuple[str, ...]:
+        """Parameters that no op of this program reads, in the order of the model."""
+        read = {self.state[node.name] for node in self.graph.nodes if node.op == "placeholder" and node.users and node.name in self.state}
+        return tuple(name for name in self.shapes if name in self.trainable and name not in read and name not in self.integers)
 
 
 def assemble(
