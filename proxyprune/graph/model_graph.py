@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from proxyprune.errors import InputError
 from proxyprune.graph.structure import Structure
 from proxyprune.graph.text import to_dict, to_networkx, to_text
 
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from proxyprune.graph.cost import CostModel
     from proxyprune.graph.structure import Bypass
     from proxyprune.tracing.program import Program
+
+
+_NOT_PICKLED = ("program", "coupling", "bypasses")
+
+
+class _NotPickled:
+    """Stands for what an unpickled graph does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise InputError(
+            "This graph was unpickled, and pickling leaves out the traced program. Trace the model again: proxyprune.trace(model, inputs)."
+        )
+
+    def __iter__(self) -> Any:
+        return self.__getattr__("items")
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,19 @@ class ModelGraph(Structure):
     bypasses: Mapping[str, tuple[Bypass, ...]] = field(repr=False)
     amendments: Amendments = field(repr=False)
     registered_ops: tuple[str, ...] = field(default=(), repr=False)
+
+    def __copy__(self) -> ModelGraph:
+        return self  # an immutable value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelGraph:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the traced program, which cannot be pickled; structure, cost and text stay."""
+        return {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {name: _NotPickled() for name in _NOT_PICKLED})
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """Return the directed graph of blocks; node attributes are the fields of `Block`, edges carry kind="flow" or "skip"."""
