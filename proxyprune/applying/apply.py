@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proxyprune.applying.mismatch import check_plan
 from proxyprune.errors import VerificationError
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
@@ -64,7 +65,7 @@ def apply(
     """`apply_plan`, with the record of the surgery."""
     if graph is None:
         graph = trace_like(model, example_inputs, plan.options)
-    plan.check(graph)
+    check_plan(plan, graph, model, example_inputs)
     prediction = predict(graph, plan)
     at_once = _at_once(model, prediction, example_inputs, inplace=inplace)
     if at_once is not None:

@@ -30,11 +30,11 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from value.values()
     elif isinstance(value, list | tuple | set | frozenset | deque):
         yield from value
-    elif (attributes := _attributes(value)) is not None:
+    elif (attributes := plain_attributes(value)) is not None:
         yield attributes
 
 
-def _attributes(value: Any) -> dict[str, Any] | None:
+def plain_attributes(value: Any) -> dict[str, Any] | None:
     """The `__dict__` of a module, or of an object that deepcopy copies attribute by attribute; None for other objects."""
     kind: Any = type(value)
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
