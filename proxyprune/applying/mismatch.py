@@ -42,7 +42,7 @@ def _toggled_flag(plan: PrunePlan, graph: ModelGraph, model: nn.Module, example_
         value = holder[name]
         holder[name] = not value
         try:
-            plan.check(trace_like(model, example_inputs, plan.options))
+            plan.check(trace_like(model, example_inputs, plan.options, [call.inputs for call in graph.program.further]))
         except ProxyPruneError:
             continue
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.errors import InputError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxyprune.tracing.program import Program
 
 
-_NOT_PICKLED = ("program", "coupling", "bypasses")
+_NOT_PICKLED = ("program", "coupling", "bypasses", "further_bypasses")
 
 
 class _NotPickled:
@@ -49,6 +49,7 @@ class ModelGraph(Structure):
         bypasses: Removable block -> the tensors that take the place of its results.
         amendments: What probing found out: dimensions to pin or to tie.
         registered_ops: Ops of the model whose rule the caller registered.
+        further_bypasses: As `bypasses`, for each further example call.
     """
 
     cost: CostModel = field(repr=False)
@@ -58,6 +59,7 @@ class ModelGraph(Structure):
     bypasses: Mapping[str, tuple[Bypass, ...]] = field(repr=False)
     amendments: Amendments = field(repr=False)
     registered_ops: tuple[str, ...] = field(default=(), repr=False)
+    further_bypasses: tuple[Mapping[str, tuple[Bypass, ...]], ...] = field(default=(), repr=False)
 
     def __copy__(self) -> ModelGraph:
         return self  # an immutable value
@@ -67,7 +69,8 @@ class ModelGraph(Structure):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the traced program, which cannot be pickled; structure, cost and text stay."""
-        return {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
+        kept = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
+        return kept | {"options": replace(self.options, rules={})}  # registered rules may be functions that cannot be pickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {name: _NotPickled() for name in _NOT_PICKLED})

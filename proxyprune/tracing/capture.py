@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 from torch.fx import Node
@@ -18,13 +19,15 @@ from torch.fx import Node
 from proxyprune.errors import InputError
 from proxyprune.tracing.export import export
 from proxyprune.tracing.model_call import (
+    Call,
     ExampleInputs,
+    TrainingCall,
     call_arguments,
     evaluation,
     on_device_of,
 )
 from proxyprune.tracing.preconditions import check_traceable
-from proxyprune.tracing.program import Program
+from proxyprune.tracing.program import FurtherCall, Program
 from proxyprune.tracing.record import record
 
 __all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "on_device_of"]
@@ -49,7 +52,21 @@ def _without_log_of_failures() -> Iterator[None]:
             log.disabled = disabled
 
 
-def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
+def capture_all(model: nn.Module, example_inputs: ExampleInputs, also: Sequence[Call]) -> Program:
+    """The program of the first call, with those of further calls in `further`.
+
+    Raises:
+        InputError: If `also` is no list of calls; otherwise as `capture`.
+    """
+    if not isinstance(also, list | tuple):
+        raise InputError(
+            f"Expected also to be a list of further example inputs, found {type(also).__name__}. Put one call in a list: also=[inputs]."
+        )
+    program = capture(model, example_inputs)
+    return replace(program, further=tuple(FurtherCall(inputs, capture(model, inputs)) for inputs in also)) if also else program
+
+
+def capture(model: nn.Module, example_inputs: Call) -> Program:
     """Read a model into a `Program`.
 
     The model may live on any device, on the meta device, or be built under FakeTensorMode; inputs follow it.
@@ -68,8 +85,9 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
     check_traceable(model)
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
+    training = isinstance(example_inputs, TrainingCall)
     with _without_log_of_failures():
-        program = record(model, args, kwargs) or export(model, args, kwargs)
+        program = record(model, args, kwargs, training=training) or export(model, args, kwargs, training=training)
     _check_outputs(model, program)
     return program
 

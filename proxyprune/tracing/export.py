@@ -56,7 +56,7 @@ def _without_dump() -> Iterator[None]:
         sys.stderr.write(printed.getvalue().replace(f"{dump}\n", "") if dump else printed.getvalue())
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program:
     """The program of a model by torch.export.
 
     Raises:
@@ -65,12 +65,12 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     """
     wrapper = TensorOutputs(model)
     wrapper.training = model.training
-    with unchanged(model), evaluation(wrapper), _without_stack_traces():
+    with unchanged(model), evaluation(wrapper, training=training), _without_stack_traces():
         try:
             with _without_dump():
                 exported = torch.export.export(wrapper, args, kwargs, strict=False)
         except Exception as error:
-            raise _explain(model, args, kwargs, error) from error
+            raise _explain(model, args, kwargs, error, training=training) from error
     graph_module = exported.graph_module
     _inline_wrapped_regions(graph_module)
     _refuse_data_dependent_sizes(model, graph_module.graph)
@@ -116,14 +116,14 @@ def _repeated(graph: Graph) -> frozenset[str]:
     return frozenset(path.split("@")[0].removeprefix(_PREFIX).removeprefix(".") for path in again)
 
 
-def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Exception:
+def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception, *, training: bool) -> Exception:
     """Tell wrong example inputs (the model itself raises) from a model that export cannot follow."""
     module = failing_module(model, error)
     where = f"module '{module}' ({type(model.get_submodule(module)).__name__})"
     reason = _first_line(error)
     if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for _, tensor in named_state(model)):
         try:
-            with unchanged(model), evaluation(model):
+            with unchanged(model), evaluation(model, training=training):
                 model(*args, **kwargs)
         except Exception as direct:  # noqa: BLE001  whatever a forward raises is the caller's error here
             found = ", ".join([*(_kind(value) for value in args), *(f"{key}={_kind(value)}" for key, value in kwargs.items())])
