@@ -316,12 +316,12 @@ def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]])
 def _check_wrapper(model: nn.Module, found: Mapping[str, tuple[int, ...]], structure: Mapping[str, tuple[int, ...]]) -> None:
     """Raise if one of two networks is wrapped and the other is not; the message names the wrapper."""
     kind = type(model).__name__
-    if prefix := wrapper_prefix(found, structure):
+    if (prefix := wrapper_prefix(found, structure)) and all(name.startswith(prefix) for name in found):
         raise PlanMismatchError(
             f"The factory builds a wrapped network ({kind}): its names start with '{prefix}', and those of the pruned one do not. "
             f"Let the factory return the network inside (model.{prefix.rstrip('.')}), and wrap what load returns."
         )
-    if prefix := wrapper_prefix(structure, found):
+    if (prefix := wrapper_prefix(structure, found)) and all(name.startswith(prefix) for name in structure):
         raise PlanMismatchError(
             f"The network was pruned inside a wrapper: its names start with '{prefix}', and those of the {kind} that the factory builds do "
             "not. Let the factory wrap it in the same way (as DataParallel does for 'module.'), or prune the network inside the wrapper."
