@@ -18,5 +18,6 @@ from .saving.network_folder import load as load, save as save
 from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as ScoringContext, score as score, scorers as scorers
 from .searching import SearchResult as SearchResult, search as search
 from .surgery.surgery import Surgery as Surgery
+from .tracing.model_call import TrainingCall as TrainingCall
 
 __version__: str

@@ -22,8 +22,8 @@ from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.surgery.probe import probe_groups, with_pins
-from proxyprune.tracing.capture import capture
-from proxyprune.tracing.model_call import ExampleInputs
+from proxyprune.tracing.capture import capture_all
+from proxyprune.tracing.model_call import Call, ExampleInputs
 
 
 class PruneKeywords(PlanKeywords, TraceKeywords, total=False):
@@ -36,6 +36,7 @@ def prune(
     target: Target = 0.6,
     scorer: str | Scorer = "magnitude",
     *,
+    also: Sequence[Call] = (),
     batches: Sequence[Any] | None = None,
     loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
     seed: int = 0,
@@ -51,6 +52,7 @@ def prune(
     Args:
         model: Any torch module; it stays as it is unless `inplace`.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
+        also: Further example calls, as for `trace`; every one is verified.
         target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
         scorer: A name from `scorers()`, or any object with the `Scorer` interface.
         batches: Calibration batches, for scorers that need them.
@@ -70,7 +72,7 @@ def prune(
     """
     check_keywords(prune, keywords, PruneKeywords)
     request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
-    graph = trace(model, example_inputs, probe=False, **picked(TraceKeywords, keywords))
+    graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
     brief = request.brief(brief)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
     return prune_ranked(model, example_inputs, graph, ranking, request, inplace=inplace)
@@ -139,7 +141,14 @@ def _restricted(ranking: Ranking, graph: ModelGraph) -> Ranking:
     return replace(ranking, channel_scores=kept)
 
 
-def trace(model: nn.Module, example_inputs: ExampleInputs, *, probe: bool = True, **keywords: Unpack[TraceKeywords]) -> ModelGraph:
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    also: Sequence[Call] = (),
+    probe: bool = True,
+    **keywords: Unpack[TraceKeywords],
+) -> ModelGraph:
     """Read a model: its channel groups, its exact cost, its blocks.
 
     Nothing is run on real data, and the model is not changed. It may live on the meta device or be built under FakeTensorMode.
@@ -148,6 +157,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, probe: bool = True
         model: Any torch module.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments. Costs are for these inputs; with a batch of 1
             they are costs of one sample.
+        also: Further example calls that reach other branches or towers; `TrainingCall(inputs)` runs in training mode. A cut is then valid
+            for all calls, and costs are those of the first. Parameters that no call reaches stay whole (`graph.unreached`).
         probe: Cut every group by one step on a copy without weights, and pin the groups for which the forward does not follow (a size
             written as a constant, say). Without it such groups show up when a plan is applied.
         keywords: `TraceKeywords`: norm_groups, conv_groups.
@@ -164,5 +175,5 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, probe: bool = True
     """
     check_keywords(trace, keywords, TraceKeywords)
     options = Options(**keywords, rules=registered_rules())
-    graph = analyse(model, capture(model, example_inputs), options, Amendments())
+    graph = analyse(model, capture_all(model, example_inputs, also), options, Amendments())
     return probe_groups(model, example_inputs, graph) if probe else graph

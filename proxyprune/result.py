@@ -35,6 +35,7 @@ class Report:
         block_params: Block -> (parameters before, parameters after).
         made_with: Package -> version.
         seconds: Measured wall time of one run before and after, or None when nobody measured it.
+        unreached: Parameters that the example call does not reach; they stay whole.
     """
 
     base_macs: int
@@ -51,10 +52,12 @@ class Report:
     block_params: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
     made_with: Mapping[str, str] = field(default_factory=dict, repr=False)
     seconds: tuple[float, float] | None = None
+    unreached: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"schema": 1, **to_plain(self)}
+        plain = {"schema": 1, **to_plain(self)}
+        return plain if self.unreached else {name: value for name, value in plain.items() if name != "unreached"}
 
 
 @dataclass(frozen=True)
@@ -102,4 +105,5 @@ def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
         notes=plan.notes,
         block_params={block: (params, params_after[block]) for block, params in params_before.items()},
         made_with=made_with(),
+        unreached=graph.unreached,
     )

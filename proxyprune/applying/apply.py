@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proxyprune.applying.mismatch import check_plan
 from proxyprune.errors import VerificationError
-from proxyprune.graph.build import trace_like
+from proxyprune.graph.build import calls_of, trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.support.nested import tensors_of
@@ -19,9 +20,12 @@ from proxyprune.surgery.find_attributes import layer_attributes, obvious_changes
 from proxyprune.surgery.find_surgery import has_no_values, plan_surgery
 from proxyprune.surgery.perform import perform, pruned_copy
 from proxyprune.surgery.prediction import Prediction
-from proxyprune.surgery.surgery import Surgery
+from proxyprune.surgery.surgery import Surgery, joined
 from proxyprune.surgery.verify_live import Observer, Parted
-from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation, on_device_of
+from proxyprune.tracing.model_call import Call, ExampleInputs, TrainingCall, call_arguments, evaluation, on_device_of
+from proxyprune.tracing.module_state import unchanged
+
+_Calls = Sequence[tuple[Prediction, Call]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,13 @@ class Applied:
 
 
 def apply_plan(
-    model: nn.Module, plan: PrunePlan, example_inputs: ExampleInputs, *, inplace: bool = False, graph: ModelGraph | None = None
+    model: nn.Module,
+    plan: PrunePlan,
+    example_inputs: ExampleInputs,
+    *,
+    also: Sequence[Call] = (),
+    inplace: bool = False,
+    graph: ModelGraph | None = None,
 ) -> nn.Module:
     """Cut a model as planned and verify the result.
 
@@ -44,6 +54,7 @@ def apply_plan(
         model: The model that the plan was made for, unpruned.
         plan: From `make_plan` or `PrunePlan.from_json`.
         example_inputs: As for `trace`.
+        also: Further example calls, as for `trace`; `graph` has its own.
         inplace: Change `model` itself instead of a copy.
         graph: The trace of `model`, when at hand; it is traced again otherwise.
 
@@ -54,6 +65,8 @@ def apply_plan(
         PlanMismatchError: If the plan is for another structure.
         VerificationError: If the pruned model would not run or would do something else than planned.
     """
+    if graph is None:
+        graph = trace_like(model, example_inputs, plan.options, also)
     return apply(model, plan, example_inputs, inplace=inplace, graph=graph).model
 
 
@@ -63,13 +76,13 @@ def apply(
     """`apply_plan`, with the record of the surgery."""
     if graph is None:
         graph = trace_like(model, example_inputs, plan.options)
-    plan.check(graph)
-    prediction = predict(graph, plan)
-    at_once = _at_once(model, prediction, example_inputs, inplace=inplace)
+    check_plan(plan, graph, model, example_inputs)
+    calls = [(predict(view, plan), inputs) for view, inputs in calls_of(graph, example_inputs)]
+    at_once = _at_once(model, calls, inplace=inplace)
     if at_once is not None:
         return at_once
-    surgery = plan_surgery(model, prediction, example_inputs)
-    return Applied(_cut(model, surgery, lambda pruned: _run(pruned, prediction, example_inputs), inplace=inplace), surgery)
+    surgery = joined([plan_surgery(model, prediction, inputs) for prediction, inputs in calls])
+    return Applied(_cut(model, surgery, lambda pruned: _run_all(pruned, calls), inplace=inplace), surgery)
 
 
 def predict(graph: ModelGraph, plan: PrunePlan) -> Prediction:
@@ -96,32 +109,56 @@ def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None],
     return pruned
 
 
-def _at_once(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, *, inplace: bool) -> Applied | None:
+def _at_once(model: nn.Module, calls: _Calls, *, inplace: bool) -> Applied | None:
     """Cut with the obvious attributes, and verify while the result runs; None where that does not work out and a search is needed."""
-    if prediction.removed or has_no_values(model):
+    if calls[0][0].removed or has_no_values(model):
         return None
-    changes = obvious_changes(model, prediction)
-    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *changes), rescaled=prediction.rescaled)
 
     def observed(pruned: nn.Module) -> None:
-        observer = Observer(prediction)
-        _run(pruned, prediction, example_inputs, observer)
-        observer.ended()
+        for prediction, inputs in calls:
+            observer = Observer(prediction)
+            _run(pruned, prediction, inputs, observer)
+            observer.ended()
 
     try:
+        surgery = joined([_obvious_surgery(model, prediction) for prediction, _ in calls])
         return Applied(_cut(model, surgery, observed, inplace=inplace), surgery)
     except (Parted, VerificationError):
         return None
 
 
-def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, observer: Observer | None = None) -> None:
+def _obvious_surgery(model: nn.Module, prediction: Prediction) -> Surgery:
+    changes = (*layer_attributes(model, prediction), *obvious_changes(model, prediction))
+    return Surgery(prediction.cuts, changes, rescaled=prediction.rescaled)
+
+
+def _run_all(model: nn.Module, calls: _Calls) -> None:
+    """Run every example call; with further ones also compare the ops, for each was searched alone."""
+    for prediction, inputs in calls:
+        if len(calls) == 1 or prediction.removed:
+            _run(model, prediction, inputs)
+            continue
+        observer = Observer(prediction)
+        try:
+            _run(model, prediction, inputs, observer)
+            if not has_no_values(model):
+                observer.ended()
+        except Parted as parted:
+            raise VerificationError(
+                "The attributes that one example call needs do not suit another one, so this plan is valid for some of the calls only. "
+                "The model is unchanged. Prune without the further calls (also), or keep the blocks that they share (keep=...)."
+            ) from parted
+
+
+def _run(model: nn.Module, prediction: Prediction, example_inputs: Call, observer: Observer | None = None) -> None:
     """Run the pruned model, under the eyes of an observer if there is one, and check the shapes of its outputs."""
     if has_no_values(model):
         return
     args, kwargs = call_arguments(on_device_of(model, example_inputs))
+    training = isinstance(example_inputs, TrainingCall)
     generators = torch.random.get_rng_state()
     try:
-        with evaluation(model), observer or contextlib.nullcontext():
+        with unchanged(model, keep_resized=True), evaluation(model, training=training), observer or contextlib.nullcontext():
             outputs = tuple(tensors_of(model(*args, **kwargs)))
     except Exception as error:
         raise VerificationError(

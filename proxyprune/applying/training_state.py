@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proxyprune.errors import InputError, PlanMismatchError
+from proxyprune.support.wrapped_names import unwrapped
 from proxyprune.surgery.perform import share_of_norm, slice_tensor
 from proxyprune.surgery.surgery import Cut, Surgery
 from proxyprune.tracing.names import is_inside
 
 Memory = tuple[int, tuple[int, ...], tuple[int, ...], str]
 Named = nn.Module | Mapping[str, Tensor]
+_Shadow = TypeVar("_Shadow")
 
 
 def carry_optimizer(optimizer: Optimizer, old_model: Named, new_model: nn.Module, surgery: Surgery) -> Optimizer:
@@ -64,20 +66,115 @@ def carry_optimizer(optimizer: Optimizer, old_model: Named, new_model: nn.Module
     return _same_kind(optimizer, groups, state)
 
 
-def carry_state(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module | None = None) -> dict[str, Tensor]:
+@overload
+def carry_state(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module | None = None) -> dict[str, Tensor]: ...
+
+
+@overload
+def carry_state(state: _Shadow, surgery: Surgery, model: nn.Module | None = None) -> _Shadow: ...
+
+
+def carry_state(state: Any, surgery: Surgery, model: nn.Module | None = None) -> Any:
     """Cut a state dict of the unpruned model, such as the shadow weights of an exponential moving average.
 
+    Names may carry the prefix of a wrapper (`module.` of AveragedModel and DataParallel, `_orig_mod.` of a compiled model): it is found by
+    structure and kept. An object with a list `shadow_params` in the order of the model's parameters (diffusers' EMAModel), or its state
+    dict, is carried over as a whole.
+
     Args:
-        state: Tensors by the names that the model uses; names that are unknown to the surgery are copied.
+        state: Tensors by the names that the model uses; names that are unknown to the surgery are copied. Or an object or mapping with
+            `shadow_params`.
         surgery: What pruning changed (`PruneResult.surgery`).
         model: The pruned model; when given, every name and shape is checked against it, and other names of shared parameters are cut too.
 
     Returns:
-        A new state dict, without what lay in removed blocks. Tensors that were shared in `state` stay shared.
+        A new state dict, without what lay in removed blocks. Tensors that were shared in `state` stay shared. For an object with
+        `shadow_params`, a copy of it with these cut.
 
     Raises:
-        PlanMismatchError: If shapes do not fit the surgery, or the result does not fit `model`.
+        InputError: If `shadow_params` come without the model, or from a model that lost blocks: then the order of names is not known.
+        PlanMismatchError: If no name fits the surgery, shapes do not fit it, or the result does not fit `model`.
     """
+    if not isinstance(state, Mapping):
+        return _carry_shadow_object(state, surgery, model)
+    if isinstance(state.get("shadow_params"), list | tuple):
+        return {**state, "shadow_params": _carry_list(state["shadow_params"], surgery, model)}
+    names = _model_names(state, surgery)
+    inside = {inner: state[name] for name, inner in names.items() if inner is not None}
+    carried = _carry_named(inside, surgery, model)
+    rest = {name: copy.deepcopy(value) for name, value in state.items() if names[name] is None}
+    return rest | {name: carried[inner] for name, inner in names.items() if inner in carried}
+
+
+def _model_names(state: Mapping[str, Tensor], surgery: Surgery) -> dict[str, str | None]:
+    """Names in a state -> names in the model; None for what lies beside the model in a wrapper (a counter).
+
+    Raises:
+        PlanMismatchError: If no name fits.
+    """
+    plain = {name: unwrapped(name) for name in state}
+    cut = {change.parameter for change in surgery.cuts}
+    found = set(plain.values())
+    bypassed = [entry.module for entry in surgery.bypassed]
+    if not cut and not bypassed:
+        return dict(plain)
+    prefix = _likely_prefix(found, cut) if cut else _block_prefix(found, bypassed)
+    if prefix is not None:
+        return {name: inner.removeprefix(prefix) if inner.startswith(prefix) else None for name, inner in plain.items()}
+    shown = ", ".join(f"'{name}'" for name in sorted(found)[:3])
+    wanted = ", ".join(f"'{name}'" for name in sorted(cut or bypassed)[:3])
+    raise PlanMismatchError(
+        f"The state does not use the names of the model that was pruned: expected names such as {wanted}, found {shown or 'none'}. "
+        "Pass the state dict of the unpruned model, with its own names."
+    )
+
+
+def _likely_prefix(names: Collection[str], cut: Collection[str]) -> str | None:
+    """The prefix under which most cut parameters are found, "" included; a state may lack some of them (buffers, frozen parts)."""
+    counts = Counter({"": sum(name in names for name in cut)})
+    by_last_part: dict[str, list[str]] = {}
+    for name in cut:
+        by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
+    for name in names:
+        for wanted in by_last_part.get(name.rpartition(".")[2], ()):
+            if name.endswith(f".{wanted}"):
+                counts[name.removesuffix(wanted)] += 1
+    best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
+    return best if counts[best] else None
+
+
+def _block_prefix(names: Collection[str], blocks: Sequence[str]) -> str | None:
+    """The prefix before the parameters of removed blocks, where nothing was cut."""
+    if any(name.startswith(f"{block}.") for block in blocks for name in names):
+        return ""
+    found = {name[: name.index(f".{block}.") + 1] for block in blocks for name in names if f".{block}." in name}
+    return min(found, key=len) if found else None
+
+
+def _carry_shadow_object(state: Any, surgery: Surgery, model: nn.Module | None) -> Any:
+    shadow = getattr(state, "shadow_params", None)
+    if not isinstance(shadow, list | tuple):
+        raise InputError(
+            f"Expected a state dict, or an object with a list shadow_params, found {type(state).__name__}. Pass its state_dict()."
+        )
+    carried = copy.copy(state)
+    carried.shadow_params = _carry_list(shadow, surgery, model)
+    return carried
+
+
+def _carry_list(shadow: Sequence[Tensor], surgery: Surgery, model: nn.Module | None) -> list[Tensor]:
+    """Shadow weights in the order of the model's parameters."""
+    advice = "Pass a state dict instead: dict(zip(names, shadow_params)), with the names of the unpruned model's parameters."
+    if model is None:
+        raise InputError(f"shadow_params carry no names, so the pruned model is needed: carry_state(state, surgery, model). {advice}")
+    names = [name for name, _ in model.named_parameters()]
+    if surgery.bypassed or len(names) != len(shadow):
+        why = "blocks were removed" if surgery.bypassed else f"there are {len(shadow)}, and the pruned model has {len(names)} parameters"
+        raise InputError(f"shadow_params carry no names, and their order is not known: {why}. {advice}")
+    return list(_carry_named(dict(zip(names, shadow, strict=True)), surgery, model).values())
+
+
+def _carry_named(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module | None) -> dict[str, Tensor]:
     cuts = _cuts_by_name(surgery)
     gains = {entry.parameter: entry for entry in surgery.rescaled}
     successors = {} if model is None else {**model.state_dict(keep_vars=True), **dict(model.named_parameters(remove_duplicate=False))}

@@ -7,8 +7,8 @@ belongs together then is put into groups by `proxyprune.coupling.grouping`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.fx import Node
@@ -21,6 +21,7 @@ from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.outcome import Outcome
 from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
+from proxyprune.coupling.unreached import pin_unreached
 from proxyprune.errors import RuleError
 from proxyprune.tracing.nodes import is_tensor, op_name, output_shapes
 from proxyprune.tracing.program import Program
@@ -37,13 +38,23 @@ def couple(program: Program, options: Options, model: nn.Module, amendments: Ame
         model: The traced module, for the few classes in `adapters`.
         amendments: Dimensions to pin or to tie, found by probing.
     """
-    labels = _start(program, model, amendments)
-    scout, factored = _walk(program, options, labels, choices=None)
-    if not factored:
+    scout, factored = _walk_all(program, options, _start(program, model, amendments), [None] * len(program.programs))
+    if not any(factored):
         return form_groups(program, scout, options)
-    choices = _choose(scout.labels, factored)
-    walked, _ = _walk(program, options, _start(program, model, amendments), choices)
+    walked, _ = _walk_all(program, options, _start(program, model, amendments), _choose(scout.labels, factored))
     return form_groups(program, walked, options)
+
+
+def _walk_all(program: Program, options: Options, start: _Start, choices: Sequence[Choices | None]) -> tuple[Walked, list[list[Factored]]]:
+    """Walk the program and those of further calls with the same labels, so that a cut is valid for all of them."""
+    walks = [_walk(one, options, start, chosen) for one, chosen in zip(program.programs, choices, strict=True)]
+    pin_unreached(program, start.leaves, start.labels)
+    first, *others = (walked for walked, _ in walks)
+    unknown = dict.fromkeys(name for walked, _ in walks for name in walked.unsupported_ops)
+    registered = dict.fromkeys(name for walked, _ in walks for name in walked.registered_ops)
+    further = tuple(walked.outcomes for walked in others)
+    joint = replace(first, unsupported_ops=tuple(unknown), registered_ops=tuple(registered), further=further)
+    return joint, [factored for _, factored in walks]
 
 
 @dataclass(frozen=True)
@@ -172,16 +183,16 @@ def _fits(node: Node, outcome: Outcome) -> bool:
     )
 
 
-def _choose(labels: AxisLabels, factored: list[Factored]) -> dict[tuple[str, str, int], int | None]:
-    """Which factor of every ambiguous reshape may shrink.
+def _choose(labels: AxisLabels, factored: list[list[Factored]]) -> list[dict[tuple[str, str, int], int | None]]:
+    """Which factor of every ambiguous reshape may shrink, for each program.
 
     A class of labels that one reshape lets shrink, or keeps, does so in all of them.
     """
     classes = labels.solve()
     heads = {c for axis in labels.heads for c in classes.of[axis[axis != FIXED]].tolist()}
     shrinks: dict[int, bool] = {}
-    choices: dict[tuple[str, str, int], int | None] = {}
-    for entry in factored:
+    choices: list[dict[tuple[str, str, int], int | None]] = [{} for _ in factored]
+    for number, entry in ((number, entry) for number, entries in enumerate(factored) for entry in entries):
         candidates = []
         for k, axis in enumerate(entry.factors):
             distinct = set() if axis is None else set(classes.resolve(axis).tolist()) - {-1}
@@ -189,7 +200,7 @@ def _choose(labels: AxisLabels, factored: list[Factored]) -> dict[tuple[str, str
                 chosen_before, is_head = any(shrinks.get(c) for c in distinct), bool(heads & distinct)
                 candidates.append(((chosen_before, is_head, len(distinct), -k), k, distinct))
         best = max(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
-        choices[entry.key] = best
+        choices[number][entry.key] = best
         for _, k, distinct in sorted(candidates, key=lambda candidate: candidate[1] != best):
             for label_class in distinct:
                 shrinks.setdefault(label_class, k == best)

@@ -28,6 +28,7 @@ class Coupling:
         uncosted_ops: Ops that may multiply and have no cost rule.
         registered_ops: Ops whose rule was registered by the caller.
         classes: The solved axis classes.
+        further: The outcomes of each further call.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -39,6 +40,7 @@ class Coupling:
     uncosted_ops: tuple[str, ...]
     registered_ops: tuple[str, ...]
     classes: Classes = field(repr=False)
+    further: tuple[Mapping[Node, Outcome], ...] = field(default=(), repr=False)
 
     def count(self, axis: LabelArray) -> tuple[int, dict[int, int]]:
         """Kept size of an axis as constant + sum of coefficient * atoms kept, by prunable group."""

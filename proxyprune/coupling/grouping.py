@@ -36,6 +36,7 @@ class Walked:
     outcomes: Mapping[Node, Outcome]
     unsupported_ops: tuple[str, ...]
     registered_ops: tuple[str, ...]
+    further: tuple[Mapping[Node, Outcome], ...] = ()
 
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -77,6 +78,7 @@ def form_groups(program: Program, walked: Walked, options: Options) -> Coupling:
         tuple(uncosted),
         walked.registered_ops,
         classes,
+        walked.further,
     )
 
 
@@ -116,7 +118,7 @@ def _every_axis(walked: Walked) -> Iterator[LabelArray]:
 def _axes(walked: Walked) -> Iterator[Axis | Size]:
     for axes in walked.leaves.values():
         yield from axes
-    for outcome in walked.outcomes.values():
+    for outcome in (outcome for outcomes in (walked.outcomes, *walked.further) for outcome in outcomes.values()):
         for axes in outcome.outputs:
             yield from axes
         for sizes in outcome.sizes.values():

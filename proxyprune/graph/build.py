@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from proxyprune.graph.cost import CostModel, Polynomial
 from proxyprune.graph.find_blocks import BlockFinder, Span, kind_of
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
-from proxyprune.tracing.capture import capture
-from proxyprune.tracing.model_call import ExampleInputs
+from proxyprune.tracing.capture import capture_all
+from proxyprune.tracing.model_call import Call, ExampleInputs
 from proxyprune.tracing.nodes import op_name
 from proxyprune.tracing.program import Program
 
@@ -35,6 +35,10 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
     """Couple, price and cut into blocks; `amendments` are what probing found out."""
     coupling = couple(program, options, model, amendments)
     finder = BlockFinder(program, model)
+    others = [BlockFinder(call.program, model) for call in program.further]
+    for name in list(finder.bypasses):
+        if any(name not in other.bypasses and other.span(name).nodes for other in others):
+            del finder.bypasses[name]  # another call cannot do without it
     names = finder.block_names
     cost = _cost_model(program, coupling, names)
     groups = tuple(replace(group, blocks=_blocks_of_group(group, names)) for group in coupling.groups)
@@ -48,6 +52,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         macs=cost.base_macs,
         params=cost.base_params,
         parameter_shapes=program.shapes,
+        unreached=program.unreached,
         cost=cost,
         program=program,
         coupling=coupling,
@@ -55,7 +60,17 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         amendments=amendments,
         registered_ops=coupling.registered_ops,
         bypasses={name: bypass for name, bypass in finder.bypasses.items() if name in names},
+        further_bypasses=tuple({name: other.bypasses[name] for name in names if name in other.bypasses} for other in others),
     )
+
+
+def calls_of(graph: ModelGraph, example_inputs: ExampleInputs) -> Iterator[tuple[ModelGraph, Call]]:
+    """The graph for each example call: the same groups, over the program of that call."""
+    yield graph, example_inputs
+    calls = zip(graph.program.further, graph.coupling.further, graph.further_bypasses, strict=True)
+    for call, outcomes, bypasses in calls:
+        coupling = replace(graph.coupling, outcomes=outcomes, further=())
+        yield replace(graph, program=call.program, coupling=coupling, bypasses=bypasses, further_bypasses=()), call.inputs
 
 
 def _enclosing(name: str, blocks: frozenset[str]) -> str:
@@ -187,7 +202,7 @@ def _inputs(program: Program, names: tuple[str, ...]) -> dict[str, tuple[str, ..
     return {name: tuple(found) for name, found in readers.items()}
 
 
-def trace_like(model: nn.Module, example_inputs: ExampleInputs, options: Mapping[str, Any]) -> ModelGraph:
+def trace_like(model: nn.Module, example_inputs: ExampleInputs, options: Mapping[str, Any], also: Sequence[Call] = ()) -> ModelGraph:
     """Trace a model with the options that a plan was made with.
 
     Raises:
@@ -201,4 +216,4 @@ def trace_like(model: nn.Module, example_inputs: ExampleInputs, options: Mapping
             "Call proxyprune.register_rule for them first, as where the plan was made."
         )
     chosen = Options(options.get("norm_groups", "balanced"), options.get("conv_groups", "balanced"), rules)
-    return analyse(model, capture(model, example_inputs), chosen, Amendments.from_dict(options.get("amendments", {})))
+    return analyse(model, capture_all(model, example_inputs, also), chosen, Amendments.from_dict(options.get("amendments", {})))

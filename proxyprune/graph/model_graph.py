@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from proxyprune.errors import InputError
 from proxyprune.graph.structure import Structure
 from proxyprune.graph.text import to_dict, to_networkx, to_text
 
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from proxyprune.graph.cost import CostModel
     from proxyprune.graph.structure import Bypass
     from proxyprune.tracing.program import Program
+
+
+_NOT_PICKLED = ("program", "coupling", "bypasses", "further_bypasses")
+
+
+class _NotPickled:
+    """Stands for what an unpickled graph does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise InputError(
+            "This graph was unpickled, and pickling leaves out the traced program. Trace the model again: proxyprune.trace(model, inputs)."
+        )
+
+    def __iter__(self) -> Any:
+        return self.__getattr__("items")
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class ModelGraph(Structure):
         bypasses: Removable block -> the tensors that take the place of its results.
         amendments: What probing found out: dimensions to pin or to tie.
         registered_ops: Ops of the model whose rule the caller registered.
+        further_bypasses: As `bypasses`, for each further example call.
     """
 
     cost: CostModel = field(repr=False)
@@ -40,6 +59,21 @@ class ModelGraph(Structure):
     bypasses: Mapping[str, tuple[Bypass, ...]] = field(repr=False)
     amendments: Amendments = field(repr=False)
     registered_ops: tuple[str, ...] = field(default=(), repr=False)
+    further_bypasses: tuple[Mapping[str, tuple[Bypass, ...]], ...] = field(default=(), repr=False)
+
+    def __copy__(self) -> ModelGraph:
+        return self  # an immutable value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelGraph:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the traced program, which cannot be pickled; structure, cost and text stay."""
+        kept = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
+        return kept | {"options": replace(self.options, rules={})}  # registered rules may be functions that cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {name: _NotPickled() for name in _NOT_PICKLED})
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """Return the directed graph of blocks; node attributes are the fields of `Block`, edges carry kind="flow" or "skip"."""

@@ -104,6 +104,7 @@ class Structure:
         macs: Multiply-accumulates of one run on the example inputs, attention included. FLOPs = 2 x MACs.
         params: Parameters, shared ones counted once.
         parameter_shapes: Shape of every parameter and buffer, by its name in the state dict.
+        unreached: Parameters that the example call does not reach; they stay whole.
     """
 
     model_class: str
@@ -114,6 +115,7 @@ class Structure:
     macs: int
     params: int
     parameter_shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    unreached: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -54,7 +54,11 @@ def to_text(graph: Structure) -> str:
         for group, number in shared.items():
             entry = graph.by_id[group]
             lines.append(f"s{number} {entry.width}/{entry.unit} {_ranges(numbers[name] for name in entry.blocks)}")
-    for title, names in (("ops without an axis rule (pinned)", graph.unsupported_ops), ("ops without a cost rule", graph.uncosted_ops)):
+    for title, names in (
+        ("ops without an axis rule (pinned)", graph.unsupported_ops),
+        ("ops without a cost rule", graph.uncosted_ops),
+        ("parameters that the example call does not reach (whole)", graph.unreached),
+    ):
         if names:
             lines.append(f"# {title}: {', '.join(names)}")
     return "\n".join(lines) + "\n"
@@ -72,7 +76,7 @@ def to_dict(graph: Structure) -> dict[str, Any]:
         "groups": [_group(group) for group in graph.groups],
         "unsupported_ops": list(graph.unsupported_ops),
         "uncosted_ops": list(graph.uncosted_ops),
-    }
+    } | ({"unreached": list(graph.unreached)} if graph.unreached else {})
 
 
 def block_dict(block: Block) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from proxyprune.scoring.tools.calibration import seeded, untouched
 from proxyprune.support.checks import is_count
 from proxyprune.support.seeds import derived_seed
 from proxyprune.tracing.capture import evaluation
+from proxyprune.tracing.module_state import copied, unchanged
 
 HELD_OUT_SHARE = 1 / 3
 """Share of the calibration batches that is held out when nothing else is given; at least one batch."""
@@ -143,7 +143,7 @@ def held_out_loss(model: nn.Module, data: Data, seed: int) -> float:
         The mean; infinity when any batch gives no finite number.
     """
     total = 0.0
-    with evaluation(model):
+    with unchanged(model), evaluation(model):
         for index, batch in enumerate(data.held_out):
             with untouched(model, derived_seed(seed, "held out", index)), torch.no_grad():
                 total += float(_loss(data.loss_fn, model, batch, f"held-out batch {index}").detach())
@@ -153,7 +153,7 @@ def held_out_loss(model: nn.Module, data: Data, seed: int) -> float:
 
 def recovered(model: nn.Module, data: Data, recovery: Recovery, seed: int) -> nn.Module:
     """A copy of a model after a recovery; the same copy for the same seed, and the model itself stays as it is."""
-    model = copy.deepcopy(model)
+    model = copied(model, {})
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     loss_fn = data.training_loss_fn or data.loss_fn

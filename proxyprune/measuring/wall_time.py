@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation, on_device_of
+from proxyprune.tracing.module_state import unchanged
 
 ROUNDS = 9
 WARM_UP_ROUNDS = 2
@@ -26,7 +27,7 @@ def run_seconds(before: nn.Module, after: nn.Module, example_inputs: ExampleInpu
         example_inputs: As for `proxyprune.trace`; time is that of this batch.
     """
     found: tuple[list[float], list[float]] = ([], [])
-    with evaluation(before), evaluation(after), torch.no_grad():
+    with unchanged(before), unchanged(after), evaluation(before), evaluation(after), torch.no_grad():
         for round_number in range(WARM_UP_ROUNDS + ROUNDS):
             for model, times in zip((before, after), found, strict=True):
                 seconds = _one_run(model, example_inputs)

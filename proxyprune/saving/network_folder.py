@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.tools.weights import is_fake
 from proxyprune.support.checks import listed
 from proxyprune.support.files import put_folder, to_disk
+from proxyprune.support.wrapped_names import wrapper_prefix
 from proxyprune.surgery.perform import perform
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.tracing.names import named_state
@@ -110,6 +111,7 @@ def save(result: Saveable, folder: str | Path) -> Path:
     """
     target = resolved(folder)
     tensors, shared = _stored_once(result.model)
+    _check_unwrapped(result.model, tensors, result.graph.parameter_shapes)
     with _storage_errors(f"save to '{folder}'"):
         refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def _write_all(result: Saveable, tensors: Mapping[str, Tensor], shared: Mapping[
     training = result.model.training
     manifest = Manifest(
         sha256={name: sha256_of(folder / name) for name in FILES if name != MANIFEST},
-        structure=result.graph.program.shapes,
+        structure=result.graph.parameter_shapes,
         shared=shared,
         training=training,
         exceptions=tuple(name for name, module in result.model.named_modules() if module.training != training),
@@ -295,6 +297,7 @@ def _build(factory: Factory) -> nn.Module:
 def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]]) -> None:
     tensors = dict(named_state(model))
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_wrapper(model, found, structure)
     known = {id(tensor) for name, tensor in tensors.items() if name in structure}
     differences = [
         f"'{name}' has shape {found[name]} instead of {shape}"
@@ -307,6 +310,32 @@ def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]])
         raise PlanMismatchError(
             f"The factory builds a {type(model).__name__} of another structure than the one that was pruned: "
             f"{listed(differences, 5, '; ')}. Use the factory that the network was pruned with."
+        )
+
+
+def _check_wrapper(model: nn.Module, found: Mapping[str, tuple[int, ...]], structure: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise if one of two networks is wrapped and the other is not; the message names the wrapper."""
+    kind = type(model).__name__
+    if (prefix := wrapper_prefix(found, structure)) and all(name.startswith(prefix) for name in found):
+        raise PlanMismatchError(
+            f"The factory builds a wrapped network ({kind}): its names start with '{prefix}', and those of the pruned one do not. "
+            f"Let the factory return the network inside (model.{prefix.rstrip('.')}), and wrap what load returns."
+        )
+    if (prefix := wrapper_prefix(structure, found)) and all(name.startswith(prefix) for name in structure):
+        raise PlanMismatchError(
+            f"The network was pruned inside a wrapper: its names start with '{prefix}', and those of the {kind} that the factory builds do "
+            "not. Let the factory wrap it in the same way (as DataParallel does for 'module.'), or prune the network inside the wrapper."
+        )
+
+
+def _check_unwrapped(model: nn.Module, names: Collection[str], structure: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise if a pruned network was wrapped after pruning: its weights could not be loaded under these names."""
+    held = {name for name in names if name not in structure}
+    prefix = next((name[: -len(other)] for name in sorted(held) for other in structure if name.endswith(f".{other}")), "")
+    if held and prefix and all(name.startswith(prefix) for name in names):
+        raise WeightsError(
+            f"The pruned network is wrapped ({type(model).__name__}): its names start with '{prefix}'. "
+            f"Save the network inside: dataclasses.replace(result, model=result.model.{prefix.rstrip('.')})."
         )
 
 

@@ -72,7 +72,7 @@ def score(
 
         check_weights(model, values_needed=any("model" in NEEDS[need] for need in judge.needs))
     try:
-        ranking = judge.score(graph, context)
+        ranking = _scored(judge, graph, context)
     except ProxyPruneError:
         raise
     except Exception as error:
@@ -81,6 +81,16 @@ def score(
             "This is a defect of the scorer or of loss_fn; the original error is above."
         ) from error
     return check_ranking(graph, ranking, judge.name)
+
+
+def _scored(judge: Scorer, graph: ModelGraph, context: ScoringContext) -> Ranking:
+    """What a scorer returns; every attribute of the model is afterwards as before."""
+    if context.model is None:
+        return judge.score(graph, context)
+    from proxyprune.tracing.module_state import unchanged  # imports torch, which a text-only scorer can do without
+
+    with unchanged(context.model):
+        return judge.score(graph, context)
 
 
 def check_ranking(graph: ModelGraph, ranking: object, scorer: str) -> Ranking:

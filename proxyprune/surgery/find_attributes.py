@@ -22,7 +22,7 @@ from proxyprune.surgery.perform import get_attribute, set_attribute
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import AttributeChange
 from proxyprune.surgery.verify_dry import Difference, Recording, compare, extra_ops, record_actual, record_predicted
-from proxyprune.tracing.model_call import ExampleInputs
+from proxyprune.tracing.model_call import Call
 from proxyprune.tracing.nodes import arguments, output_shapes
 from proxyprune.tracing.skeleton import Ghost
 
@@ -83,7 +83,7 @@ class Follower:
 
     prediction: Prediction
     skeleton: nn.Module
-    example_inputs: ExampleInputs
+    example_inputs: Call
     ghost: Ghost
     extra: frozenset[int] = frozenset()
     search: bool = True
@@ -355,7 +355,7 @@ def obvious_changes(model: nn.Module, prediction: Prediction) -> tuple[Attribute
     )
 
 
-def confirm(model_skeleton: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> frozenset[int] | None:
+def confirm(model_skeleton: nn.Module, prediction: Prediction, example_inputs: Call, ghost: Ghost) -> frozenset[int] | None:
     """Line the traced graph up with the unpruned forward, and run the prediction; see `verify.extra_ops`."""
     traced = record_predicted(prediction.unpruned, ghost)
     if traced.error is not None:

@@ -14,7 +14,7 @@ from proxyprune.errors import VerificationError
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import Bypassed
 from proxyprune.surgery.verify_dry import Recording, extra_ops, record_actual, record_predicted
-from proxyprune.tracing.model_call import ExampleInputs
+from proxyprune.tracing.model_call import Call
 from proxyprune.tracing.nodes import op_name
 from proxyprune.tracing.skeleton import Ghost
 
@@ -42,7 +42,7 @@ class _Watcher:
         return note
 
 
-def watch(skeleton: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> tuple[Bypassed, ...]:
+def watch(skeleton: nn.Module, prediction: Prediction, example_inputs: Call, ghost: Ghost) -> tuple[Bypassed, ...]:
     """Run an unpruned skeleton once and note how each removed block hands its input on.
 
     Every tensor of that run is traced back to the op of the graph that made it, so that the argument is the one on the residual

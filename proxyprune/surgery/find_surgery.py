@@ -15,11 +15,11 @@ from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.surgery.verify_dry import Difference
 from proxyprune.surgery.verify_live import Observer, Parted
-from proxyprune.tracing.model_call import ExampleInputs, as_if_exporting, call_arguments, evaluation, on_device_of
+from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.skeleton import Ghost, empty_inputs, skeleton
 
 
-def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> bool:
+def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: Call) -> bool:
     """Whether a skeleton, cut with the obvious attributes, does what is predicted; a no only says that a search is needed."""
     if prediction.removed:
         return False
@@ -29,7 +29,7 @@ def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: 
     args, kwargs = empty_inputs(call_arguments(on_device_of(model, example_inputs)), ghost)
     observer = Observer(prediction)
     try:
-        with evaluation(pruned), ghost.running(), as_if_exporting(), observer:
+        with evaluation(pruned, training=isinstance(example_inputs, TrainingCall)), ghost.running(), as_if_exporting(), observer:
             pruned(*args, **kwargs)
         observer.ended()
     except (Parted, Exception):  # noqa: BLE001  whatever a forward raises, the search says where
@@ -42,7 +42,7 @@ def has_no_values(model: nn.Module) -> bool:
     return any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in model.parameters())
 
 
-def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> Surgery:
+def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call) -> Surgery:
     """The surgery that makes `model` do what is predicted, found and verified on a skeleton.
 
     Raises:
@@ -54,7 +54,7 @@ def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: Examp
     return surgery
 
 
-def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs) -> tuple[Surgery, Difference | None]:
+def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call) -> tuple[Surgery, Difference | None]:
     """The best surgery found and the difference that is left.
 
     Meta tensors are tried first. Where even the unpruned forward does something else on them than was traced (a model that makes
@@ -76,7 +76,7 @@ class _Attempt:
     lined_up: bool
 
 
-def _attempt(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, ghost: Ghost) -> _Attempt:
+def _attempt(model: nn.Module, prediction: Prediction, example_inputs: Call, ghost: Ghost) -> _Attempt:
     bypassed = watch(skeleton(model, ghost), prediction, example_inputs, ghost) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
     base = Surgery(prediction.cuts, attributes, bypassed, prediction.rescaled)

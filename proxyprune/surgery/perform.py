@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from proxyprune.errors import PlanMismatchError
 from proxyprune.surgery.surgery import Cut, Surgery
+from proxyprune.tracing.module_state import copied
 
 
 class Bypass(nn.Module):
@@ -78,9 +79,9 @@ def pruned_copy(model: nn.Module, surgery: Surgery) -> nn.Module:
         PlanMismatchError: If a parameter, size or module is not what the surgery was made for.
     """
     memo: dict[int, Any] = dict(_replacements(model, surgery))
-    copied = copy.deepcopy(model, memo)
-    rewire(copied, surgery)
-    return copied
+    pruned = copied(model, memo)
+    rewire(pruned, surgery)
+    return pruned
 
 
 def _replacements(model: nn.Module, surgery: Surgery) -> dict[int, Tensor]:

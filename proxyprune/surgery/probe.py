@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from proxyprune.coupling.groups import ChannelGroup, Member
-from proxyprune.graph.build import analyse
+from proxyprune.graph.build import analyse, calls_of
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.surgery.find_surgery import attempt_surgery, blamed_groups, runs_as_predicted
 from proxyprune.surgery.prediction import Prediction
@@ -60,12 +60,13 @@ class Finding:
 
 def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> Finding | None:
     for depth, cuts in enumerate(_probes(graph)):
-        prediction = Prediction(graph, cuts, frozenset())
-        if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, example_inputs):
-            continue
-        _, difference = attempt_surgery(model, prediction, example_inputs)
-        if difference is not None:
-            return Finding(depth, difference, blamed_groups(prediction, difference))
+        for number, (view, inputs) in enumerate(calls_of(graph, example_inputs)):
+            prediction = Prediction(view, cuts, frozenset())
+            if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, inputs):
+                continue
+            _, difference = attempt_surgery(model, prediction, inputs)
+            if difference is not None:
+                return Finding(depth * len(graph.program.programs) + number, difference, blamed_groups(prediction, difference))
     return None
 
 
@@ -92,7 +93,7 @@ def _possible_ties(graph: ModelGraph, finding: Finding) -> Iterator[tuple[tuple[
 
     Modules of the same class get the same tie.
     """
-    owner = graph.program.owners[finding.difference.node.name] if finding.difference.node is not None else finding.difference.module
+    owner = graph.program.owner(finding.difference.node) if finding.difference.node is not None else finding.difference.module
     tried: set[frozenset[str]] = set()
     for module in dict.fromkeys((finding.difference.module, owner)):
         members = [(member, group) for group in graph.prunable for member in group.members if _inside(member, module)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxyprune.errors import PlanFormatError
+from proxyprune.errors import PlanFormatError, VerificationError
 from proxyprune.support.ranges import from_ranges, to_ranges
 
 SCHEMA = 1
@@ -124,6 +124,31 @@ class Surgery:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanFormatError(f"The surgery record is damaged ({type(error).__name__}: {error}). Prune the model again.") from error
         return cls(cuts, attributes, bypassed, rescaled)
+
+
+def joined(surgeries: Sequence[Surgery]) -> Surgery:
+    """One surgery for several example calls of a model; all of them cut the same parameters.
+
+    Raises:
+        VerificationError: If two calls need different values of one attribute, or skip a removed block in different ways.
+    """
+    first, *others = surgeries
+    attributes = {(change.module, change.path): change for change in first.attributes}
+    bypassed = {entry.module: entry for entry in first.bypassed}
+    for other in others:
+        for change in other.attributes:
+            if attributes.setdefault((change.module, change.path), change) != change:
+                name = ".".join((change.module, *change.path)).lstrip(".")
+                raise VerificationError(
+                    f"Two example calls need different values of '{name}'. The model is unchanged. Leave its module whole (keep=...)."
+                )
+        for entry in other.bypassed:
+            if bypassed.setdefault(entry.module, entry) != entry:
+                raise VerificationError(
+                    f"Block '{entry.module}' cannot be removed: two example calls pass it on in different ways. The model is unchanged.",
+                    module=entry.module,
+                )
+    return replace(first, attributes=tuple(attributes.values()), bypassed=tuple(bypassed.values()))
 
 
 def _argument(value: Any) -> int | str:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from proxyprune.support.nested import tensors_of
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.width_factors import follows_width
-from proxyprune.tracing.model_call import ExampleInputs, as_if_exporting, call_arguments, evaluation, failing_module
+from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.tracing.skeleton import Ghost, empty_inputs
 
 _BOOKKEEPING = ("aten::detach", "aten::alias", "aten::lift", "aten::_assert", "prim::", "aten::clone", "aten::_to_copy", "aten::copy_")
@@ -167,7 +167,7 @@ class _Parted(BaseException):
 
 def record_actual(
     model: nn.Module,
-    example_inputs: ExampleInputs,
+    example_inputs: Call,
     ghost: Ghost,
     predicted: Recording | None = None,
     extra: frozenset[int] = frozenset(),
@@ -180,7 +180,7 @@ def record_actual(
     recorder = _Recorder(recording, predicted, extra)
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = empty_inputs(args, ghost), empty_inputs(kwargs, ghost)
-    with _places(model, recorder), evaluation(model), ghost.running(), as_if_exporting():
+    with _places(model, recorder), evaluation(model, training=isinstance(example_inputs, TrainingCall)), ghost.running(), as_if_exporting():
         try:
             with recorder:
                 model(*args, **kwargs)

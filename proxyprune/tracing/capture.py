@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import torch
 from torch import nn
+from torch.fx import Node
 
 from proxyprune.errors import InputError
 from proxyprune.tracing.export import export
 from proxyprune.tracing.model_call import (
+    Call,
     ExampleInputs,
+    TrainingCall,
     call_arguments,
     evaluation,
     on_device_of,
 )
-from proxyprune.tracing.program import Program
+from proxyprune.tracing.preconditions import check_traceable
+from proxyprune.tracing.program import FurtherCall, Program
 from proxyprune.tracing.record import record
 
 __all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "on_device_of"]
@@ -30,17 +35,38 @@ __all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation"
 
 @contextlib.contextmanager
 def _without_log_of_failures() -> Iterator[None]:
-    """Keep a failing op's traceback, which torch logs as well as raises, off the terminal: `_explain` says it in a sentence."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
+    """Silence what torch logs or warns about in addition to the error; `_explain` reports the failure in a sentence.
+
+    The warning about attributes that a forward assigns is silenced too: they are restored.
+    """
+    logs = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assigned during export")
+            yield
     finally:
-        log.disabled = before
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
-def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
+def capture_all(model: nn.Module, example_inputs: ExampleInputs, also: Sequence[Call]) -> Program:
+    """The program of the first call, with those of further calls in `further`.
+
+    Raises:
+        InputError: If `also` is no list of calls; otherwise as `capture`.
+    """
+    if not isinstance(also, list | tuple):
+        raise InputError(
+            f"Expected also to be a list of further example inputs, found {type(also).__name__}. Put one call in a list: also=[inputs]."
+        )
+    program = capture(model, example_inputs)
+    return replace(program, further=tuple(FurtherCall(inputs, capture(model, inputs)) for inputs in also)) if also else program
+
+
+def capture(model: nn.Module, example_inputs: Call) -> Program:
     """Read a model into a `Program`.
 
     The model may live on any device, on the meta device, or be built under FakeTensorMode; inputs follow it.
@@ -50,16 +76,46 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Program:
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments. A batch of 1 makes costs per sample.
 
     Raises:
+        InputError: If the model must be unwrapped, initialised or left unquantised first, or returns no tensor.
         ExampleInputsError: If the model itself raises on these inputs.
         TraceError: If the model runs but torch.export cannot follow it; the message names the module and the reason.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"Expected a torch.nn.Module to trace, found {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "A TorchScript module holds no Python forward that could be traced and cut. Pass the module that it was made from."
-        )
+    check_traceable(model)
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
+    training = isinstance(example_inputs, TrainingCall)
     with _without_log_of_failures():
-        return record(model, args, kwargs) or export(model, args, kwargs)
+        program = record(model, args, kwargs, training=training) or export(model, args, kwargs, training=training)
+    _check_outputs(model, program)
+    return program
+
+
+def _check_outputs(model: nn.Module, program: Program) -> None:
+    """Raise if no output depends on the weights: nothing would then hold the network's last layers in place."""
+    kind = type(model).__name__
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    if not output.all_input_nodes:
+        raise InputError(
+            f"The forward of {kind} returns no tensor on these example inputs, so there is no output that pruning could preserve. "
+            "Return the tensors that the network computes (in a tuple, list, dict or dataclass), or pass inputs for which it does."
+        )
+    if program.trainable and not _depends_on_weights(output, program):
+        raise InputError(
+            f"The outputs of {kind} on these example inputs depend on no parameter, so there is no output that pruning could preserve. "
+            "Pass inputs for which its layers are used, and return what they compute."
+        )
+
+
+def _depends_on_weights(output: Node, program: Program) -> bool:
+    seen: set[Node] = set()
+    waiting = [output]
+    while waiting:
+        node = waiting.pop()
+        if program.state.get(node.name) in program.trainable:
+            return True
+        new = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(new)
+        waiting += new
+    return False

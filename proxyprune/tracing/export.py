@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from proxyprune.tracing.model_call import (
     evaluation,
     failing_module,
 )
+from proxyprune.tracing.module_state import unchanged
 from proxyprune.tracing.names import named_state
 from proxyprune.tracing.program import Program, assemble
 
@@ -38,7 +41,22 @@ def _without_stack_traces() -> Iterator[None]:
             config.do_not_emit_stack_traces = before
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+@contextlib.contextmanager
+def _without_dump() -> Iterator[None]:
+    """Leave out the part of the graph that torch.export prints to stderr when it fails; everything else that is printed is passed on."""
+    printed = io.StringIO()
+    dump = ""
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        dump = str(getattr(error, "partial_fx_graph", ""))
+        raise
+    finally:
+        sys.stderr.write(printed.getvalue().replace(f"{dump}\n", "") if dump else printed.getvalue())
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program:
     """The program of a model by torch.export.
 
     Raises:
@@ -47,11 +65,12 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     """
     wrapper = TensorOutputs(model)
     wrapper.training = model.training
-    with evaluation(wrapper), _without_stack_traces():
+    with unchanged(model), evaluation(wrapper, training=training), _without_stack_traces():
         try:
-            exported = torch.export.export(wrapper, args, kwargs, strict=False)
+            with _without_dump():
+                exported = torch.export.export(wrapper, args, kwargs, strict=False)
         except Exception as error:
-            raise _explain(model, args, kwargs, error) from error
+            raise _explain(model, args, kwargs, error, training=training) from error
     graph_module = exported.graph_module
     _inline_wrapped_regions(graph_module)
     _refuse_data_dependent_sizes(model, graph_module.graph)
@@ -97,14 +116,14 @@ def _repeated(graph: Graph) -> frozenset[str]:
     return frozenset(path.split("@")[0].removeprefix(_PREFIX).removeprefix(".") for path in again)
 
 
-def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Exception:
+def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception, *, training: bool) -> Exception:
     """Tell wrong example inputs (the model itself raises) from a model that export cannot follow."""
     module = failing_module(model, error)
     where = f"module '{module}' ({type(model.get_submodule(module)).__name__})"
     reason = _first_line(error)
     if not any(isinstance(tensor, FakeTensor) or tensor.is_meta for _, tensor in named_state(model)):
         try:
-            with evaluation(model):
+            with unchanged(model), evaluation(model, training=training):
                 model(*args, **kwargs)
         except Exception as direct:  # noqa: BLE001  whatever a forward raises is the caller's error here
             found = ", ".join([*(_kind(value) for value in args), *(f"{key}={_kind(value)}" for key, value in kwargs.items())])
@@ -114,11 +133,13 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
                 f"{_first_line(direct)}. Given: {found or 'no arguments'}. "
                 "Pass the arguments that its forward takes: a tensor, a tuple, or a dict of names."
             )
-    return TraceError(
-        f"torch.export cannot follow {where}: {reason}. "
-        "Usually a branch or a size depends on the data of a tensor there; make it depend on shapes only, "
-        "or trace the part of the model without that module."
+    depends_on_data = "data-dependent" in str(error) or "DataDependent" in type(error).__name__
+    advice = (
+        "A branch or a size depends on the data of a tensor there; make it depend on shapes only"
+        if depends_on_data
+        else "Something there cannot run on tensors without values; replace it by torch ops on plain tensors"
     )
+    return TraceError(f"torch.export cannot follow {where}: {reason}. {advice}, or trace the part of the model without that module.")
 
 
 def _first_line(error: BaseException) -> str:

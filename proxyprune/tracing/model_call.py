@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,20 @@ from proxyprune.support.nested import tensors_of
 from proxyprune.tracing.names import named_state
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingCall:
+    """A further example call in training mode, for `also`: auxiliary heads and mask tokens often run in no other.
+
+    Attributes:
+        inputs: As for the first call. Batch norm needs more than one value per channel.
+    """
+
+    inputs: ExampleInputs
+
+
+Call = ExampleInputs | TrainingCall
 
 
 class TensorOutputs(nn.Module):
@@ -30,12 +45,14 @@ class TensorOutputs(nn.Module):
         return tuple(tensors_of(self.model(*args, **kwargs)))
 
 
-def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(example_inputs: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Split example inputs into positional and keyword arguments.
 
     Raises:
         InputError: If they are neither a tensor, a tuple or list, nor a mapping with string keys.
     """
+    if isinstance(example_inputs, TrainingCall):
+        return call_arguments(example_inputs.inputs)
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
@@ -50,12 +67,12 @@ def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict
 
 
 @contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no autograd and no fused attention inside; every module's own mode is put back afterwards."""
+def evaluation(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Eval mode (or training mode), no autograd and no fused attention inside; every module's own mode is put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     for module, _ in modes:
-        module.training = False
+        module.training = training
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
@@ -90,6 +107,8 @@ def on_device_of(model: nn.Module, value: Any) -> Any:
     def move(item: Any) -> Any:
         if isinstance(item, FakeTensor):
             return item
+        if isinstance(item, TrainingCall):
+            return TrainingCall(move(item.inputs))
         if isinstance(item, Tensor):
             return mode.from_tensor(item) if mode is not None else item.to(reference.device)
         if isinstance(item, Mapping):

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from torch import nn
 from torch.fx import Graph, Node
 
 from proxyprune.tracing.names import named_state
+
+
+@dataclass(frozen=True, eq=False)
+class FurtherCall:
+    """One more example call: what is passed, and the program that runs then."""
+
+    inputs: Any = field(repr=False)
+    program: Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +35,7 @@ class Program:
         owners: Node name -> qualified name of the module whose forward issued the op ("" is the model itself).
         classes: Qualified module name -> class name.
         repeated: Modules whose forward runs more than once.
+        further: Further example calls of the same model, which a cut must also be valid for.
     """
 
     graph: Graph = field(repr=False)
@@ -36,11 +47,34 @@ class Program:
     owners: Mapping[str, str]
     classes: Mapping[str, str]
     repeated: frozenset[str]
+    further: tuple[FurtherCall, ...] = ()
 
     @property
     def calls(self) -> Iterator[Node]:
         """The ops, in execution order."""
         return (node for node in self.graph.nodes if node.op == "call_function")
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """This program and those of the further calls."""
+        return (self, *(call.program for call in self.further))
+
+    @property
+    def read(self) -> frozenset[str]:
+        """Parameters and buffers that some op of this program reads."""
+        readers = (node for node in self.graph.nodes if node.op == "placeholder" and node.users and node.name in self.state)
+        return frozenset(self.state[node.name] for node in readers)
+
+    def owner(self, node: Node) -> str:
+        """The module that issued an op of this program or of a further call."""
+        (program,) = (program for program in self.programs if program.graph is node.graph)
+        return program.owners[node.name]
+
+    @cached_property
+    def unreached(self) -> tuple[str, ...]:
+        """Parameters that no op of this program or of a further call reads, in the order of the model."""
+        read = {name for program in self.programs for name in program.read}
+        return tuple(name for name in self.shapes if name in self.trainable and name not in read and name not in self.integers)
 
 
 def assemble(

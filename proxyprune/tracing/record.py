@@ -38,13 +38,14 @@ class Unsure(BaseException):
     """Ends a recording; no `except Exception` in a forward swallows it."""
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | None:
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program | None:
     """The program of a model, or None where torch.export has to look.
 
     Args:
         model: Any module; it is not changed.
         args: Positional arguments, on the model's device.
         kwargs: Named arguments, likewise.
+        training: Run in training mode.
     """
     devices = {_home(tensor) for _, tensor in named_state(model)} | {_home(tensor) for tensor in tensors_of((args, kwargs))}
     if len(devices) > 1:
@@ -58,7 +59,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     try:
         with (
             _owners(blank, recording),
-            evaluation(blank),
+            evaluation(blank, training=training),
             as_if_exporting(),
             _without_cudnn(),
             Disguise(device),

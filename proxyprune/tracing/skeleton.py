@@ -7,7 +7,6 @@ forward, say), meta tensors do not work together with others; FakeTensorMode the
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from proxyprune.tracing.module_state import copied, held_tensors
 
 
 @dataclass(frozen=True)
@@ -58,29 +59,16 @@ def skeleton(model: nn.Module, ghost: Ghost, shapes: Mapping[str, tuple[int, ...
     memo: dict[int, Any] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         memo[id(tensor)] = _like(tensor, ghost, (shapes or {}).get(name))
-    for module in model.modules():
-        for value in vars(module).values():
-            for tensor in _plain_tensors(value):
-                memo.setdefault(id(tensor), _like(tensor, ghost))
-    return copy.deepcopy(model, memo)
+    for tensor in held_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _like(tensor, ghost)
+    return copied(model, memo, share_uncopyable=True)
 
 
 def _like(tensor: Tensor, ghost: Ghost, shape: tuple[int, ...] | None = None) -> Tensor:
     empty = ghost.empty(tensor, shape)
     # without requires_grad, as in the predicted program: matmul decomposes differently for tensors that need a gradient
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def _plain_tensors(value: Any) -> Iterator[Tensor]:
-    """As `nested.tensors_of`, for attributes of modules: these may be any object, so only plain containers are entered."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _plain_tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _plain_tensors(item)
 
 
 def empty_inputs(value: Any, ghost: Ghost) -> Any:

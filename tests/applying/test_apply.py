@@ -187,3 +187,15 @@ def test_verification_sees_a_wrong_attribute() -> None:
     attention.heads = 2 if attention.heads == 1 else 1
     surgery, difference = attempt_surgery(model, unpruned, inputs)
     assert difference is not None or surgery.attributes
+
+
+def test_a_plan_made_before_a_flag_was_toggled_names_the_flag() -> None:
+    """`config.use_cache` changes the outputs, and with them the structure; the message says so, and the flag stays as the caller set it."""
+    network = NETWORKS["llama_gqa"]
+    model, inputs = network.build(), network.inputs()
+    model.config.use_cache = False
+    _, plan = plan_for(model, inputs)
+    model.config.use_cache = True
+    with pytest.raises(PlanMismatchError, match=r"config\.use_cache = False, and it is True now\. Set it as it was"):
+        pp.apply_plan(model, plan, inputs)
+    assert model.config.use_cache is True

@@ -308,3 +308,92 @@ def test_shared_tensors_are_cut_under_all_their_names() -> None:
     optimizer = torch.optim.Adam(model.parameters())
     carried = pp.carry_optimizer(optimizer, model, result.model, result.surgery)
     assert len(carried.param_groups[0]["params"]) == len(list(result.model.parameters()))
+
+
+class Regional(nn.Module):
+    """A wrapper around a part, as `torch.compile` of one layer puts it into the tree."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = inner
+
+
+def counted(model: nn.Module) -> AveragedModel:
+    """An average whose state has a counter beside the model."""
+    shadow = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    shadow.update_parameters(model)
+    return shadow
+
+
+STATES: dict[str, tuple[Callable[[nn.Module], dict[str, Any]], str]] = {
+    "DataParallel": (lambda model: nn.DataParallel(model).state_dict(), "module."),
+    "compiled": (lambda model: torch.compile(model).state_dict(), "_orig_mod."),  # type: ignore[attr-defined]
+    "averaged": (lambda model: counted(model).state_dict(), "module."),
+    "averaged and compiled": (lambda model: counted(torch.compile(model)).state_dict(), "module._orig_mod."),  # type: ignore[arg-type]
+    "a trainer": (lambda model: {f"net.ema.{name}": value for name, value in model.named_parameters()}, "net.ema."),
+}
+
+
+@pytest.mark.parametrize("mode", ["width", "depth", "both"])
+@pytest.mark.parametrize("name", STATES)
+def test_states_under_a_wrapper_are_cut(name: str, mode: str) -> None:
+    """Every tensor behind the prefix is sliced, and the prefix stays; what lies beside the model is copied."""
+    model = Net()
+    result = pp.prune(model, IMAGE, 0.7, mode=mode)
+    make, prefix = STATES[name]
+    state = make(model)
+    expected = pp.carry_state(model.state_dict(), result.surgery, result.model)
+    for pruned in (None, result.model):
+        carried = pp.carry_state(state, result.surgery, pruned)
+        inside = {key.removeprefix(prefix): value for key, value in carried.items() if key.startswith(prefix)}
+        assert inside
+        assert all(torch.equal(value, expected[key]) for key, value in inside.items())
+        assert {key for key in state if not key.startswith(prefix)} == {key for key in carried if not key.startswith(prefix)}
+
+
+def test_a_part_that_is_compiled_alone_is_recognised() -> None:
+    """The child that torch.compile inserts in the middle of a name is no part of the model's own name."""
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    result = pp.prune(model, torch.zeros(1, 8), 0.6)
+    state = nn.Sequential(Regional(model[0]), model[1], model[2]).state_dict()
+    carried = pp.carry_state(state, result.surgery, result.model)
+    assert carried["0._orig_mod.weight"].shape == result.model[0].weight.shape  # type: ignore[index]
+
+
+def test_a_state_with_foreign_names_is_refused() -> None:
+    """Names that match nothing were returned uncut."""
+    result = pp.prune(Net(), IMAGE, 0.5)
+    with pytest.raises(PlanMismatchError, match="does not use the names of the model that was pruned"):
+        pp.carry_state({"weights": torch.zeros(3)}, result.surgery)
+
+
+def test_the_average_of_diffusers_follows_the_cut() -> None:
+    """EMAModel keeps a list in parameter order: object and state dict are carried, and go on averaging the pruned model."""
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    model = Net()
+    ema = training_utils.EMAModel(model.parameters(), decay=0.5)
+    result = pp.prune(model, IMAGE, 0.5)
+    carried = pp.carry_state(ema, result.surgery, result.model)
+    assert type(carried) is type(ema)
+    for (name, parameter), shadow in zip(result.model.named_parameters(), carried.shadow_params, strict=True):
+        assert torch.equal(shadow, kept_slice(name, dict(model.named_parameters())[name].detach(), result)), name
+        assert shadow.shape == parameter.shape
+    carried.step(result.model.parameters())
+    assert len(ema.shadow_params[0]) == len(next(iter(model.parameters())))
+    again = training_utils.EMAModel(result.model.parameters())
+    again.load_state_dict(pp.carry_state(ema.state_dict(), result.surgery, result.model))
+
+
+def test_a_list_without_names_needs_the_model_and_all_blocks() -> None:
+    """Without names the order decides, which is only known when no block left."""
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    model = Net()
+    ema = training_utils.EMAModel(model.parameters())
+    result = pp.prune(model, IMAGE, 0.7, mode="depth")
+    with pytest.raises(InputError, match="the pruned model is needed"):
+        pp.carry_state(ema, result.surgery)
+    with pytest.raises(InputError, match=r"blocks were removed.*dict\(zip\(names"):
+        pp.carry_state(ema, result.surgery, result.model)
+    names = [name for name, _ in model.named_parameters()]
+    carried = pp.carry_state(dict(zip(names, ema.shadow_params, strict=True)), result.surgery, result.model)
+    assert set(carried) == {name for name, _ in result.model.named_parameters()}

@@ -55,6 +55,8 @@ def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = 
         lines.append(f"Without an axis rule, so what they touch is pinned: {', '.join(graph.unsupported_ops)}.")
     if graph.uncosted_ops:
         lines.append(f"Without a cost rule, so their MACs are missing from every figure: {', '.join(graph.uncosted_ops)}.")
+    if graph.unreached:
+        lines.append(f"Not reached by the example call, so kept whole with every width they may share: {', '.join(graph.unreached)}.")
     return [Text(f"• {line}") for line in lines]
 
 
