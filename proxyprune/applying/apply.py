@@ -15,12 +15,13 @@ from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.support.nested import tensors_of
-from proxyprune.surgery.find_attributes import layer_attributes, obvious_changes
-from proxyprune.surgery.find_surgery import has_no_values, plan_surgery
+from proxyprune.surgery.comparison import predicted_calls
+from proxyprune.surgery.find_surgery import find_surgery, has_no_values, obvious_surgery
+from proxyprune.surgery.observer import Observer
 from proxyprune.surgery.perform import perform, pruned_copy
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import Surgery
-from proxyprune.surgery.verify_live import Observer, Parted
+from proxyprune.tracing.dispatch import RunAborted
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation, on_device_of
 
 
@@ -68,7 +69,7 @@ def apply(
     at_once = _at_once(model, prediction, example_inputs, inplace=inplace)
     if at_once is not None:
         return at_once
-    surgery = plan_surgery(model, prediction, example_inputs)
+    surgery = find_surgery(model, prediction, example_inputs).verified()
     return Applied(_cut(model, surgery, lambda pruned: _run(pruned, prediction, example_inputs), inplace=inplace), surgery)
 
 
@@ -97,25 +98,25 @@ def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None],
 
 
 def _at_once(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, *, inplace: bool) -> Applied | None:
-    """Cut with the obvious attributes, and verify while the result runs; None where that does not work out and a search is needed."""
+    """Cut with the obvious attribute changes, and verify while the result runs; None if they do not suffice and a search is needed."""
     if prediction.removed or has_no_values(model):
         return None
-    changes = obvious_changes(model, prediction)
-    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *changes), rescaled=prediction.rescaled)
+    surgery = obvious_surgery(model, prediction)
 
     def observed(pruned: nn.Module) -> None:
-        observer = Observer(prediction)
+        observer = Observer(predicted_calls(prediction))
         _run(pruned, prediction, example_inputs, observer)
-        observer.ended()
+        if observer.ended() is not None:
+            raise RunAborted
 
     try:
         return Applied(_cut(model, surgery, observed, inplace=inplace), surgery)
-    except (Parted, VerificationError):
+    except (RunAborted, VerificationError):
         return None
 
 
 def _run(model: nn.Module, prediction: Prediction, example_inputs: ExampleInputs, observer: Observer | None = None) -> None:
-    """Run the pruned model, under the eyes of an observer if there is one, and check the shapes of its outputs."""
+    """Run the pruned model, inside an observer if one is given, and check the shapes of its outputs."""
     if has_no_values(model):
         return
     args, kwargs = call_arguments(on_device_of(model, example_inputs))

@@ -128,7 +128,7 @@ def _cuts_by_name(surgery: Surgery) -> dict[str, tuple[Cut, ...]]:
 
 
 def _bypassed(name: str, surgery: Surgery) -> bool:
-    return any(is_inside(name, entry.module) for entry in surgery.bypassed)
+    return any(is_inside(name, entry.module) for entry in surgery.removed_blocks)
 
 
 def _must_fit(name: str, found: Tensor, successor: Tensor) -> None:

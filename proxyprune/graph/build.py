@@ -54,7 +54,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         options=options,
         amendments=amendments,
         registered_ops=coupling.registered_ops,
-        bypasses={name: bypass for name, bypass in finder.bypasses.items() if name in names},
+        residual_paths={name: paths for name, paths in finder.residual_paths.items() if name in names},
     )
 
 
@@ -136,7 +136,7 @@ def _blocks(
                 inner=tuple(group.id for group in own if group.blocks == (name,)),
                 groups=tuple(group.id for group in own),
                 inputs=readers[name],
-                removable=name in finder.bypasses,
+                removable=name in finder.residual_paths,
                 class_name=program.classes[name],
             )
         )
