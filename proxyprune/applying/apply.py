@@ -16,12 +16,13 @@ from proxyprune.graph.build import calls_of, trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.support.nested import tensors_of
-from proxyprune.surgery.find_attributes import layer_attributes, obvious_changes
-from proxyprune.surgery.find_surgery import has_no_values, plan_surgery
+from proxyprune.surgery.comparison import predicted_calls
+from proxyprune.surgery.find_surgery import find_surgery, has_no_values, obvious_surgery
+from proxyprune.surgery.observer import Observer
 from proxyprune.surgery.perform import perform, pruned_copy
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import Surgery, joined
-from proxyprune.surgery.verify_live import Observer, Parted
+from proxyprune.tracing.dispatch import RunAborted
 from proxyprune.tracing.model_call import Call, ExampleInputs, TrainingCall, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import unchanged
 
@@ -81,7 +82,7 @@ def apply(
     at_once = _at_once(model, calls, inplace=inplace)
     if at_once is not None:
         return at_once
-    surgery = joined([plan_surgery(model, prediction, inputs) for prediction, inputs in calls])
+    surgery = joined([find_surgery(model, prediction, inputs).verified() for prediction, inputs in calls])
     return Applied(_cut(model, surgery, lambda pruned: _run_all(pruned, calls), inplace=inplace), surgery)
 
 
@@ -110,48 +111,42 @@ def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None],
 
 
 def _at_once(model: nn.Module, calls: _Calls, *, inplace: bool) -> Applied | None:
-    """Cut with the obvious attributes, and verify while the result runs; None where that does not work out and a search is needed."""
+    """Cut with the obvious attribute changes, and verify while the result runs; None if they do not suffice and a search is needed."""
     if calls[0][0].removed or has_no_values(model):
         return None
 
     def observed(pruned: nn.Module) -> None:
         for prediction, inputs in calls:
-            observer = Observer(prediction)
+            observer = Observer(predicted_calls(prediction))
             _run(pruned, prediction, inputs, observer)
-            observer.ended()
+            if observer.ended() is not None:
+                raise RunAborted
 
     try:
-        surgery = joined([_obvious_surgery(model, prediction) for prediction, _ in calls])
+        surgery = joined([obvious_surgery(model, prediction) for prediction, _ in calls])
         return Applied(_cut(model, surgery, observed, inplace=inplace), surgery)
-    except (Parted, VerificationError):
+    except (RunAborted, VerificationError):
         return None
 
 
-def _obvious_surgery(model: nn.Module, prediction: Prediction) -> Surgery:
-    changes = (*layer_attributes(model, prediction), *obvious_changes(model, prediction))
-    return Surgery(prediction.cuts, changes, rescaled=prediction.rescaled)
-
-
 def _run_all(model: nn.Module, calls: _Calls) -> None:
-    """Run every example call; with further ones also compare the ops, for each was searched alone."""
+    """Run every example call; with further ones also compare the ops, because each was searched alone."""
     for prediction, inputs in calls:
-        if len(calls) == 1 or prediction.removed:
+        if len(calls) == 1 or prediction.removed or has_no_values(model):
             _run(model, prediction, inputs)
             continue
-        observer = Observer(prediction)
-        try:
+        observer = Observer(predicted_calls(prediction))
+        with contextlib.suppress(RunAborted):
             _run(model, prediction, inputs, observer)
-            if not has_no_values(model):
-                observer.ended()
-        except Parted as parted:
+        if observer.ended() is not None:
             raise VerificationError(
                 "The attributes that one example call needs do not suit another one, so this plan is valid for some of the calls only. "
                 "The model is unchanged. Prune without the further calls (also), or keep the blocks that they share (keep=...)."
-            ) from parted
+            )
 
 
 def _run(model: nn.Module, prediction: Prediction, example_inputs: Call, observer: Observer | None = None) -> None:
-    """Run the pruned model, under the eyes of an observer if there is one, and check the shapes of its outputs."""
+    """Run the pruned model, inside an observer if one is given, and check the shapes of its outputs."""
     if has_no_values(model):
         return
     args, kwargs = call_arguments(on_device_of(model, example_inputs))

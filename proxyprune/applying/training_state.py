@@ -115,14 +115,14 @@ def _model_names(state: Mapping[str, Tensor], surgery: Surgery) -> dict[str, str
     plain = {name: unwrapped(name) for name in state}
     cut = {change.parameter for change in surgery.cuts}
     found = set(plain.values())
-    bypassed = [entry.module for entry in surgery.bypassed]
-    if not cut and not bypassed:
+    removed = [entry.module for entry in surgery.removed_blocks]
+    if not cut and not removed:
         return dict(plain)
-    prefix = _likely_prefix(found, cut) if cut else _block_prefix(found, bypassed)
+    prefix = _likely_prefix(found, cut) if cut else _block_prefix(found, removed)
     if prefix is not None:
         return {name: inner.removeprefix(prefix) if inner.startswith(prefix) else None for name, inner in plain.items()}
     shown = ", ".join(f"'{name}'" for name in sorted(found)[:3])
-    wanted = ", ".join(f"'{name}'" for name in sorted(cut or bypassed)[:3])
+    wanted = ", ".join(f"'{name}'" for name in sorted(cut or removed)[:3])
     raise PlanMismatchError(
         f"The state does not use the names of the model that was pruned: expected names such as {wanted}, found {shown or 'none'}. "
         "Pass the state dict of the unpruned model, with its own names."
@@ -168,8 +168,12 @@ def _carry_list(shadow: Sequence[Tensor], surgery: Surgery, model: nn.Module | N
     if model is None:
         raise InputError(f"shadow_params carry no names, so the pruned model is needed: carry_state(state, surgery, model). {advice}")
     names = [name for name, _ in model.named_parameters()]
-    if surgery.bypassed or len(names) != len(shadow):
-        why = "blocks were removed" if surgery.bypassed else f"there are {len(shadow)}, and the pruned model has {len(names)} parameters"
+    if surgery.removed_blocks or len(names) != len(shadow):
+        why = (
+            "blocks were removed"
+            if surgery.removed_blocks
+            else f"there are {len(shadow)}, and the pruned model has {len(names)} parameters"
+        )
         raise InputError(f"shadow_params carry no names, and their order is not known: {why}. {advice}")
     return list(_carry_named(dict(zip(names, shadow, strict=True)), surgery, model).values())
 
@@ -183,7 +187,7 @@ def _carry_named(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module
     done: dict[Memory, Tensor] = {}
     carried = {}
     for name, tensor in state.items():
-        if _bypassed(name, surgery):
+        if _is_removed(name, surgery):
             continue
         place = _memory(tensor)
         if place not in done:
@@ -224,8 +228,8 @@ def _cuts_by_name(surgery: Surgery) -> dict[str, tuple[Cut, ...]]:
     return cuts
 
 
-def _bypassed(name: str, surgery: Surgery) -> bool:
-    return any(is_inside(name, entry.module) for entry in surgery.bypassed)
+def _is_removed(name: str, surgery: Surgery) -> bool:
+    return any(is_inside(name, entry.module) for entry in surgery.removed_blocks)
 
 
 def _must_fit(name: str, found: Tensor, successor: Tensor) -> None:
@@ -273,7 +277,7 @@ class _Heirs:
         if name is not None:
             _must_fit(name, _sliced(torch.empty_like(parameter, device="meta"), self._cuts_of(parameter), name), self._parameters[name])
             return self._parameters[name]
-        if all(_bypassed(name, self._surgery) for name in names):
+        if all(_is_removed(name, self._surgery) for name in names):
             return None
         raise PlanMismatchError(
             f"The pruned model has no parameter '{names[0]}', and no removed block held it. Use the surgery of this very pruning."

@@ -23,7 +23,7 @@ from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
 from proxyprune.coupling.unreached import pin_unreached
 from proxyprune.errors import RuleError
-from proxyprune.tracing.nodes import is_tensor, op_name, output_shapes
+from proxyprune.tracing.nodes import is_tensor, is_unread, op_name, output_shapes
 from proxyprune.tracing.program import Program
 
 Choices = Mapping[tuple[str, str, int], int | None]
@@ -66,7 +66,6 @@ class _Start:
 
 
 _LOOKUPS = frozenset({"aten.index", "aten.index_select"})
-_READERS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.index"})
 
 
 def _start(program: Program, model: nn.Module, amendments: Amendments) -> _Start:
@@ -136,7 +135,7 @@ def _rule_of(node: Node) -> Rule | None:
 
 
 def _outcome(walk: Walk, node: Node) -> Outcome:
-    if not node.users and op_name(node) in _READERS:  # nobody looks at what was read
+    if is_unread(node):
         return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
     if op_name(node) in walk.options.rules:
         return _registered_outcome(walk, node)

@@ -36,9 +36,9 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
     coupling = couple(program, options, model, amendments)
     finder = BlockFinder(program, model)
     others = [BlockFinder(call.program, model) for call in program.further]
-    for name in list(finder.bypasses):
-        if any(name not in other.bypasses and other.span(name).nodes for other in others):
-            del finder.bypasses[name]  # another call cannot do without it
+    for name in list(finder.residual_paths):
+        if any(name not in other.residual_paths and other.span(name).nodes for other in others):
+            del finder.residual_paths[name]  # another call cannot do without it
     names = finder.block_names
     cost = _cost_model(program, coupling, names)
     groups = tuple(replace(group, blocks=_blocks_of_group(group, names)) for group in coupling.groups)
@@ -59,18 +59,20 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         options=options,
         amendments=amendments,
         registered_ops=coupling.registered_ops,
-        bypasses={name: bypass for name, bypass in finder.bypasses.items() if name in names},
-        further_bypasses=tuple({name: other.bypasses[name] for name in names if name in other.bypasses} for other in others),
+        residual_paths={name: paths for name, paths in finder.residual_paths.items() if name in names},
+        further_residual_paths=tuple(
+            {name: other.residual_paths[name] for name in names if name in other.residual_paths} for other in others
+        ),
     )
 
 
 def calls_of(graph: ModelGraph, example_inputs: ExampleInputs) -> Iterator[tuple[ModelGraph, Call]]:
     """The graph for each example call: the same groups, over the program of that call."""
     yield graph, example_inputs
-    calls = zip(graph.program.further, graph.coupling.further, graph.further_bypasses, strict=True)
-    for call, outcomes, bypasses in calls:
+    calls = zip(graph.program.further, graph.coupling.further, graph.further_residual_paths, strict=True)
+    for call, outcomes, paths in calls:
         coupling = replace(graph.coupling, outcomes=outcomes, further=())
-        yield replace(graph, program=call.program, coupling=coupling, bypasses=bypasses, further_bypasses=()), call.inputs
+        yield replace(graph, program=call.program, coupling=coupling, residual_paths=paths, further_residual_paths=()), call.inputs
 
 
 def _enclosing(name: str, blocks: frozenset[str]) -> str:
@@ -151,7 +153,7 @@ def _blocks(
                 inner=tuple(group.id for group in own if group.blocks == (name,)),
                 groups=tuple(group.id for group in own),
                 inputs=readers[name],
-                removable=name in finder.bypasses,
+                removable=name in finder.residual_paths,
                 class_name=program.classes[name],
             )
         )

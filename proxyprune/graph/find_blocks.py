@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.graph.structure import Bypass
+from proxyprune.graph.structure import ResidualPath
 from proxyprune.tracing.names import is_inside
 from proxyprune.tracing.nodes import op_name
 from proxyprune.tracing.program import Program
@@ -87,15 +87,15 @@ class BlockFinder:
         return self._spans[module]
 
     @cached_property
-    def bypasses(self) -> dict[str, tuple[Bypass, ...]]:
+    def residual_paths(self) -> dict[str, tuple[ResidualPath, ...]]:
         """Modules that can be skipped, with the tensors that take the place of their results."""
         found = {}
         for name, module in self.modules.items():
-            if name and not isinstance(module, nn.ModuleList | nn.ModuleDict) and (bypass := self._bypass(name)) is not None:
-                found[name] = bypass
+            if name and not isinstance(module, nn.ModuleList | nn.ModuleDict) and (paths := self._paths(name)) is not None:
+                found[name] = paths
         return found
 
-    def _bypass(self, module: str) -> tuple[Bypass, ...] | None:
+    def _paths(self, module: str) -> tuple[ResidualPath, ...] | None:
         span = self.span(module)
         if not span.results or module in self.program.repeated or not self._has_parameters(module):
             return None
@@ -108,7 +108,7 @@ class BlockFinder:
         streams = {source for source in sources if source is not None}
         if any(_made_for(source, streams, inside) for source in span.sources if source not in streams):
             return None
-        return tuple(Bypass(source, result) for source, result in zip(sources, span.results, strict=True) if source is not None)
+        return tuple(ResidualPath(source, result) for source, result in zip(sources, span.results, strict=True) if source is not None)
 
     def _has_parameters(self, module: str) -> bool:
         return any(True for _ in self.modules[module].parameters())
@@ -158,18 +158,19 @@ class BlockFinder:
             return not children and self._has_parameters(name) and bool(self.span(name).nodes)
         if not children:
             return self._has_parameters(name) or self._has_products(name)
-        if any(other != name and is_inside(other, name) for other in self.bypasses):
-            return type(module) in self._bypassed_types and name in self.bypasses and not self._stacks_inside(name)
-        if name in self.bypasses or type(module) in self._bypassed_types or self._products(name) <= 1:
+        if any(other != name and is_inside(other, name) for other in self.residual_paths):
+            return type(module) in self._removable_types and name in self.residual_paths and not self._stacks_inside(name)
+        if name in self.residual_paths or type(module) in self._removable_types or self._products(name) <= 1:
             return True
         if isinstance(module, _STACKS):
             return False
         return not self._stacks_inside(name)
 
     @cached_property
-    def _bypassed_types(self) -> set[type[nn.Module]]:
+    def _removable_types(self) -> set[type[nn.Module]]:
         """Classes of the innermost modules that can be skipped; containers say nothing by their class."""
-        names = [name for name in self.bypasses if not any(other != name and is_inside(other, name) for other in self.bypasses)]
+        paths = self.residual_paths
+        names = [name for name in paths if not any(other != name and is_inside(other, name) for other in paths)]
         return {type(self.modules[name]) for name in names if not isinstance(self.modules[name], _STACKS)}
 
     def _stacks_inside(self, name: str) -> bool:
@@ -228,7 +229,7 @@ def kind_of(finder: BlockFinder, name: str, *, first: bool, last: bool) -> str:
     products = [op for op in names if op in _PRODUCTS]
     joins = any(op in _JOINS for op in names)
     if attends:
-        return "transformer" if linears >= 5 and name in finder.bypasses else "attention"
+        return "transformer" if linears >= 5 and name in finder.residual_paths else "attention"
     if first and products:
         return "stem"
     if last and products:
@@ -237,7 +238,7 @@ def kind_of(finder: BlockFinder, name: str, *, first: bool, last: bool) -> str:
         return "embedding"
     if _changes_resolution(span) and len(products) <= 2:
         return "resample"
-    if name in finder.bypasses or (joins and len(products) >= 3 and convolves):
+    if name in finder.residual_paths or (joins and len(products) >= 3 and convolves):
         return "residual"
     if len(products) >= 2:
         return "conv" if convolves else "feedforward"

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from proxyprune.coupling.coupling import Coupling
     from proxyprune.coupling.options import Amendments, Options
     from proxyprune.graph.cost import CostModel
-    from proxyprune.graph.structure import Bypass
+    from proxyprune.graph.structure import ResidualPath
     from proxyprune.tracing.program import Program
 
 
-_NOT_PICKLED = ("program", "coupling", "bypasses", "further_bypasses")
+_NOT_PICKLED = ("program", "coupling", "residual_paths", "further_residual_paths")
 
 
 class _NotPickled:
@@ -46,20 +46,20 @@ class ModelGraph(Structure):
         program: The ATen program behind it (internal, as are the rest; needed to apply a plan).
         coupling: Axis classes and rule outcomes.
         options: How norm and convolution groups may shrink.
-        bypasses: Removable block -> the tensors that take the place of its results.
+        residual_paths: Removable block -> the tensors that take the place of its results.
         amendments: What probing found out: dimensions to pin or to tie.
         registered_ops: Ops of the model whose rule the caller registered.
-        further_bypasses: As `bypasses`, for each further example call.
+        further_residual_paths: As `residual_paths`, for each further example call.
     """
 
     cost: CostModel = field(repr=False)
     program: Program = field(repr=False)
     coupling: Coupling = field(repr=False)
     options: Options
-    bypasses: Mapping[str, tuple[Bypass, ...]] = field(repr=False)
+    residual_paths: Mapping[str, tuple[ResidualPath, ...]] = field(repr=False)
     amendments: Amendments = field(repr=False)
     registered_ops: tuple[str, ...] = field(default=(), repr=False)
-    further_bypasses: tuple[Mapping[str, tuple[Bypass, ...]], ...] = field(default=(), repr=False)
+    further_residual_paths: tuple[Mapping[str, tuple[ResidualPath, ...]], ...] = field(default=(), repr=False)
 
     def __copy__(self) -> ModelGraph:
         return self  # an immutable value

@@ -19,7 +19,7 @@ INPUT = "input"
 
 
 @dataclass(frozen=True)
-class Bypass:
+class ResidualPath:
     """One result of a removable block, and the tensor that its residual path carries and that takes its place."""
 
     source: Node

@@ -8,102 +8,106 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.errors import VerificationError
-from proxyprune.surgery.find_attributes import Follower, confirm, layer_attributes, obvious_changes
-from proxyprune.surgery.find_bypass import watch
+from proxyprune.surgery.attribute_proposals import AttributeProposals
+from proxyprune.surgery.comparison import Difference, predicted_calls
+from proxyprune.surgery.dry_run import DryRun
+from proxyprune.surgery.find_attributes import AttributeSearch, layer_attributes, obvious_changes
+from proxyprune.surgery.find_pass_through import find_pass_through
 from proxyprune.surgery.perform import rewire
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import Surgery
-from proxyprune.surgery.verify_dry import Difference
-from proxyprune.surgery.verify_live import Observer, Parted
-from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, on_device_of
-from proxyprune.tracing.skeleton import Ghost, empty_inputs, skeleton
+from proxyprune.tracing.model_call import Call, on_device_of
+from proxyprune.tracing.skeleton import EmptyTensors, skeleton
 
 
-def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: Call) -> bool:
-    """Whether a skeleton, cut with the obvious attributes, does what is predicted; a no only says that a search is needed."""
-    if prediction.removed:
-        return False
-    ghost = Ghost.meta()
-    surgery = Surgery(prediction.cuts, (*layer_attributes(model, prediction), *obvious_changes(model, prediction)), ())
-    pruned = _pruned_skeleton(model, prediction, surgery, ghost)
-    args, kwargs = empty_inputs(call_arguments(on_device_of(model, example_inputs)), ghost)
-    observer = Observer(prediction)
-    try:
-        with evaluation(pruned, training=isinstance(example_inputs, TrainingCall)), ghost.running(), as_if_exporting(), observer:
-            pruned(*args, **kwargs)
-        observer.ended()
-    except (Parted, Exception):  # noqa: BLE001  whatever a forward raises, the search says where
-        return False
-    return True
+def obvious_surgery(model: nn.Module, prediction: Prediction) -> Surgery:
+    """Return the surgery with the attribute changes that need no search, for a prediction that removes no block."""
+    attributes = (*layer_attributes(model, prediction), *obvious_changes(model, prediction))
+    return Surgery(prediction.cuts, attributes, rescaled=prediction.rescaled)
+
+
+def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: Call) -> Difference | None:
+    """Return the first difference of a skeleton after the obvious surgery, or None; a search may still remove the difference."""
+    empty = EmptyTensors.meta()
+    pruned = _pruned_skeleton(model, prediction, obvious_surgery(model, prediction), empty)
+    return DryRun(on_device_of(model, example_inputs), empty).compare(pruned, predicted_calls(prediction))
 
 
 def has_no_values(model: nn.Module) -> bool:
-    """Return whether some parameter has no data (meta device or fake tensor), so that the model cannot run."""
+    """Return True if some parameter has no data (meta device or fake tensor), so that the model cannot run."""
     return any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in model.parameters())
 
 
-def plan_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call) -> Surgery:
-    """The surgery that makes `model` do what is predicted, found and verified on a skeleton.
-
-    Raises:
-        VerificationError: If no change of attributes makes the pruned forward agree with the prediction.
-    """
-    surgery, difference = attempt_surgery(model, prediction, example_inputs)
-    if difference is not None:
-        raise _failure(prediction, difference)
-    return surgery
-
-
-def attempt_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call) -> tuple[Surgery, Difference | None]:
-    """The best surgery found and the difference that is left.
-
-    Meta tensors are tried first. Where even the unpruned forward does something else on them than was traced (a model that makes
-    tensors on the CPU, say), fake tensors are used, which keep every tensor's device.
-    """
-    example_inputs = on_device_of(model, example_inputs)
-    attempt = _attempt(model, prediction, example_inputs, Ghost.meta())
-    if attempt.difference is not None and not attempt.lined_up:
-        attempt = _attempt(model, prediction, example_inputs, Ghost.fake())
-    return attempt.surgery, attempt.difference
-
-
 @dataclass(frozen=True)
-class _Attempt:
-    """One try at a surgery; `lined_up` says whether the unpruned forward does what was traced."""
+class FoundSurgery:
+    """The best surgery that was found.
+
+    Attributes:
+        surgery: Cuts, attribute changes and removed blocks.
+        difference: The first difference between the pruned forward and the prediction that no attribute change removes, or None.
+        prediction: What the pruned forward must do.
+        lined_up: True if the unpruned forward does what was traced, when it runs without data.
+    """
 
     surgery: Surgery
     difference: Difference | None
-    lined_up: bool
+    prediction: Prediction
+    lined_up: bool = True
+
+    def verified(self) -> Surgery:
+        """Return the surgery.
+
+        Raises:
+            VerificationError: If a difference is left.
+        """
+        if self.difference is not None:
+            raise _failure(self.prediction, self.difference)
+        return self.surgery
 
 
-def _attempt(model: nn.Module, prediction: Prediction, example_inputs: Call, ghost: Ghost) -> _Attempt:
-    bypassed = watch(skeleton(model, ghost), prediction, example_inputs, ghost) if prediction.removed else ()
+def find_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call) -> FoundSurgery:
+    """Search, on a skeleton, for the surgery that makes `model` do what is predicted.
+
+    Meta tensors are tried first. If even the unpruned forward does something else on them than was traced (a model that makes
+    tensors on the CPU, say), fake tensors are used, which keep every tensor's device.
+    """
+    example_inputs = on_device_of(model, example_inputs)
+    found = _search(model, prediction, DryRun(example_inputs, EmptyTensors.meta()))
+    if found.difference is not None and not found.lined_up:
+        return _search(model, prediction, DryRun(example_inputs, EmptyTensors.fake()))
+    return found
+
+
+def _search(model: nn.Module, prediction: Prediction, run: DryRun) -> FoundSurgery:
+    removed = find_pass_through(skeleton(model, run.empty), prediction, run) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
-    base = Surgery(prediction.cuts, attributes, bypassed, prediction.rescaled)
+    base = Surgery(prediction.cuts, attributes, removed, prediction.rescaled)
+    proposals, calls = AttributeProposals(prediction, model), predicted_calls(prediction)
 
-    def follow(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
-        follower = Follower(prediction, _pruned_skeleton(model, prediction, base, ghost), example_inputs, ghost, extra)
-        difference = follower.run()
-        return replace(base, attributes=(*attributes, *follower.changes)), difference
+    def search(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
+        pruned = _pruned_skeleton(model, prediction, base, run.empty)
+        attempt = AttributeSearch(proposals, pruned, lambda blank: run.compare(blank, calls, extra))
+        difference = attempt.run()
+        return replace(base, attributes=(*attributes, *attempt.changes)), difference
 
-    surgery, difference = follow(frozenset())
+    surgery, difference = search(frozenset())
     if difference is None:
-        return _Attempt(surgery, None, lined_up=True)
-    extra = confirm(skeleton(model, ghost), prediction, example_inputs, ghost)
-    if extra:  # the forward does more than was traced (constants that export folded); the rest must agree
-        surgery, difference = follow(extra)
-    return _Attempt(surgery, difference, lined_up=extra is not None)
+        return FoundSurgery(surgery, None, prediction)
+    unpruned = run.line_up(skeleton(model, run.empty), predicted_calls(prediction.unpruned))
+    if unpruned.complete and unpruned.extra:  # the forward makes calls that were not traced; the rest must agree
+        surgery, difference = search(unpruned.extra)
+    return FoundSurgery(surgery, difference, prediction, unpruned.complete)
 
 
-def _pruned_skeleton(model: nn.Module, prediction: Prediction, surgery: Surgery, ghost: Ghost) -> nn.Module:
+def _pruned_skeleton(model: nn.Module, prediction: Prediction, surgery: Surgery, empty: EmptyTensors) -> nn.Module:
     names = {cut.parameter for cut in surgery.cuts}
-    blank = skeleton(model, ghost, {name: prediction.shape(name) for name in names})
+    blank = skeleton(model, empty, {name: prediction.shape(name) for name in names})
     rewire(blank, surgery)
     return blank
 
 
 def blamed_groups(prediction: Prediction, difference: Difference) -> tuple[str, ...]:
-    """Channel groups whose cut shows at a difference: at the op itself, else inside its module, else all that are cut."""
+    """Return the channel groups whose cut shows at a difference: at the op itself, else inside its module, else all that are cut."""
     if difference.node is not None and (groups := prediction.groups_at(difference.node)):
         return groups
     cut = [group for group, mask in zip(prediction.graph.prunable, prediction.kept, strict=True) if not mask.all()]

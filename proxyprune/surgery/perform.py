@@ -1,4 +1,4 @@
-"""What is done to a module, as data: slices of parameters, new attribute values, blocks that are bypassed.
+"""Carry out a surgery: slices of parameters, new attribute values, removed blocks.
 
 `perform` replays a `Surgery` on any module of the same structure: on the caller's copy, on a meta-device skeleton while verifying, and on a
 freshly built model when a saved folder is loaded. Every tensor is sliced by one indexed copy that keeps dtype, device, requires_grad
@@ -19,10 +19,10 @@ from proxyprune.surgery.surgery import Cut, Surgery
 from proxyprune.tracing.module_state import copied
 
 
-class Bypass(nn.Module):
-    """Takes the place of a removed block: hands its arguments on, in the container that the block returns.
+class PassThrough(nn.Module):
+    """Replacement of a removed block: returns arguments of the call, in the container that the block returned.
 
-    Plain attributes of the block (ints, floats, strings, flags) can still be read, for loops over layers often look at them.
+    Plain attributes of the block (integers, floats, strings, flags) are kept, because loops over layers often read them.
     """
 
     def __init__(self, replaced: nn.Module, arguments: tuple[int | str, ...], template: Any) -> None:
@@ -112,13 +112,13 @@ def share_of_norm(direction: Tensor, cuts: Sequence[Cut], dim: int) -> Tensor:
 
 
 def rewire(model: nn.Module, surgery: Surgery) -> None:
-    """Set the attributes and put in the bypasses of a surgery; tensors are left alone."""
+    """Set the attributes and replace the removed blocks of a surgery; tensors are left alone."""
     for change in surgery.attributes:
         set_attribute(model.get_submodule(change.module), change.path, change.after)
-    for entry in surgery.bypassed:
+    for entry in surgery.removed_blocks:
         parent, _, child = entry.module.rpartition(".")
         block = model.get_submodule(entry.module)
-        replacement = Bypass(block, entry.arguments, entry.template)
+        replacement = PassThrough(block, entry.arguments, entry.template)
         replacement.training = block.training
         model.get_submodule(parent)._modules[child] = replacement
 
@@ -134,7 +134,7 @@ def _check(model: nn.Module, tensors: Mapping[str, Tensor], surgery: Surgery) ->
                 "Use the model that the plan was made for, unpruned."
             )
     names = {name for name, _ in model.named_modules()}
-    for module in [change.module for change in surgery.attributes] + [entry.module for entry in surgery.bypassed]:
+    for module in [change.module for change in surgery.attributes] + [entry.module for entry in surgery.removed_blocks]:
         if module not in names:
             raise PlanMismatchError(
                 f"The plan changes module '{module}', which this model does not have. Use the model that it was made for."
@@ -161,14 +161,6 @@ def slice_tensor(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
     for cut in cuts:
         tensor = tensor.index_select(cut.dim, torch.tensor(cut.kept, dtype=torch.long, device=tensor.device))
     return tensor
-
-
-def get_attribute(module: nn.Module, path: tuple[str, ...]) -> Any:
-    """Value at an attribute path."""
-    value: Any = module
-    for part in path:
-        value = getattr(value, part)
-    return value
 
 
 def set_attribute(module: nn.Module, path: tuple[str, ...], value: int | tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from proxyprune.coupling.axes import LabelArray
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.outcome import CommonDivisor, Size
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.graph.structure import Bypass
+from proxyprune.graph.structure import ResidualPath
 from proxyprune.surgery.surgery import Cut, Rescaled
 from proxyprune.tracing.nodes import arguments, op_name, tensor_argument
 
@@ -121,9 +121,9 @@ class Prediction:
         return tuple(args), kwargs
 
     @cached_property
-    def bypasses(self) -> Mapping[str, tuple[Bypass, ...]]:
-        """Removed blocks and what takes the place of their results."""
-        return {block: self.graph.bypasses[block] for block in self.graph.bypasses if block in self.removed}
+    def residual_paths(self) -> Mapping[str, tuple[ResidualPath, ...]]:
+        """Removed blocks and the tensors that replace their results."""
+        return {block: paths for block, paths in self.graph.residual_paths.items() if block in self.removed}
 
     def is_removed(self, node: Node) -> bool:
         """True for an op inside a removed block."""

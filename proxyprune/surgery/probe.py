@@ -15,9 +15,9 @@ from torch import nn
 from proxyprune.coupling.groups import ChannelGroup, Member
 from proxyprune.graph.build import analyse, calls_of
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.surgery.find_surgery import attempt_surgery, blamed_groups, runs_as_predicted
+from proxyprune.surgery.comparison import Difference
+from proxyprune.surgery.find_surgery import blamed_groups, find_surgery, runs_as_predicted
 from proxyprune.surgery.prediction import Prediction
-from proxyprune.surgery.verify_dry import Difference
 from proxyprune.tracing.model_call import ExampleInputs
 
 _TIES_TRIED = 8
@@ -62,9 +62,9 @@ def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -
     for depth, cuts in enumerate(_probes(graph)):
         for number, (view, inputs) in enumerate(calls_of(graph, example_inputs)):
             prediction = Prediction(view, cuts, frozenset())
-            if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, inputs):
+            if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, inputs) is None:
                 continue
-            _, difference = attempt_surgery(model, prediction, inputs)
+            difference = find_surgery(model, prediction, inputs).difference
             if difference is not None:
                 return Finding(depth * len(graph.program.programs) + number, difference, blamed_groups(prediction, difference))
     return None

@@ -40,12 +40,12 @@ class AttributeChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Bypassed:
-    """A block that hands its arguments on.
+class RemovedBlock:
+    """A block that is replaced by a module which returns arguments of the call.
 
     Attributes:
         module: Qualified name.
-        arguments: Positions or names of the arguments that are handed on, one for each hole.
+        arguments: Positions or names of the returned arguments, one for each hole.
         template: The block's output: {"hole": k} where the k-th argument stands, nested in lists, {"tuple": [...]} and {"dict": {...}}.
     """
 
@@ -77,7 +77,7 @@ class Surgery:
 
     cuts: tuple[Cut, ...] = ()
     attributes: tuple[AttributeChange, ...] = ()
-    bypassed: tuple[Bypassed, ...] = ()
+    removed_blocks: tuple[RemovedBlock, ...] = ()
     rescaled: tuple[Rescaled, ...] = ()
     schema: int = field(default=SCHEMA)
 
@@ -90,7 +90,7 @@ class Surgery:
             "attributes": [
                 {"module": a.module, "path": list(a.path), "before": _plain(a.before), "after": _plain(a.after)} for a in self.attributes
             ],
-            "bypassed": [{"module": b.module, "arguments": list(b.arguments), "template": b.template} for b in self.bypassed],
+            "bypassed": [{"module": b.module, "arguments": list(b.arguments), "template": b.template} for b in self.removed_blocks],
         }
 
     @classmethod
@@ -117,13 +117,13 @@ class Surgery:
                 AttributeChange(str(e["module"]), tuple(str(part) for part in e["path"]), _frozen(e["before"]), _frozen(e["after"]))
                 for e in data["attributes"]
             )
-            bypassed = tuple(
-                Bypassed(str(e["module"]), tuple(_argument(a) for a in e["arguments"]), e["template"]) for e in data["bypassed"]
+            removed = tuple(
+                RemovedBlock(str(e["module"]), tuple(_argument(a) for a in e["arguments"]), e["template"]) for e in data["bypassed"]
             )
             rescaled = tuple(Rescaled(str(e["parameter"]), str(e["direction"]), int(e["dim"])) for e in data.get("rescaled", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanFormatError(f"The surgery record is damaged ({type(error).__name__}: {error}). Prune the model again.") from error
-        return cls(cuts, attributes, bypassed, rescaled)
+        return cls(cuts, attributes, removed, rescaled)
 
 
 def joined(surgeries: Sequence[Surgery]) -> Surgery:
@@ -134,7 +134,7 @@ def joined(surgeries: Sequence[Surgery]) -> Surgery:
     """
     first, *others = surgeries
     attributes = {(change.module, change.path): change for change in first.attributes}
-    bypassed = {entry.module: entry for entry in first.bypassed}
+    removed = {entry.module: entry for entry in first.removed_blocks}
     for other in others:
         for change in other.attributes:
             if attributes.setdefault((change.module, change.path), change) != change:
@@ -142,13 +142,13 @@ def joined(surgeries: Sequence[Surgery]) -> Surgery:
                 raise VerificationError(
                     f"Two example calls need different values of '{name}'. The model is unchanged. Leave its module whole (keep=...)."
                 )
-        for entry in other.bypassed:
-            if bypassed.setdefault(entry.module, entry) != entry:
+        for entry in other.removed_blocks:
+            if removed.setdefault(entry.module, entry) != entry:
                 raise VerificationError(
                     f"Block '{entry.module}' cannot be removed: two example calls pass it on in different ways. The model is unchanged.",
                     module=entry.module,
                 )
-    return replace(first, attributes=tuple(attributes.values()), bypassed=tuple(bypassed.values()))
+    return replace(first, attributes=tuple(attributes.values()), removed_blocks=tuple(removed.values()))
 
 
 def _argument(value: Any) -> int | str:

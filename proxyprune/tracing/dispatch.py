@@ -15,6 +15,10 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.overrides import TorchFunctionMode
 
 
+class RunAborted(BaseException):
+    """Ends a forward early. It is no `Exception`, so that no `except Exception` inside the forward swallows it."""
+
+
 class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     """A dispatch mode at the PreDispatch key; subclasses define `op`."""
 
@@ -46,16 +50,16 @@ class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leave
         raise NotImplementedError
 
 
-class Disguise(TorchFunctionMode):
-    """Tensors on the meta device say that they are on `device`, so that a forward that asks takes the branch it would take there."""
+class ReportedDevice(TorchFunctionMode):
+    """Make tensors on the meta device report `device`, so that a forward that branches on it takes the branch for that device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        said: dict[str, Any] = {"device": device, **{f"is_{kind}": device.type == kind for kind in ("cpu", "cuda", "meta")}}
-        self._answers = {getattr(Tensor, name).__get__: answer for name, answer in said.items()}
+        reported: dict[str, Any] = {"device": device, **{f"is_{kind}": device.type == kind for kind in ("cpu", "cuda", "meta")}}
+        self._values = {getattr(Tensor, name).__get__: value for name, value in reported.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer questions about the device; everything else runs as it is."""
-        if func in self._answers:
-            return self._answers[func]
+        """Return the reported value for a read of the device; run everything else unchanged."""
+        if func in self._values:
+            return self._values[func]
         return func(*args, **(kwargs or {}))

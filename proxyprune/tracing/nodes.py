@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+_READS_OF_PARTS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.index"})
+
 
 def op_name(node: Node) -> str:
     """'aten.linear' for aten.linear.default."""
@@ -85,6 +87,11 @@ def output_shapes(node: Node) -> list[tuple[int, ...]]:
 def is_tensor(node: Node) -> bool:
     """True for a node whose value is one tensor."""
     return isinstance(node.meta.get("val"), Tensor)
+
+
+def is_unread(node: Node) -> bool:
+    """Return True for an op that reads a part of a tensor, if no other op uses that part."""
+    return not node.users and op_name(node) in _READS_OF_PARTS
 
 
 def aliases_of(node: Node) -> Iterator[Node]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +19,12 @@ from torch.fx import Graph, Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.dispatch import Disguise, WholeOps
+from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, WholeOps
 from proxyprune.tracing.model_call import as_if_exporting, evaluation
+from proxyprune.tracing.module_stack import ModuleStack, module_stack
 from proxyprune.tracing.names import named_state
 from proxyprune.tracing.program import Program, assemble
-from proxyprune.tracing.skeleton import Ghost, empty_inputs, skeleton
+from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs, skeleton
 
 _VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _UNSURE = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal lift_fresh scalar_tensor set_ resize_".split())
@@ -32,10 +32,6 @@ _UNSURE = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_d
 
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 _META = torch.device("meta")
-
-
-class Unsure(BaseException):
-    """Ends a recording; no `except Exception` in a forward swallows it."""
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program | None:
@@ -51,23 +47,23 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
     if len(devices) > 1:
         return None
     device = next(iter(devices), torch.device("cpu"))
-    ghost = Ghost.meta()
-    blank = skeleton(model, ghost)
-    inputs = empty_inputs((args, kwargs), ghost)
-    recording = _Recording.of(blank, inputs)
+    empty = EmptyTensors.meta()
+    blank = skeleton(model, empty)
+    inputs = empty_inputs((args, kwargs), empty)
     before = _tensors_held(blank)
     try:
         with (
-            _owners(blank, recording),
+            module_stack(blank) as modules,
             evaluation(blank, training=training),
             as_if_exporting(),
             _without_cudnn(),
-            Disguise(device),
-            _ProgramRecorder(recording),
+            ReportedDevice(device),
         ):
-            results = list(tensors_of(blank(*inputs[0], **inputs[1])))
+            recording = _Recording.of(blank, inputs, modules)
+            with _ProgramRecorder(recording):
+                results = list(tensors_of(blank(*inputs[0], **inputs[1])))
         recording.graph.output(tuple(recording.maker(result) for result in results))
-    except (Unsure, Exception):  # noqa: BLE001  whatever went wrong, export says it better
+    except (RunAborted, Exception):  # noqa: BLE001  whatever went wrong, export says it better
         return None
     if before != _tensors_held(blank):
         return None
@@ -100,6 +96,7 @@ class _Recording:
     `fresh` has tensors that were made of nothing: torch hands out a copy of such a tensor when somebody else holds it.
     """
 
+    modules: ModuleStack
     graph: Graph = field(default_factory=Graph)
     nodes: dict[int, Node] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
@@ -107,13 +104,11 @@ class _Recording:
     placeholders: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
-    stack: list[str] = field(default_factory=lambda: [""])
-    calls: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: nn.Module, inputs: Any) -> _Recording:
-        """Placeholders for parameters, buffers and input tensors."""
-        recording = _Recording()
+    def of(model: nn.Module, inputs: Any, modules: ModuleStack) -> _Recording:
+        """Start a graph with placeholders for parameters, buffers and input tensors."""
+        recording = _Recording(modules)
         for name, tensor in named_state(model):
             if id(tensor) not in recording.nodes:
                 recording.placeholders[recording._placeholder(name, tensor).name] = name
@@ -147,12 +142,12 @@ class _Recording:
                 if isinstance(item, Tensor):
                     self._made(item, element)
         elif result is not None:
-            raise Unsure
+            raise RunAborted
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Node:
         node = self.graph.call_function(func, args, kwargs)
-        self.owners[node.name] = self.stack[-1]
-        self.repeated.update(name for name in self.stack if self.calls.get(name, 0) > 1)
+        self.owners[node.name] = self.modules.innermost
+        self.repeated.update(name for name in self.modules.names if self.modules.calls[name] > 1)
         return node
 
     def leave_out_unread_detach(self) -> None:
@@ -165,7 +160,7 @@ class _Recording:
         """The node that made a tensor."""
         node = self.nodes.get(id(tensor)) or self.fresh.get(tensor)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if node is None:
-            raise Unsure
+            raise RunAborted
         return node
 
     def argument(self, value: Any) -> Any:
@@ -186,7 +181,7 @@ class _ProgramRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leav
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Write one op down."""
         if types or func._schema.name in _UNSURE or _depends_on_values(func, args):
-            raise Unsure
+            raise RunAborted
         noted = self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
         result = self._run(func, _on_meta(args), {key: _on_meta(value) for key, value in kwargs.items()})
         self.recording.add(func, *noted, result)
@@ -253,28 +248,3 @@ def _on_meta(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_on_meta(item) for item in value)
     return value
-
-
-@contextlib.contextmanager
-def _owners(model: nn.Module, recording: _Recording) -> Iterator[None]:
-    """Keep the stack of the modules whose forward is running."""
-
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            recording.stack.append(name)
-            recording.calls[name] = recording.calls.get(name, 0) + 1
-
-        return hook
-
-    def leave(module: nn.Module, args: Any, result: Any) -> None:
-        recording.stack.pop()
-
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -97,7 +97,7 @@ def test_a_constant_head_count_is_pinned_with_its_reason() -> None:
     graph = pp.trace(network.build(), network.inputs())
     reasons = {group.id: group.pinned for group in graph.groups if "qkv" in group.id}
     assert reasons
-    assert all(reason and "view" in reason for reason in reasons.values())
+    assert all(reason and "unflatten" in reason for reason in reasons.values())
 
 
 def test_a_width_that_only_an_assertion_reads_follows() -> None:

@@ -1,8 +1,7 @@
-"""How a removable block is called: which argument it passes on, and in what container it returns the result."""
+"""Find which argument a removed block passes through, and the container in which it returns its result."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from proxyprune.errors import VerificationError
+from proxyprune.graph.structure import ResidualPath
+from proxyprune.surgery.comparison import predicted_calls
+from proxyprune.surgery.dry_run import DryRun, LinedUp
 from proxyprune.surgery.prediction import Prediction
-from proxyprune.surgery.surgery import Bypassed
-from proxyprune.surgery.verify_dry import Recording, extra_ops, record_actual, record_predicted
-from proxyprune.tracing.model_call import Call
+from proxyprune.surgery.surgery import RemovedBlock
 from proxyprune.tracing.nodes import op_name
-from proxyprune.tracing.skeleton import Ghost
 
 _NO_CHANGE = frozenset(
     {"aten.to", "aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.dropout", "aten._to_copy", "getitem"}
@@ -25,7 +24,7 @@ _NO_CHANGE = frozenset(
 
 @dataclass
 class _Call:
-    """One block's arguments and result, tensors as they were."""
+    """The arguments and the result of one block, with the tensors themselves."""
 
     arguments: dict[int | str, Any]
     result: Any
@@ -42,54 +41,46 @@ class _Watcher:
         return note
 
 
-def watch(skeleton: nn.Module, prediction: Prediction, example_inputs: Call, ghost: Ghost) -> tuple[Bypassed, ...]:
-    """Run an unpruned skeleton once and note how each removed block hands its input on.
+def find_pass_through(skeleton: nn.Module, prediction: Prediction, run: DryRun) -> tuple[RemovedBlock, ...]:
+    """Run an unpruned skeleton once and find the argument that each removed block passes through.
 
-    Every tensor of that run is traced back to the op of the graph that made it, so that the argument is the one on the residual
-    path, also where several have its shape.
+    Every tensor of that run is matched with the op of the graph that made it. So the argument on the residual path is found, also if
+    several arguments have its shape.
 
     Raises:
-        VerificationError: If a block's arguments cannot be told apart.
+        VerificationError: If several arguments of a block could be the one on the residual path.
     """
-    watcher = _Watcher()
-    handles = [skeleton.get_submodule(name).register_forward_hook(watcher.hook(name), with_kwargs=True) for name in prediction.bypasses]
+    watcher, removed = _Watcher(), prediction.residual_paths
+    handles = [skeleton.get_submodule(name).register_forward_hook(watcher.hook(name), with_kwargs=True) for name in removed]
     try:
-        actual = record_actual(skeleton, example_inputs, ghost)
+        lined_up = run.line_up(skeleton, predicted_calls(prediction.unpruned))
     finally:
         for handle in handles:
             handle.remove()
-    nodes = _makers(prediction, actual, ghost)
-    return tuple(_bypassed(name, prediction, watcher.calls[name], actual, nodes) for name in prediction.bypasses)
+    return tuple(_removed_block(name, paths, watcher.calls[name], lined_up) for name, paths in removed.items())
 
 
-def _makers(prediction: Prediction, actual: Recording, ghost: Ghost) -> dict[int, Node]:
-    """Index of an actual op -> the traced op that it carries out."""
-    predicted = record_predicted(prediction.unpruned, ghost)
-    extra = extra_ops(predicted, actual)
-    if extra is None:
-        return {}
-    mine = (index for index in itertools.count() if index not in extra)
-    return dict(zip(mine, predicted.places, strict=False))
-
-
-def _bypassed(name: str, prediction: Prediction, call: _Call, actual: Recording, nodes: Mapping[int, Node]) -> Bypassed:
-    bypass = prediction.bypasses[name]
+def _removed_block(name: str, paths: Sequence[ResidualPath], call: _Call, lined_up: LinedUp) -> RemovedBlock:
     template, holes = _template(call.result)
     arguments: dict[int, int | str] = {}
     for number, tensor in enumerate(holes):
-        made = _origin(nodes.get(actual.made.get(id(tensor), -1)))
-        sources = [pair.source for pair in bypass if made is not None and _origin(pair.result) == made]
-        unread = not sources and made is not None and len(holes) > len(bypass)  # attention weights, a cache
+        made = _maker(tensor, lined_up)
+        sources = [path.source for path in paths if made is not None and _origin(path.result) == made]
+        unread = not sources and made is not None and len(holes) > len(paths)  # attention weights, a cache
         if not unread:
-            arguments[number] = _passed_on(name, tensor, sources or [pair.source for pair in bypass], call, actual, nodes)
-    return Bypassed(name, tuple(arguments.values()), _renumbered(template, {old: new for new, old in enumerate(arguments)}))
+            arguments[number] = _passed_on(name, tensor, sources or [path.source for path in paths], call, lined_up)
+    return RemovedBlock(name, tuple(arguments.values()), _renumbered(template, {old: new for new, old in enumerate(arguments)}))
 
 
-def _passed_on(name: str, tensor: Tensor, sources: Sequence[Node], call: _Call, actual: Recording, nodes: Mapping[int, Node]) -> int | str:
-    """The argument that stands for `tensor` when the block is skipped."""
+def _maker(tensor: Tensor, lined_up: LinedUp) -> Node | None:
+    return _origin(lined_up.maker(tensor)) if lined_up.complete else None
+
+
+def _passed_on(name: str, tensor: Tensor, sources: Sequence[Node], call: _Call, lined_up: LinedUp) -> int | str:
+    """Return the argument that replaces `tensor` when the block is skipped."""
     alike = [key for key, value in call.arguments.items() if isinstance(value, Tensor) and value.shape == tensor.shape]
     wanted = [_origin(source) for source in sources]
-    exact = [key for key in alike if _origin(nodes.get(actual.made.get(id(call.arguments[key]), -1))) in wanted]
+    exact = [key for key in alike if _maker(call.arguments[key], lined_up) in wanted]
     chosen = exact or (alike if len(alike) == 1 else [])
     if not chosen:
         raise VerificationError(
@@ -101,7 +92,7 @@ def _passed_on(name: str, tensor: Tensor, sources: Sequence[Node], call: _Call, 
 
 
 def _renumbered(template: Any, numbers: Mapping[int, int]) -> Any:
-    """The template with its holes numbered anew; a hole without a number gets None."""
+    """Return the template with its holes renumbered; a hole without a number becomes None."""
     if isinstance(template, dict):
         ((kind, content),) = template.items()
         if kind == "hole":
@@ -113,14 +104,14 @@ def _renumbered(template: Any, numbers: Mapping[int, int]) -> Any:
 
 
 def _origin(node: Node | None) -> Node | None:
-    """The op behind copies that change nothing."""
+    """Return the op whose result is passed on by copies that change nothing."""
     while node is not None and op_name(node) in _NO_CHANGE and isinstance(node.args[0], Node) and node.args[0].op == "call_function":
         node = node.args[0]
     return node
 
 
 def _template(result: Any) -> tuple[Any, list[Tensor]]:
-    """The output's structure with numbered holes for its tensors, and these tensors."""
+    """Return the structure of the output with numbered holes for its tensors, and these tensors."""
     holes: list[Tensor] = []
 
     def visit(value: Any) -> Any:

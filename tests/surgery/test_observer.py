@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+
 import pytest
 import torch
 from masking import assert_close, zero_dropped
@@ -9,7 +12,9 @@ from torch import Tensor, nn
 
 import proxyprune as pp
 from proxyprune.applying.apply import predict
-from proxyprune.surgery.verify_live import Observer, Parted
+from proxyprune.surgery.comparison import Difference, predicted_calls
+from proxyprune.surgery.observer import Observer
+from proxyprune.tracing.dispatch import RunAborted
 
 
 class Scaled(nn.Module):
@@ -52,20 +57,20 @@ def test_a_constant_factor_pins_nothing() -> None:
     assert len(graph.prunable) == 2
 
 
-def watched(model: nn.Module, traced: nn.Module) -> None:
-    """Run `model` under the prediction, with nothing cut, of `traced`."""
+def watched(model: nn.Module, traced: nn.Module) -> Difference | None:
+    """Run `model` under the prediction, with nothing cut, of `traced`; returns the first difference."""
     inputs = torch.ones(1, 4)
     graph = pp.trace(traced, inputs, probe=False)
     plan = pp.make_plan(graph, pp.score(graph, "random"), 0.6)
-    observer = Observer(predict(graph, plan).unpruned)
-    with torch.no_grad(), observer:
+    observer = Observer(predicted_calls(predict(graph, plan).unpruned))
+    with contextlib.suppress(RunAborted), torch.no_grad(), observer:
         model(inputs)
-    observer.ended()
+    return observer.ended()
 
 
 def test_the_unpruned_model_does_what_was_traced() -> None:
-    """Nothing parts when nothing differs."""
-    watched(Scaled(4.0), Scaled(4.0))
+    """There is no difference when nothing differs."""
+    assert watched(Scaled(4.0), Scaled(4.0)) is None
 
 
 class OneMore(Scaled):
@@ -90,8 +95,19 @@ class Narrow(Scaled):
         self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 16)
 
 
-@pytest.mark.parametrize("other", [Scaled(4.5), OneMore(4.0), OneLess(4.0), Other(4.0), Narrow(4.0)])
-def test_every_kind_of_difference_ends_the_run(other: nn.Module) -> None:
-    """Another factor, an op more, an op less, another op, another width."""
-    with pytest.raises(Parted):
-        watched(other, Scaled(4.0))
+@pytest.mark.parametrize(
+    ("other", "progress", "message"),
+    [
+        (Scaled(4.5), 2, "div was predicted with other=4.0, the module uses other=4.5"),
+        (OneMore(4.0), 6, "the module calls add after the end"),
+        (OneLess(4.0), 4, "the module ends before"),
+        (Other(4.0), 4, "relu was predicted, the module calls tanh"),
+        (Narrow(4.0), 0, r"linear -> \[1, 16\] was predicted, the module does linear -> \[1, 8\]"),
+    ],
+)
+def test_every_kind_of_difference_ends_the_run(other: nn.Module, progress: int, message: str) -> None:
+    """Another factor, an op more, an op less, another op and another width are reported with the number of calls that agree."""
+    difference = watched(other, Scaled(4.0))
+    assert difference is not None
+    assert difference.progress == progress
+    assert re.search(message, difference.message)

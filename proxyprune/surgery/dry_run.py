@@ -1,0 +1,142 @@
+"""Run a skeleton's own forward without data, and compare it with a prediction.
+
+A network that was cut wrongly often still runs: a head count written as a constant gives a view of the right size and other factors. So the
+calls must be the predicted ones, in the same order, with the same settings and with results of the same shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from proxyprune.support.nested import tensors_of
+from proxyprune.surgery.comparison import (
+    Difference,
+    PredictedCall,
+    difference_of_arguments,
+    difference_of_results,
+    is_bookkeeping,
+    named_arguments,
+)
+from proxyprune.surgery.observer import Observer
+from proxyprune.tracing.dispatch import RunAborted, WholeOps
+from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, failing_module
+from proxyprune.tracing.module_stack import module_stack
+from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A way to call a skeleton: the example inputs, and how empty tensors are made."""
+
+    example_inputs: Call
+    empty: EmptyTensors
+
+    def compare(self, model: nn.Module, calls: Sequence[PredictedCall], extra: frozenset[int] = frozenset()) -> Difference | None:
+        """Return the first difference between a skeleton's forward and the predicted calls, or None.
+
+        Args:
+            model: The skeleton, pruned.
+            calls: What it must do.
+            extra: As for `Observer`.
+        """
+        with module_stack(model) as modules:
+            observer = Observer(calls, modules, extra)
+            try:
+                self._call(model, observer)
+            except RunAborted:
+                return observer.difference
+            except Exception as error:  # noqa: BLE001  any exception of the user's forward is a difference, reported by the caller
+                observer.failed(failing_module(model, error), error)
+            return observer.ended()
+
+    def line_up(self, model: nn.Module, calls: Sequence[PredictedCall]) -> LinedUp:
+        """Match the calls of an unpruned skeleton's forward with the traced ones.
+
+        The forward may make calls that the traced program lacks (results that nobody reads, which torch.export leaves out).
+        """
+        lined_up = LinedUp(calls)
+        try:
+            self._call(model, lined_up)
+        except Exception:  # noqa: BLE001  the unpruned forward cannot run without data: the caller reads that from `complete`
+            return lined_up
+        lined_up.complete = lined_up.progress == len(calls)
+        return lined_up
+
+    def _call(self, model: nn.Module, mode: WholeOps) -> None:
+        args, kwargs = call_arguments(self.example_inputs)
+        args, kwargs = empty_inputs(args, self.empty), empty_inputs(kwargs, self.empty)
+        training = isinstance(self.example_inputs, TrainingCall)
+        with evaluation(model, training=training), self.empty.by_default(), as_if_exporting(), mode:
+            model(*args, **kwargs)
+
+
+@dataclass
+class _Makers:
+    """Which traced op made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice."""
+
+    nodes: dict[int, Node] = field(default_factory=dict)
+    alive: list[Tensor] = field(default_factory=list)
+
+
+class LinedUp(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Follow a run and match its calls with the traced ones, in order.
+
+    Attributes:
+        extra: Indices of calls that the traced program lacks.
+        progress: Number of traced calls that were found.
+        complete: True if the run ended and made every traced call.
+    """
+
+    def __init__(self, calls: Sequence[PredictedCall]) -> None:
+        super().__init__()
+        self.calls = calls
+        self.progress = 0
+        self.complete = False
+        self._made = 0
+        self._extra: set[int] = set()
+        self._makers = _Makers()
+
+    @property
+    def extra(self) -> frozenset[int]:
+        """Indices of calls that the traced program lacks."""
+        return frozenset(self._extra)
+
+    def maker(self, tensor: Tensor) -> Node | None:
+        """Return the traced op that made a tensor of this run."""
+        return self._makers.nodes.get(id(tensor))
+
+    def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Match one call."""
+        result = func(*args, **kwargs)
+        if is_bookkeeping(func):
+            self._pass_on(args, result)
+            return result
+        if self.progress < len(self.calls) and self._matches(self.calls[self.progress], func, args, kwargs, result):
+            self._note(self.calls[self.progress].node, result)
+            self.progress += 1
+        else:
+            self._extra.add(self._made)
+        self._made += 1
+        return result
+
+    @staticmethod
+    def _matches(call: PredictedCall, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
+        found = named_arguments(func, args, kwargs)
+        return difference_of_arguments(call, func, found) is None and difference_of_results(call, result) is None
+
+    def _pass_on(self, args: Any, result: Any) -> None:
+        """Give the result of a bookkeeping op the maker of its argument."""
+        source = next(tensors_of(args), None)
+        node = None if source is None else self.maker(source)
+        if node is not None:
+            self._note(node, result)
+
+    def _note(self, node: Node, result: Any) -> None:
+        for item in tensors_of(result):
+            self._makers.nodes[id(item)] = node
+            self._makers.alive.append(item)
