@@ -26,7 +26,7 @@ from torch import nn
 import proxyprune as pp
 from proxyprune import Comparison, Recovery, compare
 from proxyprune.comparing import Case, Cell, Summary
-from proxyprune.comparing.run import calibration_of
+from proxyprune.comparing.run_comparison import calibration_of
 from proxyprune.comparing.values import summarise
 from proxyprune.measuring.held_out import Data
 from proxyprune.measuring.journal import opened

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from proxyprune.plots.figure import check_plot_path, write_figure
-from proxyprune.searching.run import SearchResult
+from proxyprune.searching.run_search import SearchResult
 
 _COLOURS = {"start": "#000000", "better": "#009E73", "worse": "#999999"}
 

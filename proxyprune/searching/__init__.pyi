@@ -1,4 +1,4 @@
 from .proposer import History as History, Proposer as Proposer
 from .proposers.by_name import proposer_named as proposer_named
 from .round import Round as Round
-from .run import SearchResult as SearchResult, search as search
+from .run_search import SearchResult as SearchResult, search as search

@@ -11,7 +11,7 @@ from subject import subject
 
 import proxyprune as pp
 from proxyprune.comparing import Case
-from proxyprune.comparing.run import calibration_of, ranking_tau
+from proxyprune.comparing.run_comparison import calibration_of, ranking_tau
 from proxyprune.comparing.values import Spread
 from proxyprune.errors import InputError, JournalError, LLMTimeoutError
 from proxyprune.scoring import Ranking

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from proxyprune.diffusion import Intervals, Ledger, NoiseConfig, NoiseSchedule, StepAdaptiveConfig, allocate
-from proxyprune.diffusion.config import checks as limits
+from proxyprune.diffusion.config import setting_checks as limits
 from proxyprune.diffusion.config.presets import CONFIGS
 from proxyprune.diffusion.config.run_config import settings
 from proxyprune.diffusion.process.intervals import best_cuts, dynamic, equal_db, measured, squared_deviation, uniform

@@ -12,8 +12,8 @@ from proxyprune.cli.output.console import output
 from proxyprune.cli.output.measured_tables import comparison_tables
 from proxyprune.comparing import compare
 from proxyprune.planning.request import CutKeywords
-from proxyprune.plots.comparison import plot_comparison
 from proxyprune.plots.figure import check_plot_path
+from proxyprune.plots.scorer_comparison import plot_comparison
 
 DEFAULT_RECOVERY_STEPS = 50
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from proxyprune.diffusion.config.checks import problems
 from proxyprune.diffusion.config.presets import CONFIGS
+from proxyprune.diffusion.config.setting_checks import problems
 from proxyprune.errors import InputError, StorageError, UnknownNameError
 from proxyprune.planning.limits import Limits
 from proxyprune.planning.request import PlanRequest

@@ -38,7 +38,7 @@ UNPRUNED = "(unpruned)"
 
 
 @dataclass(frozen=True)
-class _Task:
+class _ComparisonTask:
     """Everything that a cell depends on besides its own coordinates."""
 
     model: nn.Module
@@ -169,7 +169,7 @@ def compare(
     requests = {case: replace(cuts, target=case.target, mode=case.mode) for case in chosen}
     data = Data.of(**picked(DataKeywords, keywords))
     graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))
-    task = _Task(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, requests)
+    task = _ComparisonTask(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, requests)
     with _journal(journal, _header(task), resume) as opened_journal:
         record = _Record(opened_journal, progress)
         record.load()
@@ -191,7 +191,7 @@ def compare(
 
 
 def _all_measured(
-    task: _Task, arms: Mapping[str, Scorer], seeds: Sequence[int], oracle: Ranking, record: _Record
+    task: _ComparisonTask, arms: Mapping[str, Scorer], seeds: Sequence[int], oracle: Ranking, record: _Record
 ) -> tuple[tuple[Scoring, ...], list[Cell]]:
     """Return the rankings of all scorers and seeds, and the cells of all cases; what is in the record is not measured again."""
     scorings, cells = [], []
@@ -203,7 +203,7 @@ def _all_measured(
     return tuple(scorings), cells
 
 
-def _header(task: _Task) -> dict[str, Any]:
+def _header(task: _ComparisonTask) -> dict[str, Any]:
     """Return what a journal belongs to; it stays as it was before there were allocations, unless one is chosen."""
     settings = task.settings()
     if settings["allocation"] == PlanRequest.allocation:
@@ -250,7 +250,7 @@ def ranking_tau(one: Mapping[str, float], other: Mapping[str, float]) -> float |
     return tau if math.isfinite(tau) else None
 
 
-def _scored(task: _Task, name: str, scorer: Scorer, seed: int, oracle: Ranking) -> Scoring:
+def _scored(task: _ComparisonTask, name: str, scorer: Scorer, seed: int, oracle: Ranking) -> Scoring:
     started = time.perf_counter()
     ranking: Ranking | None = None
     error: str | None = None
@@ -298,7 +298,7 @@ def _metered(scorer: Scorer) -> tuple[Scorer, _Meter]:
     return replaced, meter
 
 
-def _measured(task: _Task, scoring: Scoring, case: Case) -> Cell:
+def _measured(task: _ComparisonTask, scoring: Scoring, case: Case) -> Cell:
     empty = Cell(scoring.scorer, case.mode, case.target, scoring.seed)
     if scoring.ranking is None:
         return replace(empty, error="There is no ranking to plan with.")
@@ -312,13 +312,13 @@ def _measured(task: _Task, scoring: Scoring, case: Case) -> Cell:
     return replace(cell, macs=result.plan.macs, params=result.plan.params, seconds=time.perf_counter() - started)
 
 
-def _unpruned(task: _Task, seed: int) -> Cell:
+def _unpruned(task: _ComparisonTask, seed: int) -> Cell:
     started = time.perf_counter()
     cell = _judged(task, task.model, Cell(UNPRUNED, "width", 1.0, seed))
     return replace(cell, macs=task.graph.macs, params=task.graph.params, seconds=time.perf_counter() - started)
 
 
-def _judged(task: _Task, model: nn.Module, cell: Cell) -> Cell:
+def _judged(task: _ComparisonTask, model: nn.Module, cell: Cell) -> Cell:
     """Measure a network right away and after recovery. The noise is the same for all, so that networks and not noise are compared."""
     loss = held_out_loss(model, task.data, seed=0)
     after: float | None = None

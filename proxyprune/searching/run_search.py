@@ -138,7 +138,7 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _SearchTask:
     """What every round needs, and never changes."""
 
     model: nn.Module
@@ -311,7 +311,7 @@ def search(
     base_loss = _finite_loss(model, data, seed)
     brief = request.brief(Brief(base_loss=base_loss))
     context = ScoringContext(model, example_inputs, tuple(data.batches), data.loss_fn, seed, brief)
-    task = _Task(model, example_inputs, graph, data, recovery or Recovery(), request, context)
+    task = _SearchTask(model, example_inputs, graph, data, recovery or Recovery(), request, context)
     header = _header(task, chosen, opening)
     with contextlib.nullcontext() if memory is None else opened(memory, "search", header, resume=resume) as journal:
         diary = _Diary(journal, progress)
@@ -332,7 +332,7 @@ def _finite_loss(model: nn.Module, data: Data, seed: int) -> float:
     return loss
 
 
-def _begun(task: _Task, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round]]:
+def _begun(task: _SearchTask, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round]]:
     """Return the start's ranking, made now or remembered, and the rounds that are in the memory."""
     first, done = _remembered(diary.journal, base_loss)
     if first is None:
@@ -353,7 +353,7 @@ def _begun(task: _Task, opening: str | Scorer, diary: _Diary, base_loss: float) 
     return first, done
 
 
-def _go_on(task: _Task, proposer: Proposer, first: Ranking, done: list[Round], end: _End, diary: _Diary) -> str:
+def _go_on(task: _SearchTask, proposer: Proposer, first: Ranking, done: list[Round], end: _End, diary: _Diary) -> str:
     """Add rounds to `done` until the search is over, and return why it is."""
     while (stopped := end.reached(done)) is None:
         entry = task.round(proposer, first, done, time.perf_counter())
@@ -380,7 +380,7 @@ def _as_proposer(proposer: str | Proposer | Scorer) -> Proposer:
     )
 
 
-def _header(task: _Task, proposer: Proposer, opening: str | Scorer) -> dict[str, Any]:
+def _header(task: _SearchTask, proposer: Proposer, opening: str | Scorer) -> dict[str, Any]:
     """What a memory belongs to. The budget of rounds and the patience are not in it: a search may be prolonged."""
     return {
         "fingerprint": task.graph.fingerprint,
