@@ -141,6 +141,32 @@ class _Run:
         return "" if self.ranking is None else json.dumps(self.ranking.to_dict())
 
 
+@dataclass
+class _Watched:
+    """Calls a scorer, and keeps the state that it leaves behind; `score` restores the network afterwards."""
+
+    scorer: Scorer
+    model: nn.Module
+    left_behind: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The scorer's name."""
+        return self.scorer.name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The scorer's needs."""
+        return self.scorer.needs
+
+    def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """Call the scorer."""
+        try:
+            return self.scorer.score(graph, context)
+        finally:
+            self.left_behind = _state(self.model, graph)
+
+
 @dataclass(frozen=True)
 class _Case:
     scorer: Scorer
@@ -157,13 +183,14 @@ class _Case:
     def run(self, seed: int = 0, **changed: Any) -> _Run:
         """Score with exactly what is declared."""
         arguments = {"example_inputs": self.network.example_inputs, **self.declared, **changed}
-        return self._observed(lambda: score(self.graph, self.scorer, seed=seed, **arguments))
+        watched = _Watched(self.scorer, self.network.model)
+        return self._observed(lambda: score(self.graph, watched, seed=seed, **arguments), watched)
 
     def run_bare(self) -> _Run:
         """Call the scorer itself, past the checks of `score`, with nothing at all."""
         return self._observed(lambda: check_ranking(self.graph, self.scorer.score(self.graph, ScoringContext()), self.scorer.name))
 
-    def _observed(self, call: Callable[[], Ranking]) -> _Run:
+    def _observed(self, call: Callable[[], Ranking], watched: _Watched | None = None) -> _Run:
         before = _state(self.network.model, self.graph)
         ranking, error, printed = None, None, io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -171,7 +198,8 @@ class _Case:
                 ranking = call()
             except Exception as raised:  # noqa: BLE001  whatever a scorer raises is what the report is about
                 error = raised
-        after = _state(self.network.model, self.graph)
+        left = watched.left_behind if watched is not None else None
+        after = _state(self.network.model, self.graph) if left is None else left
         traces = {what: tuple(_differences(before[what], after[what])) for what in before}
         traces["output"] = (f"printed {printed.getvalue()[:60]!r}",) if printed.getvalue() else ()
         return _Run(ranking, error, traces)

@@ -22,9 +22,9 @@ PLANNED = {"metric", "round_to", "keep", "floors", "ceilings", "allocation", "ac
 TRACED = {"norm_groups", "conv_groups"}
 MEASURED = {"batches", "loss_fn", "held_out", "training_loss_fn"}
 KEYWORDS: dict[Callable[..., Any], set[str]] = {
-    pp.trace: {"probe"} | TRACED,
+    pp.trace: {"probe", "also"} | TRACED,
     pp.make_plan: {"mode", "model", "options", "accept_unreliable"} | PLANNED,
-    pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief"} | PLANNED | TRACED,
+    pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief", "also"} | PLANNED | TRACED,
     pp.search: {"rounds", "patience", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress"}
     | PLANNED
     | TRACED
