@@ -104,7 +104,7 @@ def prune_ranked(
         except VerificationError as error:
             failure = error
         else:
-            return PruneResult(applied.model, plan, ranking, make_report(graph, plan), applied.surgery, graph)
+            return PruneResult(applied.model, plan, ranking, make_report(graph, plan, applied.not_followed), applied.surgery, graph)
         if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
             request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
         else:

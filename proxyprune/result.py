@@ -36,6 +36,8 @@ class Report:
         made_with: Package -> version.
         seconds: Measured wall time of one run before and after, or None when nobody measured it.
         unreached: Parameters that the example call does not reach; they stay whole.
+        not_followed: Attribute -> why it kept its value although it equals a size that changed. Code that the example inputs do not reach
+            (training, a cache, a method that fuses layers) may read it.
     """
 
     base_macs: int
@@ -53,6 +55,7 @@ class Report:
     made_with: Mapping[str, str] = field(default_factory=dict, repr=False)
     seconds: tuple[float, float] | None = None
     unreached: tuple[str, ...] = ()
+    not_followed: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -81,7 +84,7 @@ class PruneResult:
     graph: ModelGraph = field(repr=False)
 
 
-def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
+def make_report(graph: ModelGraph, plan: PrunePlan, not_followed: Mapping[str, str] | None = None) -> Report:
     """Numbers of a plan, before and after."""
     atoms = plan.atoms(graph)
     before = graph.cost.block_macs(graph.cost.full)
@@ -106,4 +109,5 @@ def make_report(graph: ModelGraph, plan: PrunePlan) -> Report:
         block_params={block: (params, params_after[block]) for block, params in params_before.items()},
         made_with=made_with(),
         unreached=graph.unreached,
+        not_followed=dict(not_followed or {}),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from proxyprune.graph.build import calls_of, trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.support.nested import tensors_of
+from proxyprune.surgery.attribute_evidence import AttributeEvidence
+from proxyprune.surgery.attribute_proposals import AttributeProposals
 from proxyprune.surgery.comparison import predicted_calls
+from proxyprune.surgery.find_attributes import attributes_not_followed
 from proxyprune.surgery.find_surgery import find_surgery, has_no_values, obvious_surgery
 from proxyprune.surgery.observer import Observer
 from proxyprune.surgery.perform import perform, pruned_copy
@@ -26,15 +29,29 @@ from proxyprune.tracing.dispatch import RunAborted
 from proxyprune.tracing.model_call import Call, ExampleInputs, TrainingCall, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import unchanged
 
-_Calls = Sequence[tuple[Prediction, Call]]
+
+@dataclass(frozen=True)
+class _ExampleCall:
+    """One example call, the sizes that it must have in the pruned model, and how it uses attributes."""
+
+    prediction: Prediction
+    inputs: Call
+    evidence: AttributeEvidence
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A pruned model and the record of what was done to it."""
+    """A pruned model and the record of what was done to it.
+
+    Attributes:
+        model: The pruned model.
+        surgery: Slices, attribute changes and removed blocks.
+        not_followed: Attribute -> why it kept its value although it equals a size that changed.
+    """
 
     model: nn.Module
     surgery: Surgery
+    not_followed: Mapping[str, str] = field(default_factory=dict)
 
 
 def apply_plan(
@@ -78,12 +95,25 @@ def apply(
     if graph is None:
         graph = trace_like(model, example_inputs, plan.options)
     check_plan(plan, graph, model, example_inputs)
-    calls = [(predict(view, plan), inputs) for view, inputs in calls_of(graph, example_inputs)]
+    calls = [
+        _ExampleCall(predict(view, plan), inputs, AttributeEvidence(model, view, inputs))
+        for view, inputs in calls_of(graph, example_inputs)
+    ]
     at_once = _at_once(model, calls, inplace=inplace)
     if at_once is not None:
         return at_once
-    surgery = joined([find_surgery(model, prediction, inputs).verified() for prediction, inputs in calls])
-    return Applied(_cut(model, surgery, lambda pruned: _run_all(pruned, calls), inplace=inplace), surgery)
+    surgery = joined([find_surgery(model, call.prediction, call.inputs, call.evidence).verified() for call in calls])
+    not_followed = _not_followed(model, surgery, calls)
+    return Applied(_cut(model, surgery, lambda pruned: _run_all(pruned, calls), inplace=inplace), surgery, not_followed)
+
+
+def _not_followed(model: nn.Module, surgery: Surgery, calls: Sequence[_ExampleCall]) -> dict[str, str]:
+    """Return the attributes that no example call uses although they equal a size that changed."""
+    evidence = [call.evidence for call in calls]
+    found: dict[str, str] = {}
+    for call in calls:
+        found |= attributes_not_followed(AttributeProposals(call.prediction, model), surgery, evidence)
+    return found
 
 
 def predict(graph: ModelGraph, plan: PrunePlan) -> Prediction:
@@ -110,28 +140,30 @@ def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None],
     return pruned
 
 
-def _at_once(model: nn.Module, calls: _Calls, *, inplace: bool) -> Applied | None:
+def _at_once(model: nn.Module, calls: Sequence[_ExampleCall], *, inplace: bool) -> Applied | None:
     """Cut with the obvious attribute changes, and verify while the result runs; None if they do not suffice and a search is needed."""
-    if calls[0][0].removed or has_no_values(model):
+    if calls[0].prediction.removed or has_no_values(model):
         return None
 
     def observed(pruned: nn.Module) -> None:
-        for prediction, inputs in calls:
-            observer = Observer(predicted_calls(prediction))
-            _run(pruned, prediction, inputs, observer)
+        for call in calls:
+            observer = Observer(predicted_calls(call.prediction))
+            _run(pruned, call.prediction, call.inputs, observer)
             if observer.ended() is not None:
                 raise RunAborted
 
     try:
-        surgery = joined([obvious_surgery(model, prediction) for prediction, _ in calls])
-        return Applied(_cut(model, surgery, observed, inplace=inplace), surgery)
+        surgery = joined([obvious_surgery(model, call.prediction, call.evidence) for call in calls])
+        not_followed = _not_followed(model, surgery, calls)
+        return Applied(_cut(model, surgery, observed, inplace=inplace), surgery, not_followed)
     except (RunAborted, VerificationError):
         return None
 
 
-def _run_all(model: nn.Module, calls: _Calls) -> None:
+def _run_all(model: nn.Module, calls: Sequence[_ExampleCall]) -> None:
     """Run every example call; with further ones also compare the ops, because each was searched alone."""
-    for prediction, inputs in calls:
+    for call in calls:
+        prediction, inputs = call.prediction, call.inputs
         if len(calls) == 1 or prediction.removed or has_no_values(model):
             _run(model, prediction, inputs)
             continue

@@ -198,7 +198,7 @@ class _SearchTask:
         graph = self.graph if same else trace_like(self.model, self.inputs, entry.plan.options)
         applied = apply(self.model, entry.plan, self.inputs, graph=graph)
         model = self._trained(applied.model)
-        return PruneResult(model, entry.plan, entry.ranking, make_report(graph, entry.plan), applied.surgery, graph)
+        return PruneResult(model, entry.plan, entry.ranking, make_report(graph, entry.plan, applied.not_followed), applied.surgery, graph)
 
     def _trained(self, model: nn.Module) -> nn.Module:
         return recovered(model, self.data, self.recovery, self.context.seed) if self.recovery.steps else model

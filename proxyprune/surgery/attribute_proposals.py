@@ -67,7 +67,7 @@ class AttributeProposals:
     def own_arguments(self) -> list[Proposal]:
         """Propose for attributes that equal an old size argument of one of their module's own ops, if only one new size is possible.
 
-        These save a run for each class of modules. A wrong one shows in the forward, and the attribute is tried again.
+        Equal numbers are no evidence; `AttributeEvidence` decides which of these the forward uses.
         """
         own: dict[str, list[Node]] = {}
         for node in self.prediction.graph.program.calls:
@@ -99,6 +99,24 @@ class AttributeProposals:
                 news = list(sizes.get(value, {}))
                 if len(news) == 1 and news[0] != value:
                     yield Proposal(name, path, news[0])
+
+    def changed_around(self) -> Iterator[tuple[AttributeChange, tuple[int, ...]]]:
+        """Yield a module's own integers that equal a size which changed in the module or in a child, with that size's new values."""
+        around: dict[str, Scales] = {}
+        for node in self.prediction.graph.program.calls:
+            owner = self._owners[node.name]
+            if not self.prediction.is_removed_module(owner):
+                for name in dict.fromkeys((owner, owner.rpartition(".")[0])):
+                    self._add_argument_scales(node, around.setdefault(name, {}), changed_only=True)
+                    self._add_shape_scales(node, around[name])
+        for name, module in self.modules.items():
+            scales = around.get(name, {})
+            if type(module).__module__.startswith("torch.nn.modules") or not scales:
+                continue
+            for path, value in integer_attributes(module):
+                if len(path) == 1 and isinstance(value, int) and value in scales:
+                    news = tuple(scales[value])
+                    yield AttributeChange(name, path, value, news[0]), news
 
     def at_op(self, holder: str, node: Node, op: int | None) -> Iterator[Proposal]:
         """Propose for a module's attributes from the sizes at one op."""

@@ -6,6 +6,7 @@ calls must be the predicted ones, in the same order, with the same settings and 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,7 @@ class DryRun:
         with module_stack(model) as modules:
             observer = Observer(calls, modules, extra)
             try:
-                self._call(model, observer)
+                self.call(model, observer)
             except RunAborted:
                 return observer.difference
             except Exception as error:  # noqa: BLE001  any exception of the user's forward is a difference, reported by the caller
@@ -61,13 +62,14 @@ class DryRun:
         """
         lined_up = LinedUp(calls)
         try:
-            self._call(model, lined_up)
+            self.call(model, lined_up)
         except Exception:  # noqa: BLE001  the unpruned forward cannot run without data: the caller reads that from `complete`
             return lined_up
         lined_up.complete = lined_up.progress == len(calls)
         return lined_up
 
-    def _call(self, model: nn.Module, mode: WholeOps) -> None:
+    def call(self, model: nn.Module, mode: contextlib.AbstractContextManager[object]) -> None:
+        """Run a skeleton inside a dispatch mode, or another context."""
         args, kwargs = call_arguments(self.example_inputs)
         args, kwargs = empty_inputs(args, self.empty), empty_inputs(kwargs, self.empty)
         training = isinstance(self.example_inputs, TrainingCall)

@@ -8,18 +8,19 @@ made in the other modules of its class as well. Every change is confirmed by the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Node
 
+from proxyprune.surgery.attribute_evidence import AttributeEvidence, Use
 from proxyprune.surgery.attribute_proposals import AttributeProposals, Path, Proposal, Value, get_attribute, plain
 from proxyprune.surgery.comparison import Difference
 from proxyprune.surgery.layer_sizes import PrunedLayer, changed_attributes
 from proxyprune.surgery.perform import set_attribute
 from proxyprune.surgery.prediction import Prediction
-from proxyprune.surgery.surgery import AttributeChange
+from proxyprune.surgery.surgery import AttributeChange, Surgery
 from proxyprune.tracing.nodes import output_shapes
 
 _SINGLES_TRIED = 20
@@ -58,11 +59,37 @@ def _predicted_arguments(node: Node, prediction: Prediction) -> tuple[dict[str, 
     return values, shape[1] if len(shape) > 1 else None
 
 
-def obvious_changes(model: nn.Module, prediction: Prediction) -> tuple[AttributeChange, ...]:
-    """Return attribute changes that need no search; the forward has yet to confirm them. The model is only read."""
-    proposals = AttributeProposals(prediction, model)
-    chosen = {(proposal.module, proposal.path): proposal for proposal in (*proposals.read_widths(), *proposals.own_arguments())}
-    return proposals.ordered(proposals.change(proposal) for proposal in chosen.values())
+def obvious_changes(proposals: AttributeProposals, evidence: AttributeEvidence) -> tuple[AttributeChange, ...]:
+    """Return attribute changes that need no search; the pruned forward has yet to confirm them.
+
+    A width that no size argument of an op follows is changed only if the forward checks it.
+    """
+    own = {proposals.change(proposal): (Use.SIZE, Use.CHECK) for proposal in proposals.own_arguments()}
+    checked = {proposals.change(proposal): (Use.CHECK,) for proposal in proposals.read_widths()}
+    uses = evidence.uses([*checked, *own])
+    chosen = {(change.module, change.path): change for change, enough in (*checked.items(), *own.items()) if uses[change] in enough}
+    return proposals.ordered(iter(chosen.values()))
+
+
+def attributes_not_followed(proposals: AttributeProposals, surgery: Surgery, evidence: Sequence[AttributeEvidence]) -> dict[str, str]:
+    """Return attributes that equal a size which changed around them and that stay, because the traced forward does not use them.
+
+    Another mode or method of the module (training, a cache, fusing) may use them. `evidence` has one entry for each example call.
+
+    Returns:
+        "module.attribute" -> its value and the new sizes, in a sentence.
+    """
+    changed = {(change.module, change.path) for change in surgery.attributes}
+    stay = {change: sizes for change, sizes in proposals.changed_around() if (change.module, change.path) not in changed}
+    uses = [of_call.uses(list(stay)) for of_call in evidence]
+    return {
+        f"{change.module}.{change.path[0]}".removeprefix("."): (
+            f"stays {change.before}: the traced forward does not use it as a size. "
+            f"A size of {change.before} in this module became {' or '.join(map(str, sizes))}."
+        )
+        for change, sizes in stay.items()
+        if all(of_call[change] is Use.NONE for of_call in uses)
+    }
 
 
 class AttributeSearch:
@@ -72,17 +99,24 @@ class AttributeSearch:
         proposals: Proposals for the unpruned model.
         skeleton: The pruned skeleton; its attributes are changed.
         difference_of: Runs the skeleton, and returns its first difference from the prediction.
+        start: Changes to begin with.
     """
 
-    def __init__(self, proposals: AttributeProposals, skeleton: nn.Module, difference_of: Callable[[nn.Module], Difference | None]) -> None:
+    def __init__(
+        self,
+        proposals: AttributeProposals,
+        skeleton: nn.Module,
+        difference_of: Callable[[nn.Module], Difference | None],
+        start: Sequence[AttributeChange] = (),
+    ) -> None:
         self.proposals = proposals
         self.skeleton = skeleton
         self.modules = dict(skeleton.named_modules())
         self._difference_of = difference_of
         self._set_paths: dict[tuple[str, Path], None] = {}
         self._learned: dict[tuple[type[nn.Module], Path], None] = {}
-        for proposal in proposals.own_arguments():
-            self._set(proposal)
+        for change in start:
+            self._set(Proposal(change.module, change.path, change.after))
 
     @property
     def changes(self) -> tuple[AttributeChange, ...]:

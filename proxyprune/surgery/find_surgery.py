@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.errors import VerificationError
+from proxyprune.surgery.attribute_evidence import AttributeEvidence
 from proxyprune.surgery.attribute_proposals import AttributeProposals
 from proxyprune.surgery.comparison import Difference, predicted_calls
 from proxyprune.surgery.dry_run import DryRun
@@ -20,16 +21,17 @@ from proxyprune.tracing.model_call import Call, on_device_of
 from proxyprune.tracing.skeleton import EmptyTensors, skeleton
 
 
-def obvious_surgery(model: nn.Module, prediction: Prediction) -> Surgery:
+def obvious_surgery(model: nn.Module, prediction: Prediction, evidence: AttributeEvidence) -> Surgery:
     """Return the surgery with the attribute changes that need no search, for a prediction that removes no block."""
-    attributes = (*layer_attributes(model, prediction), *obvious_changes(model, prediction))
+    changes = obvious_changes(AttributeProposals(prediction, model), evidence)
+    attributes = (*layer_attributes(model, prediction), *changes)
     return Surgery(prediction.cuts, attributes, rescaled=prediction.rescaled)
 
 
-def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: Call) -> Difference | None:
+def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: Call, evidence: AttributeEvidence) -> Difference | None:
     """Return the first difference of a skeleton after the obvious surgery, or None; a search may still remove the difference."""
     empty = EmptyTensors.meta()
-    pruned = _pruned_skeleton(model, prediction, obvious_surgery(model, prediction), empty)
+    pruned = _pruned_skeleton(model, prediction, obvious_surgery(model, prediction, evidence), empty)
     return DryRun(on_device_of(model, example_inputs), empty).compare(pruned, predicted_calls(prediction))
 
 
@@ -65,28 +67,30 @@ class FoundSurgery:
         return self.surgery
 
 
-def find_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call) -> FoundSurgery:
+def find_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call, evidence: AttributeEvidence | None = None) -> FoundSurgery:
     """Search, on a skeleton, for the surgery that makes `model` do what is predicted.
 
     Meta tensors are tried first. If even the unpruned forward does something else on them than was traced (a model that makes
     tensors on the CPU, say), fake tensors are used, which keep every tensor's device.
     """
     example_inputs = on_device_of(model, example_inputs)
-    found = _search(model, prediction, DryRun(example_inputs, EmptyTensors.meta()))
+    evidence = evidence or AttributeEvidence(model, prediction.graph, example_inputs)
+    found = _search(model, prediction, DryRun(example_inputs, EmptyTensors.meta()), evidence)
     if found.difference is not None and not found.lined_up:
-        return _search(model, prediction, DryRun(example_inputs, EmptyTensors.fake()))
+        return _search(model, prediction, DryRun(example_inputs, EmptyTensors.fake()), evidence)
     return found
 
 
-def _search(model: nn.Module, prediction: Prediction, run: DryRun) -> FoundSurgery:
+def _search(model: nn.Module, prediction: Prediction, run: DryRun, evidence: AttributeEvidence) -> FoundSurgery:
     removed = find_pass_through(skeleton(model, run.empty), prediction, run) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
     base = Surgery(prediction.cuts, attributes, removed, prediction.rescaled)
     proposals, calls = AttributeProposals(prediction, model), predicted_calls(prediction)
+    start = obvious_changes(proposals, evidence)
 
     def search(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
         pruned = _pruned_skeleton(model, prediction, base, run.empty)
-        attempt = AttributeSearch(proposals, pruned, lambda blank: run.compare(blank, calls, extra))
+        attempt = AttributeSearch(proposals, pruned, lambda blank: run.compare(blank, calls, extra), start)
         difference = attempt.run()
         return replace(base, attributes=(*attributes, *attempt.changes)), difference
 

@@ -35,6 +35,11 @@ class Prediction:
     kept: list[NDArray[np.bool_]] = field(repr=False)
     removed: frozenset[str]
 
+    @staticmethod
+    def unpruned_of(graph: ModelGraph) -> Prediction:
+        """Predict the program with nothing cut."""
+        return Prediction(graph, [np.ones(group.atoms, dtype=bool) for group in graph.prunable], frozenset())
+
     @property
     def unpruned(self) -> Prediction:
         """The same program with nothing cut."""
@@ -127,7 +132,11 @@ class Prediction:
 
     def is_removed(self, node: Node) -> bool:
         """True for an op inside a removed block."""
-        return self._in(self.graph.program.owners[node.name], self.removed)
+        return self.is_removed_module(self.graph.program.owners[node.name])
+
+    def is_removed_module(self, module: str) -> bool:
+        """Return True for a removed block and the modules inside it."""
+        return self._in(module, self.removed)
 
     @staticmethod
     def _in(owner: str, blocks: Collection[str]) -> bool:

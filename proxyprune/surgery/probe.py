@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 from proxyprune.coupling.groups import ChannelGroup, Member
 from proxyprune.graph.build import analyse, calls_of
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.surgery.attribute_evidence import AttributeEvidence
 from proxyprune.surgery.comparison import Difference
 from proxyprune.surgery.find_surgery import blamed_groups, find_surgery, runs_as_predicted
 from proxyprune.surgery.prediction import Prediction
@@ -25,6 +26,9 @@ _PINS_TRIED = 6
 _DRAWS = 3
 _PROBE_SEED = 0
 
+_Evidence = Sequence[AttributeEvidence]
+"""For each example call, in order."""
+
 
 def probe_groups(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> ModelGraph:
     """Amend the groups until the forward follows when every group loses a few steps.
@@ -32,11 +36,12 @@ def probe_groups(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGr
     Where it does not follow, two widths that it takes for one are tied if that helps (a head dimension computed as the width of the stream
     divided by the number of heads); otherwise the groups that are cut there are pinned.
     """
-    difference = _probe(model, example_inputs, graph)
+    evidence = [AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs)]
+    difference = _probe(model, example_inputs, graph, evidence)
     for _ in range(2 * len(graph.prunable) + 2):
         if difference is None:
             return graph
-        graph, difference = amend(model, example_inputs, graph, difference)
+        graph, difference = amend(model, example_inputs, graph, difference, evidence)
     return graph
 
 
@@ -58,34 +63,36 @@ class Finding:
         return self.depth, self.difference.progress
 
 
-def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> Finding | None:
+def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, evidence: _Evidence) -> Finding | None:
     for depth, cuts in enumerate(_probes(graph)):
         for number, (view, inputs) in enumerate(calls_of(graph, example_inputs)):
             prediction = Prediction(view, cuts, frozenset())
-            if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, inputs) is None:
+            if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, inputs, evidence[number]) is None:
                 continue
-            difference = find_surgery(model, prediction, inputs).difference
+            difference = find_surgery(model, prediction, inputs, evidence[number]).difference
             if difference is not None:
                 return Finding(depth * len(graph.program.programs) + number, difference, blamed_groups(prediction, difference))
     return None
 
 
-def amend(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, finding: Finding) -> tuple[ModelGraph, Finding | None]:
+def amend(
+    model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, finding: Finding, evidence: _Evidence
+) -> tuple[ModelGraph, Finding | None]:
     """One amendment that gets the forward further, and what is found then."""
     for ties in _possible_ties(graph, finding):
         tied = analyse(model, graph.program, graph.options, replace(graph.amendments, ties=(*graph.amendments.ties, *ties)))
-        found = _probe(model, example_inputs, tied)
+        found = _probe(model, example_inputs, tied, evidence)
         if len(tied.prunable) >= 1 and (found is None or found.progress > finding.progress):
             return tied, found
     module = finding.difference.module or "the model"
     reason = f"is not followed by the forward of {module}: {finding.difference.message}"
     for group in finding.groups[:_PINS_TRIED] if len(finding.groups) > 1 else ():  # one may be enough
         pinned = with_pins(model, graph, (group,), reason)
-        found = _probe(model, example_inputs, pinned)
+        found = _probe(model, example_inputs, pinned, evidence)
         if found is None or found.progress > finding.progress:
             return pinned, found
     pinned = with_pins(model, graph, finding.groups, reason)
-    return pinned, _probe(model, example_inputs, pinned)
+    return pinned, _probe(model, example_inputs, pinned, evidence)
 
 
 def _possible_ties(graph: ModelGraph, finding: Finding) -> Iterator[tuple[tuple[str, str], ...]]:

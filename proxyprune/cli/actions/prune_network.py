@@ -91,7 +91,7 @@ def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
         graph = trace_like(built.model, built.inputs, plan.options)
         applied = apply(built.model, plan, built.inputs, graph=graph)
     unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
-    return PruneResult(applied.model, plan, unknown, make_report(graph, plan), applied.surgery, graph)
+    return PruneResult(applied.model, plan, unknown, make_report(graph, plan, applied.not_followed), applied.surgery, graph)
 
 
 def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, out: Output) -> None:

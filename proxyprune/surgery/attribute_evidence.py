@@ -1,0 +1,185 @@
+"""Decide whether a forward uses an attribute as a size, by changing the attribute alone.
+
+That an attribute equals an old size proves nothing: the layer with index 9 of a network with 9 heads is an example. One run without
+data, on an unpruned skeleton, shows which attributes are read. Each of these is changed alone, and the forward is run again. The attribute
+is a size if an integer argument or the shape of a result changes by the same factor at some op, or if the forward itself rejects the new
+value, as an assertion does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from torch import Tensor, nn
+
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.surgery.attribute_proposals import Path
+from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, named_arguments, predicted_calls
+from proxyprune.surgery.dry_run import DryRun
+from proxyprune.surgery.perform import set_attribute
+from proxyprune.surgery.prediction import Prediction
+from proxyprune.surgery.surgery import AttributeChange
+from proxyprune.tracing.dispatch import RunAborted, WholeOps
+from proxyprune.tracing.model_call import Call, failing_module, on_device_of
+from proxyprune.tracing.skeleton import EmptyTensors, skeleton
+
+
+class Use(Enum):
+    """How a forward uses an attribute."""
+
+    SIZE = "an argument or a shape of an op changes with it"
+    CHECK = "the forward raises when it has another value"
+    NONE = "it is not used as a size, or this cannot be found out"
+
+
+_Key = tuple[type[nn.Module], Path]
+"""Class of a module, and an attribute path."""
+
+
+class AttributeEvidence:
+    """Evidence about the attributes of one unpruned model. An attribute is tried in one module of each class.
+
+    Args:
+        model: The unpruned model; it is not changed.
+        graph: A trace of it.
+        example_inputs: What it was traced on.
+    """
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, example_inputs: Call) -> None:
+        self._model = model
+        self._graph = graph
+        self._run = DryRun(on_device_of(model, example_inputs), EmptyTensors.meta())
+        self._known: dict[_Key, Use] = {}
+
+    def uses(self, changes: Sequence[AttributeChange]) -> dict[AttributeChange, Use]:
+        """Return how the forward uses each of the attributes."""
+        unknown: dict[_Key, AttributeChange] = {}
+        for change in changes:
+            if isinstance(self._model.get_submodule(change.module), nn.MultiheadAttention):
+                self._known[self._key(change)] = Use.SIZE  # torch documents all of its integers as sizes
+            elif self._key(change) not in self._known:
+                unknown.setdefault(self._key(change), change)
+        read = self._read(list(unknown.values())) if unknown else set()
+        self._known.update({key: self._use(change) if change in read else Use.NONE for key, change in unknown.items()})
+        return {change: self._known[self._key(change)] for change in changes}
+
+    def _key(self, change: AttributeChange) -> _Key:
+        return type(self._model.get_submodule(change.module)), change.path
+
+    @functools.cached_property
+    def _skeleton(self) -> nn.Module:
+        return skeleton(self._model, self._run.empty)
+
+    @functools.cached_property
+    def _calls(self) -> tuple[PredictedCall, ...]:
+        return predicted_calls(Prediction.unpruned_of(self._graph))
+
+    def _read(self, changes: Sequence[AttributeChange]) -> set[AttributeChange]:
+        """Return the changes of attributes that the forward reads at all, which one run shows; most are never read."""
+        reads: set[tuple[str, str]] = set()
+        modules = {name: self._skeleton.get_submodule(name) for name in {change.module for change in changes}}
+        classes = {name: type(module) for name, module in modules.items()}
+        for name, module in modules.items():
+            module.__class__ = _recording_reads(classes[name], name, reads)
+        try:
+            self._run.call(self._skeleton, contextlib.nullcontext())
+        except Exception:  # noqa: BLE001  the forward cannot run without data, so nothing is known about its reads
+            return set()
+        finally:
+            for name, module in modules.items():
+                module.__class__ = classes[name]
+        return {change for change in changes if (change.module, change.path[0]) in reads}
+
+    def _use(self, change: AttributeChange) -> Use:
+        """Run the forward with the attribute changed."""
+        module, watcher = self._skeleton.get_submodule(change.module), _SizeWatcher(self._calls, change)
+        held = getattr(module, change.path[0])
+        set_attribute(module, change.path, change.after)
+        try:
+            self._run.call(self._skeleton, watcher)
+        except RunAborted:
+            pass
+        except Exception as error:  # noqa: BLE001  the forward rejects the value; where it does so decides
+            if not watcher.inside_op and failing_module(self._skeleton, error) == change.module:
+                return Use.CHECK
+        finally:
+            setattr(module, change.path[0], held)
+        return Use.SIZE if watcher.found else Use.NONE
+
+
+def _recording_reads(kind: type[nn.Module], name: str, reads: set[tuple[str, str]]) -> type[nn.Module]:
+    """Return a subclass that notes which attributes are read."""
+
+    def read(self: nn.Module, attribute: str) -> Any:
+        reads.add((name, attribute))
+        return kind.__getattribute__(self, attribute)
+
+    return type(kind.__name__, (kind,), {"__getattribute__": read})
+
+
+class _SizeWatcher(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Look for the first size that follows a changed attribute; end the run there, or when other ops are called than before."""
+
+    def __init__(self, calls: Sequence[PredictedCall], change: AttributeChange) -> None:
+        super().__init__()
+        self.calls = calls
+        self.pairs = [(old, new) for old, new in zip(_values(change.before), _values(change.after), strict=True) if old != new]
+        self.found = False
+        self.inside_op = False
+        self.progress = 0
+
+    def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Look at one call."""
+        if is_bookkeeping(func):
+            return func(*args, **kwargs)
+        if self.progress == len(self.calls):
+            raise RunAborted
+        call, called = self.calls[self.progress], func
+        if call.node.target is not called:
+            raise RunAborted
+        self._look(_moved_arguments(call, named_arguments(func, args, kwargs)))
+        self.inside_op = True
+        result = func(*args, **kwargs)
+        self.inside_op = False
+        self._look(_moved_sizes(call, result))
+        self.progress += 1
+        return result
+
+    def _look(self, moved: Iterator[tuple[int, int]]) -> None:
+        if any(self._follows(before, after) for before, after in moved):
+            self.found = True
+            raise RunAborted
+
+    def _follows(self, before: int, after: int) -> bool:
+        """Return True if a number changed in proportion to the attribute, or inversely (a width divided by a number of heads)."""
+        return any(before * new == after * old or before * old == after * new for old, new in self.pairs)
+
+
+def _values(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _moved_arguments(call: PredictedCall, found: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    for name, before in call.arguments.items():
+        if name not in FREE_ARGUMENTS:
+            yield from _moved(before, found.get(name))
+
+
+def _moved_sizes(call: PredictedCall, result: Any) -> Iterator[tuple[int, int]]:
+    results = result if isinstance(result, list | tuple) else (result,)
+    for before, after in zip(call.shapes or (), results, strict=False):
+        if isinstance(after, Tensor):
+            yield from _moved(before, tuple(after.shape))
+
+
+def _moved(before: Any, after: Any) -> Iterator[tuple[int, int]]:
+    """Yield integers that differ, in order, with the integers in their place."""
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        for one, other in zip(before, after, strict=False):
+            yield from _moved(one, other)
+    elif type(before) is int and type(after) is int and before != after:
+        yield before, after

@@ -1,0 +1,106 @@
+"""An attribute changes only if the forward uses it as a size, whatever number it equals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from zoo import NETWORKS
+
+import proxyprune as pp
+
+
+def llama(key_value_heads: int) -> nn.Module:
+    """A Llama whose layer 9 has an index that equals its number of heads."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=36,
+        intermediate_size=80,
+        num_hidden_layers=11,
+        num_attention_heads=9,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("key_value_heads", [9, 3])
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_the_index_of_a_layer_is_no_head_count(key_value_heads: int, use_cache: bool) -> None:
+    """Heads are cut, every layer keeps its index, and generation with a cache equals generation without one."""
+    tokens = torch.randint(3, 64, (1, 8), generator=torch.Generator().manual_seed(1))
+    result = pp.prune(llama(key_value_heads), {"input_ids": tokens, "use_cache": use_cache}, 0.6)
+    attention = [layer.self_attn for layer in result.model.model.layers]
+    assert [module.layer_idx for module in attention] == list(range(11))
+    assert not any("layer_idx" in change.path for change in result.surgery.attributes)
+    assert any(module.q_proj.out_features < 36 for module in attention)
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached = result.model.generate(tokens, use_cache=True, **options)
+    assert torch.equal(cached, result.model.generate(tokens, use_cache=False, **options))
+
+
+class Heads(nn.Module):
+    """Attention with 6 heads, beside attributes that are 6 as well."""
+
+    def __init__(self, index: int = 6) -> None:
+        super().__init__()
+        self.heads = 6
+        self.index = index
+        self.stride = 6
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        if self.index < 0:
+            raise ValueError("no such layer")
+        q, k, v = (part.view(batch, length, self.heads, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_only_the_attribute_that_moves_a_size_changes_and_the_others_are_listed() -> None:
+    """`heads` is used in a view and follows; a number that is only compared, and one that is never read, stay and are reported."""
+    result = pp.prune(nn.Sequential(Heads()), torch.randn(1, 5, 24), 0.6)
+    module = result.model[0]
+    assert module.heads < 6
+    assert (module.index, module.stride) == (6, 6)
+    assert [change.path for change in result.surgery.attributes if change.module == "0"] == [("heads",)]
+    assert set(result.report.not_followed) == {"0.index", "0.stride"}
+    assert "6" in result.report.not_followed["0.stride"]
+
+
+@pytest.mark.parametrize(
+    ("name", "unread"), [("gpt2", "vocab_size"), ("whisper_encoder", "decoder_layers"), ("mobilenet_v2", "image_size")]
+)
+def test_settings_that_equal_a_width_stay(name: str, unread: str) -> None:
+    """Settings of a configuration that the forward does not use as a size keep their value."""
+    network = NETWORKS[name]
+    result = pp.prune(network.build(), network.inputs(), 0.6)
+    assert not any(unread in change.path for change in result.surgery.attributes)
+
+
+class Fused(nn.Module):
+    """Holds a width that only `fuse` reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 16
+        self.inner, self.outer = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(torch.relu(self.inner(x)))
+
+    def fuse(self) -> Tensor:
+        return torch.eye(self.channels)
+
+
+def test_a_width_that_only_another_method_reads_is_listed() -> None:
+    """The traced forward says nothing about it, so it stays, and the report names it with its value and the new width."""
+    result = pp.prune(nn.Sequential(Fused()), torch.randn(1, 3, 8, 8), 0.6)
+    assert result.model[0].channels == 16
+    assert set(result.report.not_followed) == {"0.channels"}
