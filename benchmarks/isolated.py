@@ -23,7 +23,7 @@ _WAITING = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """What one process may use: CPU time, and address space; on a busy machine it may take `_WAITING` times as long."""
+    """Limits of one process: CPU time, and address space; on a busy machine it may take `_WAITING` times as long."""
 
     seconds: float = 120.0
     gib: float = 14.0

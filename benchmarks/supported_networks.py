@@ -1,4 +1,4 @@
-"""Which published networks does proxyprune prune? Random weights, one process each, and torch-pruning beside it.
+"""Try published networks, and write down which of them proxyprune prunes. Random weights, one process each, and torch-pruning beside it.
 
 Sets: torchvision's builders, the smallest network of every module of timm, tiny configurations of every model type of transformers, and
 the networks of diffusers. Checks: built, traced, pruned to 0.6 of the MACs, runs, exact MACs, saved and loaded bit-identical, greedy tokens

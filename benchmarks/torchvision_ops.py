@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 PACKAGES = Path(__file__).parent / ".cache" / "site"
-"""Where `make zoo` installs torchvision and timm."""
+"""Folder in which `make zoo` installs torchvision and timm."""
 
 _OPERATORS = ("nms", "qnms")
 """Looked up by the import; both select boxes."""

@@ -111,7 +111,7 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
 
 
 def _is_weight(walk: Walk, node: Node) -> bool:
-    """Whether an op returns a weight: it reads nothing else, or picks matrices from a stack of them by number, as experts are picked."""
+    """Return True if an op returns a weight: it reads nothing else, or picks matrices from a stack of them by number (experts)."""
     if op_name(node) in _LOOKUPS:
         source = node.all_input_nodes[0]
         return walk.is_weight(source) and len(walk.shape(source)) > 2

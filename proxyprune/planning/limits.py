@@ -1,4 +1,4 @@
-"""What a plan must respect, whatever the scores say: keep patterns, floors, ceilings and rounding."""
+"""Limits that a plan respects, whatever the scores are: keep patterns, floors, ceilings and rounding."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from proxyprune.cli.options.shared import file_option, gathered, plot_option
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What to compare.
+    """Options of a comparison.
 
     Attributes:
         scorers: Names, separated by commas.

@@ -12,7 +12,7 @@ from proxyprune.cli.options.shared import file_option, gathered, plot_option
 
 @dataclass(frozen=True)
 class PruneFiles:
-    """What `prune` reads and writes besides the model.
+    """Files that `prune` reads and writes besides the model.
 
     Attributes:
         ranking: A ranking to use instead of a scorer, or None.
@@ -31,7 +31,7 @@ class PruneFiles:
     timed: bool
 
     def destination(self, model_file: Path) -> Path:
-        """Where the result goes."""
+        """The folder of the result."""
         return self.out or Path(f"{model_file.stem}-plan.json" if self.plan_only else f"{model_file.stem}-pruned")
 
 

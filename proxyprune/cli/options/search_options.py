@@ -13,7 +13,7 @@ from proxyprune.cli.options.shared import file_option, gathered, plot_option
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search.
+    """Options of a search.
 
     Attributes:
         proposer: A proposer, or a scorer with memory.

@@ -1,1 +1,1 @@
-"""How near generated images are to real ones."""
+"""Distance of generated images from real ones."""

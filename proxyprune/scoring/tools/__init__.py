@@ -1,1 +1,1 @@
-"""What authors of scorers may use. `proxyprune.scoring` exports it."""
+"""Functions for authors of scorers. `proxyprune.scoring` exports it."""
