@@ -163,6 +163,7 @@ ARMS: Mapping[str, Arm] = {
     "single_full": Arm("one full-size model, relative weights", {"intervals.count": 1, "budgets.method": "full"}),
     "single_80": Arm("one pruned model, 80 %", _SINGLE_80),
     "single_80_plain": Arm("one pruned model, 80 %, plain weights", {**_SINGLE_80, "experts.weighting": "plain"}),
+    "single_50": Arm("one pruned model, 50 %", {**_SINGLE_80, "budgets.target": 0.49}),
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
     "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
     "measured_80_distil": Arm("measured, 80 %, distilled", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}),
