@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # imported by benchmarks; or run by hand: a pipeline to judge, a folder, a peer, days of training, or the weights that all distances rest on
-APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py step_adaptive_plots.py step_adaptive_ideas.py \
+APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py frontier.py frontier_plot.py gpu.py step_adaptive_plots.py step_adaptive_ideas.py \
            step_adaptive_swaps.py step_adaptive_starts.py train_speed.py train_features.py supported_networks.py supported_page.py \
            supported_peer.py verdicts.py candidates.py isolated.py torchvision_ops.py tiny_configs.py networks_torchvision.py \
            networks_timm.py networks_transformers.py networks_diffusers.py)
