@@ -1,8 +1,8 @@
 """Model files: how a user's network gets into the command line, and what is wrong when it does not.
 
-A model file is a Python file that defines `build_model()` and `example_inputs()`, and may define `calibration_batches()`,
-`validation_batches()` and `loss(model, batch)`. It is the user's code: it may fail in any way, and each way has its own message with
-the line in that file. torch is imported only when the model is built, so that `proxyprune --help` stays fast.
+A model file is a Python file that defines `build_model()` and `example_inputs()`, and may define `also_inputs()`,
+`calibration_batches()`, `validation_batches()` and `loss(model, batch)`. It is the user's code: it may fail in any way, and each way has
+its own message with the line in that file. torch is imported only when the model is built, so that `proxyprune --help` stays fast.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ExampleInputs = Any
 
 DEFAULT_FACTORY = "build_model"
 EXAMPLE_INPUTS = "example_inputs"
+ALSO_INPUTS = "also_inputs"
 CALIBRATION_BATCHES = "calibration_batches"
 VALIDATION_BATCHES = "validation_batches"
 LOSS = "loss"
@@ -95,21 +96,42 @@ class ModelFile:
                 f"positional arguments or a dict of keyword arguments, for one sample. {self._functions()}"
             )
         inputs = self._call(EXAMPLE_INPUTS)
+        self._check_inputs(EXAMPLE_INPUTS, inputs)
+        return inputs
+
+    def also_inputs(self) -> tuple[Any, ...]:
+        """Further example calls for `trace(also=...)`: inputs, or `proxyprune.TrainingCall(inputs)`; () when the file defines none.
+
+        Raises:
+            ModelFileError: If `also_inputs` raises, returns no list, or one of its entries cannot be called with.
+        """
+        if not hasattr(self.module, ALSO_INPUTS):
+            return ()
+        calls = self._call(ALSO_INPUTS)
+        if not isinstance(calls, list):
+            raise ModelFileError(
+                f"{self._where(ALSO_INPUTS)} must return a list of calls, each like {EXAMPLE_INPUTS}() or a "
+                f"proxyprune.TrainingCall(inputs), but it returned {_kind(calls)}."
+            )
+        for call in calls:
+            self._check_inputs(ALSO_INPUTS, getattr(call, "inputs", call))  # a TrainingCall holds its inputs
+        return tuple(calls)
+
+    def _check_inputs(self, function: str, inputs: Any) -> None:
         from torch import Tensor
 
         values = (inputs,) if isinstance(inputs, Tensor) else inputs
         if isinstance(inputs, Mapping):
             if not all(isinstance(name, str) for name in inputs):
-                raise ModelFileError(f"{self._where(EXAMPLE_INPUTS)} returned a dict whose keys are not all names of arguments.")
+                raise ModelFileError(f"{self._where(function)} returned a dict whose keys are not all names of arguments.")
             values = tuple(inputs.values())
         if not isinstance(values, tuple | list):
             raise ModelFileError(
-                f"{self._where(EXAMPLE_INPUTS)} must return a tensor, a tuple of positional arguments or a dict of keyword "
+                f"{self._where(function)} must return a tensor, a tuple of positional arguments or a dict of keyword "
                 f"arguments, but it returned {_kind(inputs)}."
             )
         if not any(_holds_tensor(value) for value in values):
-            raise ModelFileError(f"{self._where(EXAMPLE_INPUTS)} returned no tensor at all: {_kind(inputs)}. The trace needs at least one.")
-        return inputs
+            raise ModelFileError(f"{self._where(function)} returned no tensor at all: {_kind(inputs)}. The trace needs at least one.")
 
     def calibration_batches(self) -> tuple[Any, ...] | None:
         """Batches for scorers that measure, or None when the file defines none.

@@ -30,6 +30,7 @@ from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.support.seeds import derived_seed
 from proxyprune.tracing.capture import ExampleInputs
+from proxyprune.tracing.model_call import Call
 
 Quality = Callable[[nn.Module], float]
 """The caller's own measure of a network, such as its accuracy."""
@@ -119,6 +120,7 @@ def compare(
     example_inputs: ExampleInputs,
     scorers: Sequence[str | Scorer] | Mapping[str, str | Scorer] = ("magnitude", "taylor", "random"),
     *,
+    also: Sequence[Call] = (),
     targets: Sequence[Target] = (0.8, 0.6, 0.4),
     modes: Sequence[str] = ("width",),
     cases: Sequence[Case] | None = None,
@@ -139,6 +141,7 @@ def compare(
         model: The trained network; it stays as it is.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
         scorers: Names or scorers; a mapping gives them the names that they are listed under.
+        also: Further example calls, as for `trace`; every network is verified on all of them.
         targets: Budgets.
         modes: What may be cut; every mode is combined with every target.
         cases: The combinations to measure, in the place of all of modes and targets.
@@ -150,7 +153,7 @@ def compare(
         resume: Whether to go on with the measurements in `journal`.
         progress: Called before each measurement that is not in the journal, with a line that describes it.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `CutKeywords` (metric, round_to, keep, floors, ceilings,
-            allocation, accept_uncosted) and `TraceKeywords` (norm_groups, conv_groups).
+            allocation, accept_uncosted) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:
         All measurements, in the order of scorers, cases and seeds.
@@ -168,7 +171,7 @@ def compare(
     cuts = PlanRequest.of(chosen[0].target, **picked(CutKeywords, keywords))
     requests = {case: replace(cuts, target=case.target, mode=case.mode) for case in chosen}
     data = Data.of(**picked(DataKeywords, keywords))
-    graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))
+    graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
     task = _ComparisonTask(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, requests)
     with _journal(journal, _header(task), resume) as opened_journal:
         record = _Record(opened_journal, progress)

@@ -44,6 +44,7 @@ from proxyprune.support.checks import is_count
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.tracing.capture import ExampleInputs
+from proxyprune.tracing.model_call import Call
 
 SCHEMA = 1
 DEFAULT_START = "taylor"
@@ -195,10 +196,14 @@ class _SearchTask:
         """The network of a round, made again from its plan: the same whether the round was run now or read from the memory."""
         assert entry.plan is not None
         same = entry.plan.fingerprint == self.graph.fingerprint
-        graph = self.graph if same else trace_like(self.model, self.inputs, entry.plan.options)
+        graph = self.graph if same else self._traced_like(entry.plan)
         applied = apply(self.model, entry.plan, self.inputs, graph=graph)
         model = self._trained(applied.model)
         return PruneResult(model, entry.plan, entry.ranking, make_report(graph, entry.plan, applied.not_followed), applied.surgery, graph)
+
+    def _traced_like(self, plan: PrunePlan) -> ModelGraph:
+        further = [call.inputs for call in self.graph.program.further]
+        return trace_like(self.model, self.inputs, plan.options, further)
 
     def _trained(self, model: nn.Module) -> nn.Module:
         return recovered(model, self.data, self.recovery, self.context.seed) if self.recovery.steps else model
@@ -261,6 +266,7 @@ def search(
     target: Target = 0.6,
     proposer: str | Proposer | Scorer = "evolution",
     *,
+    also: Sequence[Call] = (),
     rounds: int = 16,
     patience: int | None = None,
     start: str | Scorer | None = None,
@@ -282,6 +288,7 @@ def search(
         target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
         proposer: "random", "evolution" or "coordinate"; or a scorer (by name or as an object), whose brief lists what was tried and
             measured; or an object with the `Proposer` interface.
+        also: Further example calls, as for `trace`; every network is verified on all of them.
         rounds: Measurements to spend, the start included; a plan that was measured before costs none.
         patience: Stop after this many measurements without improvement; None spends them all.
         start: Scorer of round 0; the proposer itself when that is a scorer, "taylor" otherwise. It also orders the channels.
@@ -291,7 +298,7 @@ def search(
         seed: All randomness follows from it.
         progress: Called with every round, remembered ones included.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `PlanKeywords` (mode, metric, round_to, keep, floors,
-            ceilings, allocation, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups).
+            ceilings, allocation, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:
         The best network with its plan, and all rounds.
@@ -307,7 +314,7 @@ def search(
     request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
     data = Data.of(**picked(DataKeywords, keywords))
     opening = start if start is not None else chosen.scorer if isinstance(chosen, ScorerProposer) else DEFAULT_START
-    graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))
+    graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
     base_loss = _finite_loss(model, data, seed)
     brief = request.brief(Brief(base_loss=base_loss))
     context = ScoringContext(model, example_inputs, tuple(data.batches), data.loss_fn, seed, brief)

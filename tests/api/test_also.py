@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import succeed
 from masking import randomise
 from torch import Tensor, nn
 
@@ -140,3 +142,61 @@ def test_removed_blocks_are_valid_for_calls_that_do_not_run_them() -> None:
         assert result.plan.removed_blocks
         result.model(x)
         result.model(x, early=True)
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return the mean square of the (first) output."""
+    out = model(batch)
+    return (out[0] if isinstance(out, tuple) else out).square().mean()
+
+
+def test_search_and_compare_take_further_calls() -> None:
+    """Both cut what only further calls reach, which stays whole without them, and measure pruned networks."""
+    batches = [torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    given: dict[str, Any] = {"batches": batches, "held_out": batches[:1], "loss_fn": loss}
+    model = Auxiliary().eval()
+    found = pp.search(model, X, 0.5, "random", rounds=2, start="magnitude", also=ALSO, **given)
+    assert {"aux.0.weight", "side.weight"} <= {cut.parameter for cut in found.surgery.cuts}
+    found.model.train()(X)
+    for also, unreached in ((ALSO, ()), ((), ("aux.0.weight",))):
+        compared = pp.compare(model, X, ["magnitude"], targets=[0.7], seeds=[0], recovery=pp.Recovery(0), also=also, **given)
+        assert compared.graph is not None
+        assert set(unreached) <= set(compared.graph.unreached)
+        assert bool(unreached) == bool(compared.graph.unreached)
+        assert all(cell.error is None for cell in compared.cells if also)
+
+
+MODEL_FILE = """
+import torch
+import proxyprune as pp
+from test_also import Auxiliary
+
+
+def build_model():
+    return Auxiliary()
+
+
+def example_inputs():
+    return torch.zeros(1, 3, 8, 8)
+
+
+def also_inputs():
+    return [pp.TrainingCall(torch.zeros(2, 3, 8, 8)), {"x": torch.zeros(1, 3, 8, 8), "side": True}]
+"""
+
+
+def test_commands_read_further_calls_from_the_model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prune` cuts the auxiliary head too, and a plan from there is replayed with the same calls."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    Path("net.py").write_text(MODEL_FILE, encoding="utf-8")
+    succeed("prune", "-m", "net.py", "-t", "0.5", "--out", "small")
+    small = pp.load("small", Auxiliary)
+    assert small.aux[0].in_channels < 16
+    small.train()(X)
+    succeed("prune", "-m", "net.py", "-t", "0.5", "--plan-only", "--out", "plan.json")
+    succeed("prune", "-m", "net.py", "--plan", "plan.json", "--out", "again")
+    again = pp.load("again", Auxiliary)
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in small.state_dict().items()
+    }

@@ -395,3 +395,31 @@ def test_every_error_is_one_of_ours(write):
     for kind in (ModelFileError, WeightsError):
         assert issubclass(kind, ProxyPruneError)
         assert issubclass(kind, ValueError)
+
+
+def test_further_example_calls(write):
+    """`also_inputs` gives a list of calls, training calls among them; without the function there are none."""
+    import proxyprune as pp
+
+    assert load_model_file(write(GOOD)).also_inputs() == ()
+    calls = "[{'input': torch.ones(2, 3)}, pp.TrainingCall(torch.zeros(4, 3))]"
+    source = f"{GOOD}\nimport proxyprune as pp\n\ndef also_inputs():\n    return {calls}\n"
+    first, second = load_model_file(write(source)).also_inputs()
+    assert first["input"].shape == (2, 3)
+    assert isinstance(second, pp.TrainingCall)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return torch.zeros(1, 3)", "must return a list of calls"),
+        ("return [(1, 2)]", "returned no tensor at all"),
+        ("return [3]", "must return a tensor, a tuple of positional arguments or a dict"),
+    ],
+)
+def test_further_example_calls_that_cannot_be_made(write, body, said):
+    """A bare tensor, a call without a tensor and a call that is none are named with the line of the function."""
+    path = write(f"{GOOD}\ndef also_inputs():\n    {body}\n")
+    with pytest.raises(ModelFileError, match=said) as caught:
+        load_model_file(path).also_inputs()
+    assert f"{path}:{line_of(path, 'def also_inputs')}" in str(caught.value)

@@ -132,6 +132,29 @@ def test_a_network_is_told_in_full(tmp_path):
         assert text.replace(" ", "") in joined
 
 
+class Kept(Hourglass):
+    """A network with a parameter that its forward does not reach, and an attribute that only another method uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide.inner = 16
+        self.token = torch.nn.Parameter(torch.zeros(1, 5))
+
+
+def test_what_was_kept_as_it_was_is_listed(tmp_path):
+    """Parameters that no example call reaches, and attributes that stay although they equal an old size, are on the page."""
+    result = pp.prune(Kept(), torch.zeros(1, 3, 16, 16), target=0.5)
+    assert result.report.unreached == ("token",)
+    assert "wide.inner" in result.report.not_followed
+    folder = pp.save(result, tmp_path / "kept")
+    page = Checker(render(read_result(folder)))
+    words = re.sub(r"\s", "", page.words)
+    assert "Keptasitwas" in words
+    assert "token" in words
+    assert re.sub(r"\s", "", result.report.not_followed["wide.inner"]) in words
+    assert "Kept as it was" not in page_of("network", tmp_path).words
+
+
 def test_shares_on_the_page_are_those_of_the_plan(tmp_path):
     """The headline's shares are the plan's own figures."""
     plan = pruned().plan

@@ -28,6 +28,8 @@ class Figures:
     notes: tuple[str, ...]
     made_with: Mapping[str, str]
     seconds: tuple[float, float] | None = None
+    unreached: tuple[str, ...] = ()
+    not_followed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, data: Fields) -> Figures:
@@ -53,6 +55,8 @@ class Figures:
             notes=data.texts("notes"),
             made_with=data.text_map("made_with"),
             seconds=(as_number(timed[0], data.where), as_number(timed[1], data.where)) if len(timed) == 2 else None,
+            unreached=data.texts("unreached"),
+            not_followed=data.text_map("not_followed"),
         )
 
 

@@ -228,6 +228,24 @@ def pinned(result: Result) -> Section | None:
     return Section("pinned", "Pinned, and why", lead, (Table(f"{counted(len(reasons), 'channel group')} pinned", columns, tuple(rows)),))
 
 
+def kept_as_they_are(result: Result) -> Section | None:
+    """Parameters that the example calls do not reach, and attributes that they do not use as sizes."""
+    figures = result.figures
+    if figures is None or not (figures.unreached or figures.not_followed):
+        return None
+    parts: list[Part] = []
+    if figures.unreached:
+        rows = [Row((TableCell(name),)) for name in figures.unreached]
+        caption = f"{counted(len(rows), 'parameter')} that no example call reaches"
+        parts.append(Table(caption, (Column("parameter"),), tuple(rows)))
+    if figures.not_followed:
+        rows = [Row((TableCell(name), TableCell(why))) for name, why in figures.not_followed.items()]
+        caption = f"{counted(len(rows), 'attribute')} that no example call uses as a size"
+        parts.append(Table(caption, (Column("attribute"), Column("why it stays")), tuple(rows)))
+    lead = "Parameters that no example call reaches stay whole. Other methods or modes may read these attributes. also=[...] adds calls."
+    return Section("kept", "Kept as it was", lead, tuple(parts))
+
+
 def _reasons(result: Result) -> Mapping[str, str]:
     if result.figures is not None:
         return result.figures.pinned
