@@ -61,7 +61,7 @@ def prune(
         inplace: Cut `model` itself.
         brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
         keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted,
-            accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups).
+            accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:
         The pruned model with plan, ranking and report.
@@ -161,7 +161,7 @@ def trace(
             for all calls, and costs are those of the first. Parameters that no call reaches stay whole (`graph.unreached`).
         probe: Cut every group by one step on a copy without weights, and pin the groups for which the forward does not follow (a size
             written as a constant, say). Without it such groups show up when a plan is applied.
-        keywords: `TraceKeywords`: norm_groups, conv_groups.
+        keywords: `TraceKeywords`: norm_groups, conv_groups, adapter_ranks.
 
     Returns:
         The graph. `graph.unsupported_ops` and the `pinned` reasons of `graph.groups` say what will not be cut, and why.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from proxyprune.support.nested import tensors_of
 from proxyprune.surgery.attribute_evidence import AttributeEvidence
 from proxyprune.surgery.attribute_proposals import AttributeProposals
 from proxyprune.surgery.comparison import predicted_calls
+from proxyprune.surgery.decoding import Decoding, find_decoding
 from proxyprune.surgery.find_attributes import attributes_not_followed
 from proxyprune.surgery.find_surgery import find_surgery, has_no_values, obvious_surgery
+from proxyprune.surgery.method_sizes import followed_by_methods
 from proxyprune.surgery.observer import Observer
 from proxyprune.surgery.perform import perform, pruned_copy
 from proxyprune.surgery.prediction import Prediction
-from proxyprune.surgery.surgery import Surgery, joined
+from proxyprune.surgery.stack_positions import position_changes
+from proxyprune.surgery.surgery import AttributeChange, Surgery, joined
 from proxyprune.tracing.dispatch import RunAborted
 from proxyprune.tracing.model_call import Call, ExampleInputs, TrainingCall, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import unchanged
@@ -99,12 +102,67 @@ def apply(
         _ExampleCall(predict(view, plan), inputs, AttributeEvidence(model, view, inputs))
         for view, inputs in calls_of(graph, example_inputs)
     ]
-    at_once = _at_once(model, calls, inplace=inplace)
+    decoding = _decoding(model, calls)
+    at_once = _at_once(model, calls, decoding, inplace=inplace)
     if at_once is not None:
         return at_once
-    surgery = joined([find_surgery(model, call.prediction, call.inputs, call.evidence).verified() for call in calls])
+    failure: VerificationError | None = None
+    for wanted in _wanted_changes(model, calls[0].prediction, decoding):
+        try:
+            return _searched(model, calls, decoding, wanted, inplace=inplace)
+        except VerificationError as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _searched(
+    model: nn.Module, calls: Sequence[_ExampleCall], decoding: Decoding | None, wanted: Sequence[AttributeChange], *, inplace: bool
+) -> Applied:
+    """Search for the attributes that must change, cut, and verify."""
+    wanted = (*wanted, *_followed(model, calls))
+
+    def check(pruned: nn.Module) -> None:
+        _run_all(pruned, calls)
+        _decodes(pruned, decoding, calls[0].prediction)
+
+    surgery = joined([find_surgery(model, call.prediction, call.inputs, call.evidence, wanted).verified() for call in calls])
     not_followed = _not_followed(model, surgery, calls)
-    return Applied(_cut(model, surgery, lambda pruned: _run_all(pruned, calls), inplace=inplace), surgery, not_followed)
+    return Applied(_cut(model, surgery, check, inplace=inplace), surgery, not_followed)
+
+
+def _followed(model: nn.Module, calls: Sequence[_ExampleCall]) -> tuple[AttributeChange, ...]:
+    """Return changes of attributes that only other methods of their modules use, as sizes."""
+    return followed_by_methods(model, AttributeProposals(calls[0].prediction, model), [call.evidence for call in calls])
+
+
+def _decoding(model: nn.Module, calls: Sequence[_ExampleCall]) -> Decoding | None:
+    """Return how the unpruned model decodes with a cache, if one of its example calls shows that."""
+    if has_no_values(model):
+        return None
+    return next((found for call in calls if (found := find_decoding(model, call.inputs)) is not None), None)
+
+
+def _wanted_changes(model: nn.Module, prediction: Prediction, decoding: Decoding | None) -> Iterator[Sequence[AttributeChange]]:
+    """Yield attribute changes to try, in this order: layers that stay get the free slots of the cache, or keep theirs."""
+    if decoding is not None and prediction.removed and (changes := position_changes(model, prediction.removed, decoding)):
+        yield changes
+    yield ()
+
+
+def _decodes(pruned: nn.Module, decoding: Decoding | None, prediction: Prediction) -> None:
+    """Raise VerificationError if a cached step of the pruned model differs from a whole pass; names the first removed block."""
+    difference = None if decoding is None else decoding.difference(pruned)
+    if difference is None:
+        return
+    order = [block.id for block in prediction.graph.blocks if block.id in prediction.removed]
+    named = f" without block '{order[0]}'" if order else ""
+    advice = f"Keep that block (keep=['{order[0]}'])" if order else "Leave the attention layers whole (keep=...)"
+    raise VerificationError(
+        f"The pruned model{named} would decode wrongly: {difference}. The unpruned model gives the same in both ways. "
+        f"The model is unchanged. {advice}.",
+        module=order[0] if order else "",
+    )
 
 
 def _not_followed(model: nn.Module, surgery: Surgery, calls: Sequence[_ExampleCall]) -> dict[str, str]:
@@ -140,7 +198,7 @@ def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None],
     return pruned
 
 
-def _at_once(model: nn.Module, calls: Sequence[_ExampleCall], *, inplace: bool) -> Applied | None:
+def _at_once(model: nn.Module, calls: Sequence[_ExampleCall], decoding: Decoding | None, *, inplace: bool) -> Applied | None:
     """Cut with the obvious attribute changes, and verify while the result runs; None if they do not suffice and a search is needed."""
     if calls[0].prediction.removed or has_no_values(model):
         return None
@@ -151,9 +209,13 @@ def _at_once(model: nn.Module, calls: Sequence[_ExampleCall], *, inplace: bool) 
             _run(pruned, call.prediction, call.inputs, observer)
             if observer.ended() is not None:
                 raise RunAborted
+        _decodes(pruned, decoding, calls[0].prediction)
 
     try:
         surgery = joined([obvious_surgery(model, call.prediction, call.evidence) for call in calls])
+        known = {(change.module, change.path) for change in surgery.attributes}
+        followed = [change for change in _followed(model, calls) if (change.module, change.path) not in known]
+        surgery = replace(surgery, attributes=(*surgery.attributes, *followed))
         not_followed = _not_followed(model, surgery, calls)
         return Applied(_cut(model, surgery, observed, inplace=inplace), surgery, not_followed)
     except (RunAborted, VerificationError):

@@ -40,11 +40,12 @@ class Built:
     file: ModelFile
     model: nn.Module = field(repr=False)
     inputs: ExampleInputs = field(repr=False)
+    also: tuple[Any, ...] = field(default=(), repr=False)
 
     def trace(self, out: Output) -> ModelGraph:
         """Read the network's structure."""
         with out.stage(f"Tracing {type(self.model).__name__}"):
-            return trace(self.model, self.inputs, norm_groups=self.source.norm_groups, conv_groups=self.source.conv_groups)
+            return trace(self.model, self.inputs, also=self.also, **self.source.trace_keywords)
 
     def needed_by(self, scorer: Scorer) -> ScorerData:
         """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
@@ -88,7 +89,7 @@ def build(source: ModelOptions, out: Output) -> Built:
     with out.stage(f"Building {source.model}"):
         file = load_model_file(source.model, seed=source.seed)
         model = file.build_model(source.weights, fake_weights=source.fake_weights)
-        return Built(source, file, model, file.example_inputs())
+        return Built(source, file, model, file.example_inputs(), file.also_inputs())
 
 
 @dataclass(frozen=True)

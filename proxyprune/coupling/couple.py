@@ -16,6 +16,7 @@ from torch.fx import Node
 from proxyprune.coupling.axes import FIXED, Axis, AxisLabels
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.grouping import Walked, form_groups
+from proxyprune.coupling.low_rank import pin_adapters
 from proxyprune.coupling.module_relations import relate
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.outcome import Outcome
@@ -49,6 +50,8 @@ def _walk_all(program: Program, options: Options, start: _Start, choices: Sequen
     """Walk the program and those of further calls with the same labels, so that a cut is valid for all of them."""
     walks = [_walk(one, options, start, chosen) for one, chosen in zip(program.programs, choices, strict=True)]
     pin_unreached(program, start.leaves, start.labels)
+    if options.adapter_ranks == "keep":
+        pin_adapters(program, start.leaves, start.labels)
     first, *others = (walked for walked, _ in walks)
     unknown = dict.fromkeys(name for walked, _ in walks for name in walked.unsupported_ops)
     registered = dict.fromkeys(name for walked, _ in walks for name in walked.registered_ops)

@@ -13,6 +13,7 @@ from proxyprune.support.dataclass_json import from_plain, to_plain
 
 NORM_GROUPS = ("balanced", "whole", "reduced")
 CONV_GROUPS = ("balanced", "whole")
+ADAPTER_RANKS = ("keep", "cut")
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,18 @@ class Amendments:
 
 
 class TraceKeywords(TypedDict, total=False):
-    """Keyword arguments that decide how grouped layers may shrink.
+    """Keyword arguments that decide how grouped layers and adapters may shrink.
 
     Attributes:
         norm_groups: How GroupNorm shrinks: "balanced" (default) keeps the number of groups and takes as many channels from each, "whole"
             takes whole groups, "reduced" may lower the number of groups for finer steps.
         conv_groups: How a grouped convolution shrinks: "balanced" (default) keeps its groups, "whole" takes whole groups.
+        adapter_ranks: "keep" (default) leaves the inner ranks of adapters (LoRA) whole, "cut" lets them shrink.
     """
 
     norm_groups: str
     conv_groups: str
+    adapter_ranks: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Options:
     Attributes:
         norm_groups: "balanced", "whole" or "reduced"; see `TraceKeywords`.
         conv_groups: "balanced" or "whole".
+        adapter_ranks: "keep" or "cut".
         rules: Registered rule by op name ("mylib.swish"), as they were when the trace began.
 
     Raises:
@@ -69,8 +73,11 @@ class Options:
     norm_groups: str = "balanced"
     conv_groups: str = "balanced"
     rules: Mapping[str, Callable[[Any, Node], Any]] = field(default_factory=dict, repr=False)
+    adapter_ranks: str = "keep"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("norm_groups", self.norm_groups, NORM_GROUPS), ("conv_groups", self.conv_groups, CONV_GROUPS)):
+        known_values = {"norm_groups": NORM_GROUPS, "conv_groups": CONV_GROUPS, "adapter_ranks": ADAPTER_RANKS}
+        for name, known in known_values.items():
+            value = getattr(self, name)
             if value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}; found {value!r}.")

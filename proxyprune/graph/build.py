@@ -217,5 +217,6 @@ def trace_like(model: nn.Module, example_inputs: ExampleInputs, options: Mapping
             f"The plan was made with registered rules for {', '.join(missing)}, which are not registered in this process. "
             "Call proxyprune.register_rule for them first, as where the plan was made."
         )
-    chosen = Options(options.get("norm_groups", "balanced"), options.get("conv_groups", "balanced"), rules)
+    groups = {name: options.get(name, "balanced") for name in ("norm_groups", "conv_groups")}
+    chosen = Options(**groups, rules=rules, adapter_ranks=options.get("adapter_ranks", "keep"))
     return analyse(model, capture_all(model, example_inputs, also), chosen, Amendments.from_dict(options.get("amendments", {})))

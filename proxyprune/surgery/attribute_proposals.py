@@ -200,7 +200,7 @@ def get_attribute(module: nn.Module, path: Path) -> Any:
     """Return the value at an attribute path."""
     value: Any = module
     for part in path:
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
     return value
 
 

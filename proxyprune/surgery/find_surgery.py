@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -16,7 +17,7 @@ from proxyprune.surgery.find_attributes import AttributeSearch, layer_attributes
 from proxyprune.surgery.find_pass_through import find_pass_through
 from proxyprune.surgery.perform import rewire
 from proxyprune.surgery.prediction import Prediction
-from proxyprune.surgery.surgery import Surgery
+from proxyprune.surgery.surgery import AttributeChange, Surgery
 from proxyprune.tracing.model_call import Call, on_device_of
 from proxyprune.tracing.skeleton import EmptyTensors, skeleton
 
@@ -67,26 +68,41 @@ class FoundSurgery:
         return self.surgery
 
 
-def find_surgery(model: nn.Module, prediction: Prediction, example_inputs: Call, evidence: AttributeEvidence | None = None) -> FoundSurgery:
+def find_surgery(
+    model: nn.Module,
+    prediction: Prediction,
+    example_inputs: Call,
+    evidence: AttributeEvidence | None = None,
+    wanted: Sequence[AttributeChange] = (),
+) -> FoundSurgery:
     """Search, on a skeleton, for the surgery that makes `model` do what is predicted.
 
     Meta tensors are tried first. If even the unpruned forward does something else on them than was traced (a model that makes
     tensors on the CPU, say), fake tensors are used, which keep every tensor's device.
+
+    Args:
+        model: The unpruned model.
+        prediction: What the pruned forward must do.
+        example_inputs: What it was traced on.
+        evidence: How the forward uses attributes, when at hand.
+        wanted: Further attribute changes, which the pruned forward has to agree with.
     """
     example_inputs = on_device_of(model, example_inputs)
     evidence = evidence or AttributeEvidence(model, prediction.graph, example_inputs)
-    found = _search(model, prediction, DryRun(example_inputs, EmptyTensors.meta()), evidence)
+    found = _search(model, prediction, DryRun(example_inputs, EmptyTensors.meta()), evidence, wanted)
     if found.difference is not None and not found.lined_up:
-        return _search(model, prediction, DryRun(example_inputs, EmptyTensors.fake()), evidence)
+        return _search(model, prediction, DryRun(example_inputs, EmptyTensors.fake()), evidence, wanted)
     return found
 
 
-def _search(model: nn.Module, prediction: Prediction, run: DryRun, evidence: AttributeEvidence) -> FoundSurgery:
+def _search(
+    model: nn.Module, prediction: Prediction, run: DryRun, evidence: AttributeEvidence, wanted: Sequence[AttributeChange]
+) -> FoundSurgery:
     removed = find_pass_through(skeleton(model, run.empty), prediction, run) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
     base = Surgery(prediction.cuts, attributes, removed, prediction.rescaled)
     proposals, calls = AttributeProposals(prediction, model), predicted_calls(prediction)
-    start = obvious_changes(proposals, evidence)
+    start = (*obvious_changes(proposals, evidence), *wanted)
 
     def search(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
         pruned = _pruned_skeleton(model, prediction, base, run.empty)

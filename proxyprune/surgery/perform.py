@@ -170,6 +170,9 @@ def set_attribute(module: nn.Module, path: tuple[str, ...], value: int | tuple[i
         own = copy.copy(getattr(holder, part))
         object.__setattr__(holder, part, own) if not isinstance(holder, nn.Module) else setattr(holder, part, own)
         holder = own
+    if isinstance(holder, dict):
+        holder[path[-1]] = value
+        return
     current = getattr(holder, path[-1])
     after: Any = list(value) if isinstance(current, list) and isinstance(value, tuple) else value
     setattr(holder, path[-1], after)

@@ -78,8 +78,8 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, out: Output) -> Pru
             built.inputs,
             request.target,
             judge.scorer,
-            norm_groups=built.source.norm_groups,
-            conv_groups=built.source.conv_groups,
+            also=built.also,
+            **built.source.trace_keywords,
             seed=built.source.seed,
             **request.keywords(),
             **needed,
@@ -88,7 +88,7 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, out: Output) -> Pru
 
 def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
     with out.stage(f"Applying the plan to {type(built.model).__name__}"):
-        graph = trace_like(built.model, built.inputs, plan.options)
+        graph = trace_like(built.model, built.inputs, plan.options, built.also)
         applied = apply(built.model, plan, built.inputs, graph=graph)
     unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
     return PruneResult(applied.model, plan, unknown, make_report(graph, plan, applied.not_followed), applied.surgery, graph)
@@ -133,6 +133,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
         pinned_table(result.graph),
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
         *remarks(result.graph, (*judge.notes(result.ranking), *result.plan.notes), result.ranking.confidence),
+        *(f"• Attribute '{name}' {why}" for name, why in result.report.not_followed.items()),
         judge.listener.table(),
         _time_line(result),
         *plotted,

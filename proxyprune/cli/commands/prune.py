@@ -18,7 +18,7 @@ from proxyprune.cli.options.shared import (
 )
 from proxyprune.planning.request import PlanRequest
 
-_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups", "conv_groups"}
+_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups", "conv_groups", "adapter_ranks"}
 
 
 @click.command(cls=Command)

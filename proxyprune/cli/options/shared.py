@@ -15,6 +15,7 @@ from proxyprune.cli.options.completion import files, scorer_names
 from proxyprune.planning.request import CutKeywords, PlanKeywords, PlanRequest
 
 if TYPE_CHECKING:
+    from proxyprune.coupling.options import TraceKeywords
     from proxyprune.measuring.held_out import Recovery
 
 _Bounds = tuple[tuple[str, "float | int"], ...]
@@ -35,6 +36,7 @@ class ModelOptions:
         seed: Every random choice follows from it.
         norm_groups: How norm groups may shrink.
         conv_groups: How the groups of grouped convolutions may shrink.
+        adapter_ranks: Whether inner ranks of adapters may shrink.
     """
 
     model: str
@@ -43,6 +45,12 @@ class ModelOptions:
     seed: int
     norm_groups: str
     conv_groups: str
+    adapter_ranks: str
+
+    @property
+    def trace_keywords(self) -> TraceKeywords:
+        """As `trace` and `prune` take them."""
+        return {"norm_groups": self.norm_groups, "conv_groups": self.conv_groups, "adapter_ranks": self.adapter_ranks}
 
     def __post_init__(self) -> None:
         if self.fake_weights and self.weights is not None:
@@ -96,6 +104,13 @@ _MODEL = (
         default="balanced",
         show_default=True,
         help="Grouped convolutions: the same number of channels from each group, or whole groups.",
+    ),
+    click.option(
+        "--adapter-ranks",
+        type=click.Choice(["keep", "cut"]),
+        default="keep",
+        show_default=True,
+        help="Inner ranks of adapters (LoRA): leave them whole, or let them shrink.",
     ),
 )
 _GOAL = (
