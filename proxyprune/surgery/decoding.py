@@ -25,6 +25,7 @@ from proxyprune.tracing.model_call import Call, TrainingCall, call_arguments, ev
 from proxyprune.tracing.module_state import unchanged
 
 _CACHE_NAME = re.compile(r"cache|past|state|memor|kv|mems", re.IGNORECASE)
+_OTHER_NAME = re.compile(r"mask|hidden_states|^output_|^return_", re.IGNORECASE)
 _SWITCH_NAME = re.compile(r"^(use|return|with|keep)_?(kv)?_?(cache|past|states?|mems)$", re.IGNORECASE)
 _LENGTH = 8
 _SHORTEST = 4
@@ -157,7 +158,9 @@ def find_decoding(model: nn.Module, example_inputs: Call) -> Decoding | None:
 
 
 def _may_be_cache(name: str, parameter: inspect.Parameter, given: Mapping[str, Any]) -> bool:
-    if not _CACHE_NAME.search(name) or _SWITCH_NAME.match(name) or isinstance(given.get(name), Tensor | bool | int):
+    if not _CACHE_NAME.search(name) or _OTHER_NAME.search(name) or _SWITCH_NAME.match(name):
+        return False
+    if isinstance(given.get(name), Tensor | bool | int):
         return False
     return parameter.default is None or name in given
 
