@@ -30,6 +30,12 @@ _SWITCH_NAME = re.compile(r"^(use|return|with|keep)_?(kv)?_?(cache|past|states?|
 _LENGTH = 8
 _SHORTEST = 4
 _STEPS = 2
+_MOST = 1e-2
+"""Largest relative difference of cached steps that an unpruned model may have; scans over chunks round differently from steps."""
+
+_CLEAR = 3.0
+"""What the cache carries must be that many times larger than the difference that is allowed."""
+
 _NOISE_FACTOR = 30.0
 """A pruned model may differ that many times more than the unpruned one, whose difference is rounding only."""
 
@@ -94,7 +100,7 @@ class Decoding:
             if wanted is None and position == length - 1:
                 wanted = whole
             if wanted is not None:
-                shares.append(float((found - wanted).abs().max() / wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)))
+                shares.append(_share(found, wanted))
         return max(share if share == share else float("inf") for share in shares)
 
     def filled(self, model: nn.Module) -> CachedPass:
@@ -102,12 +108,12 @@ class Decoding:
         with _undisturbed(model):
             return self._pass(model, 0, self.sequence.shape[1] - _STEPS, self._fresh())
 
-    def needs_cache(self, model: nn.Module) -> bool:
-        """Return True if the last step without the cache gives something else, so that the cache is what carries the sequence."""
+    def weight_of_cache(self, model: nn.Module) -> float:
+        """Return the relative difference of the last step without a cache: what the cache carries."""
         length = self.sequence.shape[1]
         whole = _at(self._pass(model, 0, length, None).result, -1)
         alone = _at(self._pass(model, length - 1, length, None).result, -1)
-        return whole.shape != alone.shape or not torch.allclose(whole, alone, rtol=1e-3)
+        return _share(alone, whole)
 
     def _fresh(self) -> Any:
         return copy.deepcopy(self.arguments.get(self.cache)) if self.output is None else None
@@ -218,18 +224,27 @@ def _confirmed(model: nn.Module, candidate: Decoding) -> Decoding | None:
     try:
         with _undisturbed(model):
             share = candidate.relative_difference(model)
-            if share > _rounding(candidate, model) or not candidate.needs_cache(model):
+            if share > _MOST:
                 return None
+            weight = candidate.weight_of_cache(model)
     except Exception:  # noqa: BLE001  this is not how the model decodes
         return None
-    return replace(candidate, allowed=max(_NOISE_FACTOR * share, _rounding(candidate, model)))
+    rounding = _rounding(model)
+    if not weight > _CLEAR * max(share, rounding):  # the cache carries nothing, or it cannot be seen
+        return None
+    return replace(candidate, allowed=min(max(_NOISE_FACTOR * share, rounding), weight / _CLEAR))
 
 
-def _rounding(candidate: Decoding, model: nn.Module) -> float:
+def _share(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference, divided by the largest value."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny))
+
+
+def _rounding(model: nn.Module) -> float:
     """Return the relative difference that rounding explains, in the precision of the weights."""
     kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()] or [torch.float32]
     epsilon = max(torch.finfo(kind).eps for kind in kinds)
-    return 8 * epsilon if epsilon > 1e-5 else 200 * epsilon
+    return 2 * epsilon if epsilon > 1e-5 else 200 * epsilon
 
 
 @contextlib.contextmanager
