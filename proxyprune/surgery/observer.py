@@ -41,16 +41,16 @@ class Observer(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __ini
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Compare one call."""
         if is_bookkeeping(func):
-            return func(*args, **kwargs)
+            return self.run(func, args, kwargs)
         index = self.made
         self.made += 1
         if index in self.extra:
-            return func(*args, **kwargs)
+            return self.run(func, args, kwargs)
         if self.progress == len(self.calls):
             self._abort(None, f"the module calls {func._schema.name.removeprefix('aten::')} after the end of the predicted program")
         call = self.calls[self.progress]
         self._abort(call, difference_of_arguments(call, func, named_arguments(func, args, kwargs)))
-        result = func(*args, **kwargs)
+        result = self.run(func, args, kwargs)
         self._abort(call, difference_of_results(call, result))
         self.progress += 1
         return result

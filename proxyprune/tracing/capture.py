@@ -12,11 +12,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.fx import Node
 
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, TraceError
 from proxyprune.tracing.export import export
 from proxyprune.tracing.model_call import (
     Call,
@@ -29,6 +30,7 @@ from proxyprune.tracing.model_call import (
 from proxyprune.tracing.preconditions import check_traceable
 from proxyprune.tracing.program import FurtherCall, Program
 from proxyprune.tracing.record import record
+from proxyprune.tracing.record_values import has_values, record_values
 
 __all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "on_device_of"]
 
@@ -87,9 +89,24 @@ def capture(model: nn.Module, example_inputs: Call) -> Program:
     args, kwargs = on_device_of(model, args), on_device_of(model, kwargs)
     training = isinstance(example_inputs, TrainingCall)
     with _without_log_of_failures():
-        program = record(model, args, kwargs, training=training) or export(model, args, kwargs, training=training)
+        program = record(model, args, kwargs, training=training) or _followed(model, args, kwargs, training=training)
     _check_outputs(model, program)
     return program
+
+
+def _followed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Program:
+    """Return the program by torch.export; if it reads values, by a run on the example inputs.
+
+    Raises:
+        ExampleInputsError: If the model itself raises on these inputs.
+        TraceError: If neither way succeeds.
+    """
+    try:
+        return export(model, args, kwargs, training=training)
+    except TraceError:
+        if not has_values(model):
+            raise
+    return record_values(model, args, kwargs, training=training)
 
 
 def _check_outputs(model: nn.Module, program: Program) -> None:

@@ -1,0 +1,162 @@
+"""Values that a forward reads from tensors: note them while recording, and hand them out again in a run without data.
+
+Some results do not follow from shapes: a number that Python code reads (`item`, `tolist`), the size of what `nonzero`, a mask or
+non-maximum suppression selects. Such a result is taken as it came on the example inputs. A later run on empty tensors receives the same
+result at the same place, so that it takes the same branches and has the same sizes. An op that has no implementation without data is
+treated alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.overrides import TorchFunctionMode
+
+from proxyprune.support.nested import tensors_of
+from proxyprune.tracing.empty_ops import EmptyOps, layout_of, on_meta
+
+DECIDED = "decided"
+"""Key in the metadata of a node whose result does not follow from shapes."""
+
+
+def read_values(tensor: Tensor) -> None:
+    """Stand in a graph for code that reads all values of a tensor (`tolist`, `numpy`); the node holds what was read as `meta["val"]`."""
+
+
+_READS: Mapping[Any, Callable[[Any], Any]] = {Tensor.tolist: copy.deepcopy, Tensor.numpy: np.copy, Tensor.__array__: np.copy}
+"""Methods that read values and call no op -> how to copy what they return."""
+
+
+class ReadValues(TorchFunctionMode):
+    """Pass on every call of a function; `read` receives those that read all values of a tensor without an op."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at one function."""
+        if func in _READS:
+            return self.read(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what the function returns."""
+        raise NotImplementedError
+
+
+class NotedValues(ReadValues):
+    """Hand every read to `note`: the tensor, and a copy of its values."""
+
+    def __init__(self, note: Callable[[Tensor, Any], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Read, and note it."""
+        values = func(*args, **kwargs)
+        self.note(args[0], _READS[func](values))
+        return values
+
+
+class RepeatedValues(ReadValues):
+    """Return the values that were noted, in order.
+
+    Args:
+        nodes: The calls of `read_values` of a program.
+    """
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        super().__init__()
+        self.nodes = iter(nodes)
+
+    def read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the next value; past the end, read the tensor itself, which fails for an empty one."""
+        node = next(self.nodes, None)
+        return func(*args, **kwargs) if node is None else _READS[func](node.meta["val"])
+
+
+class FollowsFromShapes:
+    """Decide whether an op's result follows from the layouts of its arguments, by running the op without data."""
+
+    def __init__(self) -> None:
+        self._ops = EmptyOps()
+
+    def __call__(self, func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> bool:
+        """Return True if an empty run gives results of the same shapes.
+
+        Args:
+            func: The op.
+            args: Positional arguments, with empty tensors.
+            kwargs: Named arguments, likewise.
+            result: What it returned on real tensors.
+        """
+        try:
+            empty = self._ops.run(func, on_meta(args), {key: on_meta(value) for key, value in kwargs.items()})
+        except Exception:  # noqa: BLE001  the op needs data, or has no implementation without it
+            return False
+        return _sizes(empty) == _sizes(result)
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(_sizes(item) for item in value)
+    return layout_of(value)
+
+
+class Decisions:
+    """The results that a run without data must not compute.
+
+    Args:
+        results: For each op in order: its node, and the shapes of its results in this run.
+        device: Where empty tensors of the run live; None for the device that the op's arguments report (fake tensors).
+    """
+
+    def __init__(self, results: Iterable[tuple[Node, Sequence[tuple[int, ...]]]], device: torch.device | None) -> None:
+        self._device = device
+        self._results: dict[tuple[Any, int], tuple[Node, Sequence[tuple[int, ...]]]] = {}
+        numbers: Counter[Any] = Counter()
+        for node, shapes in results:
+            if node.meta.get(DECIDED):
+                self._results[node.target, numbers[node.target]] = node, shapes
+            numbers[node.target] += 1
+        self._decided = frozenset(func for func, _ in self._results)
+        self._made: Counter[Any] = Counter()
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Return the noted result of an op at its place in the run; run any other op."""
+        if self._device is not None:
+            args, kwargs = self._empty(args), {key: self._empty(value) for key, value in kwargs.items()}
+        if func in self._decided:
+            number = self._made[func]
+            self._made[func] += 1
+            if (func, number) in self._results:
+                node, shapes = self._results[func, number]
+                return self._result(node.meta["val"], shapes, next(tensors_of((args, kwargs)), None))
+        return func(*args, **kwargs)
+
+    def _empty(self, value: Any) -> Any:
+        """Return an argument with devices and tensors on the device of the run."""
+        if isinstance(value, Tensor) and value.device != self._device:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=self._device)
+        if isinstance(value, torch.device):
+            return self._device
+        if isinstance(value, list | tuple):
+            return type(value)(self._empty(item) for item in value)
+        return value
+
+    def _result(self, noted: Any, shapes: Sequence[tuple[int, ...]], near: Tensor | None) -> Any:
+        device = self._device or (near.device if near is not None else torch.device("cpu"))
+        if isinstance(noted, Tensor):
+            return torch.empty(shapes[0], dtype=noted.dtype, device=device)
+        if isinstance(noted, list | tuple):
+            items = zip(noted, shapes, strict=True)
+            return type(noted)(
+                torch.empty(shape, dtype=item.dtype, device=device) if isinstance(item, Tensor) else item for item, shape in items
+            )
+        return noted
