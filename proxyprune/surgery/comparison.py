@@ -23,6 +23,7 @@ BOOKKEEPING: Mapping[str, str] = {
     "aten::contiguous": "the strides of a kernel's result decide whether an implementation calls it",
     "aten::lift": "torch.export and a live run register a tensor made in forward under different names",
     "aten::_assert": "torch.export adds assertions that the forward does not make",
+    "aten::promote_types": "computes with types; code that makes a tensor from Python numbers calls it",
     "prim::": "reads of a tensor's properties, which compute nothing",
 }
 """Start of an op's name -> why the op is not compared. Names are those of the schema."""

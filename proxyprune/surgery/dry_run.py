@@ -102,9 +102,7 @@ class DryRun:
             return
         mode = mode or WholeOps()
         on_meta = self.empty.mode is None
-        mode.decisions = Decisions(
-            ((call.node, call.shapes or output_shapes(call.node)) for call in calls), torch.device("meta") if on_meta else None
-        )
+        mode.decisions = Decisions(((call.node, call.shapes or output_shapes(call.node)) for call in calls), on_meta=on_meta)
         reads = (node for node in prediction.graph.program.calls if node.target is read_values and not prediction.is_removed(node))
         reported = ReportedDevice(self._device) if on_meta and self._device is not None else contextlib.nullcontext()
         with RepeatedValues(reads), reported, mode:

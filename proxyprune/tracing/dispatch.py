@@ -21,6 +21,10 @@ class RunAborted(BaseException):
     """Ends a forward early. It is no `Exception`, so that no `except Exception` inside the forward swallows it."""
 
 
+class SizesFromValues(RunAborted):
+    """Ends a run without data at the first size that only values decide."""
+
+
 class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
     """A dispatch mode at the PreDispatch key; subclasses may override `op`, and call `run` in it.
 

@@ -24,7 +24,8 @@ class EmptyOps:
         schema = func._schema
         if schema.is_mutable or any(returned.alias_info is not None for returned in schema.returns):
             return func(*args, **kwargs)
-        if kwargs.get("device") is None and any(argument.name == "device" for argument in schema.arguments) and next(tensors_of(args), None) is None:
+        takes_device = kwargs.get("device") is None and any(argument.name == "device" for argument in schema.arguments)
+        if takes_device and next(tensors_of(args), None) is None:
             kwargs = {**kwargs, "device": _META}
         key = (func, layout_of(args), layout_of(tuple(sorted(kwargs.items()))))
         try:
@@ -41,12 +42,15 @@ class EmptyOps:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
+    """Shape, strides and type of a tensor."""
+
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
 
 
 def layout_of(value: Any) -> Any:
+    """Return a value that can be compared, with layouts for tensors."""
     if isinstance(value, Tensor):
         return Layout(tuple(value.shape), value.stride(), value.dtype)
     if isinstance(value, list | tuple):
@@ -55,6 +59,7 @@ def layout_of(value: Any) -> Any:
 
 
 def tensor_like(layout: Any) -> Any:
+    """Return empty tensors of these layouts: the inverse of `layout_of`."""
     if isinstance(layout, Layout):
         return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=_META)
     if len(layout) == 2 and isinstance(layout[0], type):
@@ -63,9 +68,20 @@ def tensor_like(layout: Any) -> Any:
 
 
 def on_meta(value: Any) -> Any:
-    """Arguments with every device replaced: what a forward makes, or moves, is empty too."""
+    """Return arguments with every device replaced: what a forward makes, or moves, is empty too."""
     if isinstance(value, torch.device):
         return _META
     if isinstance(value, list | tuple):
         return type(value)(on_meta(item) for item in value)
+    return value
+
+
+def emptied(value: Any) -> Any:
+    """Return a value with tensors replaced by empty ones of the same layout, and devices by the meta device; numbers stay."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+    if isinstance(value, torch.device):
+        return _META
+    if isinstance(value, list | tuple):
+        return type(value)(emptied(item) for item in value)
     return value

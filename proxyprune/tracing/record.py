@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, WholeOps
-from proxyprune.tracing.empty_ops import EmptyOps, on_meta
+from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, SizesFromValues, WholeOps
+from proxyprune.tracing.empty_ops import EmptyOps, emptied, on_meta
 from proxyprune.tracing.model_call import as_if_exporting, evaluation
 from proxyprune.tracing.module_stack import module_stack
 from proxyprune.tracing.names import named_state
@@ -24,9 +24,11 @@ from proxyprune.tracing.program import Program, assemble
 from proxyprune.tracing.recording import Recording
 from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs, skeleton
 
-_VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_UNSURE = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal lift_fresh scalar_tensor set_ resize_".split())
-"""Ops that read values, and numbers that Python code writes into a tensor, which the two ways of tracing put down as other ops."""
+_READS = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal".split())
+"""Ops that read values."""
+
+_UNSURE = frozenset(f"aten::{name}" for name in "lift_fresh scalar_tensor set_ resize_".split())
+"""Numbers that Python code writes into a tensor, which the two ways of tracing put down as other ops, and new storage for a tensor."""
 
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
@@ -39,6 +41,9 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         args: Positional arguments, on the model's device.
         kwargs: Named arguments, likewise.
         training: Run in training mode.
+
+    Raises:
+        SizesFromValues: If the values of a tensor decide a size, which torch.export does not follow either.
     """
     devices = {_home(tensor) for _, tensor in named_state(model)} | {_home(tensor) for tensor in tensors_of((args, kwargs))}
     if len(devices) > 1:
@@ -58,9 +63,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         ):
             recording = Recording(modules)
             recording.start(blank, inputs)
-            with _ProgramRecorder(recording):
+            with _ProgramRecorder(recording) as recorder:
                 results = list(tensors_of(blank(*inputs[0], **inputs[1])))
+        if not recorder.sure:
+            return None
         recording.graph.output(tuple(recording.maker(result) for result in results))
+    except SizesFromValues:
+        raise
     except (RunAborted, Exception):  # noqa: BLE001  whatever went wrong, export says it better
         return None
     if before != _tensors_held(blank):
@@ -88,23 +97,48 @@ def _tensors_held(model: nn.Module) -> dict[tuple[str, str], int]:
 
 
 class _ProgramRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Write a program down.
+
+    Attributes:
+        sure: False once something happened that torch.export must look at. Nothing is written down then, and the run goes on only to find
+            out whether values decide a size.
+    """
+
     def __init__(self, recording: Recording) -> None:
         super().__init__()
         self.recording = recording
         self.empty_ops = EmptyOps()
+        self.sure = True
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Write one op down."""
-        if types or func._schema.name in _UNSURE or _depends_on_values(func, args):
+        if _decides_a_size(func, args):
+            raise SizesFromValues
+        if func._schema.name in _READS or torch.Tag.data_dependent_output in func.tags:
             raise RunAborted
-        noted = self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
+        unsure = types or func._schema.name in _UNSURE or _has_mask(func, args) or not self.sure
+        noted = None if unsure else self._noted(args, kwargs)
+        if noted is None:
+            self.sure = False
+            return self.empty_ops.run(func, emptied(args), {key: emptied(value) for key, value in kwargs.items()})
         result = self.empty_ops.run(func, on_meta(args), {key: on_meta(value) for key, value in kwargs.items()})
-        self.recording.add(func, *noted, result)
+        try:
+            self.recording.add(func, *noted, result)
+        except RunAborted:
+            self.sure = False
         return result
 
+    def _noted(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Return a call's arguments with nodes for tensors; None if some tensor has no node."""
+        try:
+            return self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
+        except RunAborted:
+            return None
 
-def _depends_on_values(func: Any, args: Any) -> bool:
-    """Whether a value, or a size that values decide, comes out of an op."""
-    if func in _INDEXING:
-        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_of(args[1]))
-    return any(tag in func.tags for tag in _VALUE_TAGS)
+
+def _has_mask(func: Any, args: Any) -> bool:
+    return func in _INDEXING and any(index.dtype in (torch.bool, torch.uint8) for index in tensors_of(args[1]))
+
+
+def _decides_a_size(func: Any, args: Any) -> bool:
+    return torch.Tag.dynamic_output_shape in func.tags if func is not _INDEXING[0] else _has_mask(func, args)

@@ -7,8 +7,6 @@ needs as much memory as one run.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,8 +21,9 @@ from proxyprune.tracing.module_stack import module_stack
 from proxyprune.tracing.module_state import unchanged
 from proxyprune.tracing.names import named_state
 from proxyprune.tracing.program import Program, assemble
+from proxyprune.tracing.random_state import random_numbers_kept
 from proxyprune.tracing.recording import ValueRecording
-from proxyprune.tracing.values import DECIDED, FollowsFromShapes, NotedValues, read_values
+from proxyprune.tracing.values import DECIDED, FollowsFromShapes, NotedValues
 
 
 def has_values(model: nn.Module) -> bool:
@@ -45,31 +44,30 @@ def record_values(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     with unchanged(model), random_numbers_kept(), module_stack(model) as modules, evaluation(model, training=training):
         recording = ValueRecording(modules)
         recording.start(model, (args, kwargs))
-        with _ValueRecorder(recording), NotedValues(recording.read):
+        reads = NotedValues(recording.read)
+        with _ValueRecorder(recording, reads), reads:
             results = list(tensors_of(model(*args, **kwargs)))
         recording.graph.output(tuple(recording.maker(result) for result in results))
     recording.leave_out_unread_detach()
     return assemble(model, recording.graph, recording.placeholders, recording.owners, frozenset(recording.repeated), on_values=True)
 
 
-@contextlib.contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Put the state of torch's random number generators back afterwards."""
-    with torch.random.fork_rng():
-        yield
-
-
 class _ValueRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    def __init__(self, recording: ValueRecording) -> None:
+    def __init__(self, recording: ValueRecording, reads: NotedValues) -> None:
         super().__init__()
         self.recording = recording
+        self.reads = reads
         self.follows_from_shapes = FollowsFromShapes()
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Write one op down."""
+        if self.reads.reading:
+            return func(*args, **kwargs)
         noted = self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
         empty = _empty(noted)
         result = func(*args, **kwargs)
+        if next(tensors_of((args, kwargs, result)), None) is None:  # an op on types, such as promote_types
+            return result
         node = self.recording.add(func, *noted, result)
         if not self.follows_from_shapes(func, *empty, result):
             node.meta[DECIDED] = True

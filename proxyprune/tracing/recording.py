@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from proxyprune.support.nested import tensors_of
 from proxyprune.tracing.dispatch import RunAborted
+from proxyprune.tracing.empty_ops import emptied
 from proxyprune.tracing.module_stack import ModuleStack
 from proxyprune.tracing.names import named_state
 from proxyprune.tracing.values import read_values
@@ -45,17 +46,19 @@ class Recording:
             self.placeholder(f"input_{number}", tensor)
 
     def placeholder(self, name: str, tensor: Tensor) -> Node:
+        """Add a placeholder."""
         node = self.graph.placeholder(name.replace(".", "_"))
         self.made(tensor, node)
         return node
 
     def made(self, tensor: Tensor, node: Node) -> None:
+        """Note which node made a tensor."""
         node.meta["val"] = tensor
         self.nodes[id(tensor)] = node
         self.alive.append(tensor)
 
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> Node:
-        """One op and what it returned; the elements of several results get a node each."""
+        """Write one op down, with what it returned; the elements of several results get a node each."""
         node = self.call(func, args, kwargs)
         if isinstance(result, Tensor) and not node.all_input_nodes:
             node.meta["val"] = torch.empty_like(result)
@@ -74,26 +77,27 @@ class Recording:
         return node
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Node:
+        """Add a call of the module that is running."""
         node = self.graph.call_function(func, args, kwargs)
         self.owners[node.name] = self.modules.innermost
         self.repeated.update(name for name in self.modules.names if self.modules.calls[name] > 1)
         return node
 
     def leave_out_unread_detach(self) -> None:
-        """As export does."""
+        """Remove detach ops without a reader, as export does."""
         for node in reversed(self.graph.nodes):
             if node.target is torch.ops.aten.detach.default and not node.users:
                 self.graph.erase_node(node)
 
     def maker(self, tensor: Tensor) -> Node:
-        """The node that made a tensor."""
+        """Return the node that made a tensor."""
         node = self.nodes.get(id(tensor)) or self.fresh.get(tensor)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if node is None:
             raise RunAborted
         return node
 
     def argument(self, value: Any) -> Any:
-        """A call's argument with nodes for tensors."""
+        """Return a call's argument with nodes for tensors."""
         if isinstance(value, Tensor):
             return self.maker(value)
         if isinstance(value, list | tuple):
@@ -142,12 +146,3 @@ class ValueRecording(Recording):
             self.constants += 1
             self.made(tensor, node)
         return node
-
-
-def emptied(value: Any) -> Any:
-    """Return a result with tensors replaced by empty ones of the same layout; numbers stay."""
-    if isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-    if isinstance(value, list | tuple):
-        return type(value)(emptied(item) for item in value)
-    return value

@@ -20,7 +20,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.empty_ops import EmptyOps, layout_of, on_meta
+from proxyprune.tracing.empty_ops import EmptyOps, emptied, layout_of, on_meta
 
 DECIDED = "decided"
 """Key in the metadata of a node whose result does not follow from shapes."""
@@ -49,15 +49,24 @@ class ReadValues(TorchFunctionMode):
 
 
 class NotedValues(ReadValues):
-    """Hand every read to `note`: the tensor, and a copy of its values."""
+    """Hand every read to `note`: the tensor, and a copy of its values.
+
+    Attributes:
+        reading: True during a read, which may call ops that belong to no forward.
+    """
 
     def __init__(self, note: Callable[[Tensor, Any], None]) -> None:
         super().__init__()
         self.note = note
+        self.reading = False
 
     def read(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Read, and note it."""
-        values = func(*args, **kwargs)
+        self.reading = True
+        try:
+            values = func(*args, **kwargs)
+        finally:
+            self.reading = False
         self.note(args[0], _READS[func](values))
         return values
 
@@ -114,11 +123,11 @@ class Decisions:
 
     Args:
         results: For each op in order: its node, and the shapes of its results in this run.
-        device: Where empty tensors of the run live; None for the device that the op's arguments report (fake tensors).
+        on_meta: Whether empty tensors of the run live on the meta device; otherwise where the op's arguments are (fake tensors).
     """
 
-    def __init__(self, results: Iterable[tuple[Node, Sequence[tuple[int, ...]]]], device: torch.device | None) -> None:
-        self._device = device
+    def __init__(self, results: Iterable[tuple[Node, Sequence[tuple[int, ...]]]], *, on_meta: bool) -> None:
+        self._on_meta = on_meta
         self._results: dict[tuple[Any, int], tuple[Node, Sequence[tuple[int, ...]]]] = {}
         numbers: Counter[Any] = Counter()
         for node, shapes in results:
@@ -130,8 +139,8 @@ class Decisions:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Return the noted result of an op at its place in the run; run any other op."""
-        if self._device is not None:
-            args, kwargs = self._empty(args), {key: self._empty(value) for key, value in kwargs.items()}
+        if self._on_meta:
+            args, kwargs = emptied(args), {key: emptied(value) for key, value in kwargs.items()}
         if func in self._decided:
             number = self._made[func]
             self._made[func] += 1
@@ -140,18 +149,8 @@ class Decisions:
                 return self._result(node.meta["val"], shapes, next(tensors_of((args, kwargs)), None))
         return func(*args, **kwargs)
 
-    def _empty(self, value: Any) -> Any:
-        """Return an argument with devices and tensors on the device of the run."""
-        if isinstance(value, Tensor) and value.device != self._device:
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=self._device)
-        if isinstance(value, torch.device):
-            return self._device
-        if isinstance(value, list | tuple):
-            return type(value)(self._empty(item) for item in value)
-        return value
-
     def _result(self, noted: Any, shapes: Sequence[tuple[int, ...]], near: Tensor | None) -> Any:
-        device = self._device or (near.device if near is not None else torch.device("cpu"))
+        device = torch.device("meta") if self._on_meta else near.device if near is not None else torch.device("cpu")
         if isinstance(noted, Tensor):
             return torch.empty(shapes[0], dtype=noted.dtype, device=device)
         if isinstance(noted, list | tuple):
