@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.surgery.attribute_proposals import Path
-from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, named_arguments, predicted_calls
+from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments, predicted_calls
 from proxyprune.surgery.dry_run import DryRun
 from proxyprune.surgery.perform import set_attribute
 from proxyprune.surgery.prediction import Prediction
@@ -138,6 +138,8 @@ class _SizeWatcher(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves _
         if self.progress == len(self.calls):
             raise RunAborted
         call, called = self.calls[self.progress], func
+        if is_extra_constant(call, func):
+            return self.run(func, args, kwargs)
         if call.node.target is not called:
             raise RunAborted
         self._look(_moved_arguments(call, named_arguments(func, args, kwargs)))

@@ -27,25 +27,43 @@ DECIDED = "decided"
 
 
 def read_values(tensor: Tensor) -> None:
-    """Stand in a graph for code that reads all values of a tensor (`tolist`, `numpy`); the node holds what was read as `meta["val"]`."""
+    """Stand in a graph for code that reads all values of a tensor (`tolist`, `numpy`, a format string).
+
+    The node holds what was read as `meta["val"]`.
+    """
 
 
-_READS: Mapping[Any, Callable[[Any], Any]] = {Tensor.tolist: copy.deepcopy, Tensor.numpy: np.copy, Tensor.__array__: np.copy}
-"""Methods that read values and call no op -> how to copy what they return."""
+_READS: Mapping[Any, Callable[[Any], Any]] = {
+    Tensor.tolist: copy.deepcopy,
+    Tensor.numpy: np.copy,
+    Tensor.__array__: np.copy,
+    Tensor.__format__: str,
+    Tensor.__repr__: str,
+}
+"""Methods that read all values -> how to copy what they return. The ops that they call belong to no forward."""
 
 
 class ReadValues(TorchFunctionMode):
-    """Pass on every call of a function; `read` receives those that read all values of a tensor without an op."""
+    """Pass on every call of a function; `read` receives those that read all values of a tensor."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at one function."""
         if func in _READS:
             return self.read(func, args, kwargs or {})
+        if func is Tensor.__setitem__ and isinstance(args[2], int | float) and _is_basic(args[1]):
+            args[0][args[1]].fill_(args[2])  # torch calls other ops for `x[:, 0] = 1.0` on the CPU than elsewhere
+            return None
         return func(*args, **(kwargs or {}))
 
     def read(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what the function returns."""
         raise NotImplementedError
+
+
+def _is_basic(index: Any) -> bool:
+    """Return True for an index that makes a view."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is Ellipsis or isinstance(part, slice) or type(part) is int for part in parts)
 
 
 class NotedValues(ReadValues):

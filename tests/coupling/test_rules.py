@@ -151,6 +151,11 @@ FREE: dict[str, Case] = {
     "lerp": tokens(lambda m, x: torch.lerp(x, m.shift, 0.3), shift=(WIDTH,)),
     "where": tokens(lambda m, x: torch.where(x > 0, x, m.shift), shift=(WIDTH,)),
     "masked_fill": tokens(lambda m, x: x.masked_fill(x > 0, 1.0)),
+    "masked_scatter_of_tokens": tokens(
+        lambda m, x: x.masked_scatter((torch.arange(x.shape[1]) < 2)[None, :, None].expand_as(x), x.flip(1).reshape(-1, x.shape[-1]))
+    ),
+    "index_add_over_tokens": tokens(lambda m, x: x.index_add(1, torch.tensor([2, 0]), x[:, :2])),
+    "scatter_over_tokens": tokens(lambda m, x: torch.zeros_like(x).scatter_add(1, torch.zeros_like(x).long(), x)),
     "log_sigmoid": tokens(lambda m, x: F.logsigmoid(x)),
     "clamp_by_tensor": tokens(lambda m, x: torch.clamp(x, min=m.low), low=(WIDTH,)),
     "other_type": tokens(lambda m, x: x.to(m.unlike).type_as(m.unlike), unlike=(3, 5)),
