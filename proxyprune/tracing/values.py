@@ -43,6 +43,9 @@ _READS: Mapping[Any, Callable[[Any], Any]] = {
 """Methods that read all values -> how to copy what they return. The ops that they call belong to no forward."""
 
 
+_MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
+
+
 class ReadValues(TorchFunctionMode):
     """Pass on every call of a function; `read` receives those that read all values of a tensor."""
 
@@ -50,6 +53,8 @@ class ReadValues(TorchFunctionMode):
         """Look at one function."""
         if func in _READS:
             return self.read(func, args, kwargs or {})
+        if func in _MAKERS and isinstance(args[0], list | tuple):
+            return func(self._numbers(args[0]), *args[1:], **(kwargs or {}))  # a tensor inside is read
         if func is Tensor.__setitem__ and isinstance(args[2], int | float) and _is_basic(args[1]):
             args[0][args[1]].fill_(args[2])  # torch calls other ops for `x[:, 0] = 1.0` on the CPU than elsewhere
             return None
@@ -58,6 +63,11 @@ class ReadValues(TorchFunctionMode):
     def read(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what the function returns."""
         raise NotImplementedError
+
+    def _numbers(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.read(Tensor.tolist, (value,), {})
+        return [self._numbers(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_basic(index: Any) -> bool:

@@ -197,3 +197,25 @@ def test_inputs_of_a_part() -> None:
         pp.inputs_of(model, X, "idle")
     with pytest.raises(UnknownNameError, match="no submodule 'nothing'"):
         pp.inputs_of(model, X, "nothing")
+
+
+def test_a_check_of_counts_follows_the_width() -> None:
+    """Tokens times channels must equal the entries of the features: both sides follow the width, which is cut."""
+
+    class Joins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.image, self.out = nn.Embedding(10, 32), nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+            words, image = self.words(ids), self.image(features)
+            mask = ids == 9
+            assert bool(mask.sum() * words.shape[-1] == image.numel())
+            found: Tensor = self.out(words.masked_scatter(mask[..., None].expand_as(words), image))
+            return found
+
+    torch.manual_seed(5)
+    inputs = {"ids": torch.tensor([[1, 9, 9, 2]]), "features": X[:2]}
+    result = pp.prune(Joins(), inputs, 0.6)
+    assert result.model.image.out_features < 32
+    assert measured(result.model, inputs) == result.plan.macs
