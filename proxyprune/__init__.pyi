@@ -19,5 +19,6 @@ from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as Sco
 from .searching import SearchResult as SearchResult, search as search
 from .surgery.surgery import Surgery as Surgery
 from .tracing.model_call import TrainingCall as TrainingCall
+from .tracing.parts import inputs_of as inputs_of
 
 __version__: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from proxyprune.applying.apply import apply
 from proxyprune.coupling.options import Amendments, Options, TraceKeywords
 from proxyprune.coupling.rules.register import registered_rules
-from proxyprune.errors import VerificationError
+from proxyprune.errors import TargetError, VerificationError
 from proxyprune.graph.build import analyse
+from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import Target
 from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.planning.widths import TOLERANCE
 from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
@@ -95,6 +97,78 @@ def prune_ranked(
         VerificationError: If the forward does not follow a cut, and neither other blocks nor pinned groups avoid that.
         ProxyPruneError: From planning; see `proxyprune.errors`.
     """
+    if graph.program.on_values:
+        return _prune_on_values(model, example_inputs, graph, ranking, request, inplace=inplace)
+    return _prune_once(model, example_inputs, graph, ranking, request, inplace=inplace).result
+
+
+_BUDGETS_TRIED = 3
+
+
+def _prune_on_values(
+    model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, ranking: Ranking, request: PlanRequest, *, inplace: bool
+) -> PruneResult:
+    """Prune a network in which values decide sizes, and count what the pruned network's own run costs.
+
+    With fewer channels the values are others, and may select more or fewer boxes. So the plan is made again with a budget corrected by the
+    count, until the count fits the budget that was asked for. If it never does, the first plan stands, for the sizes of the unpruned run.
+    """
+    tried: list[_Attempt] = []
+    budget = limit = 0
+    for number in range(1, _BUDGETS_TRIED + 1):
+        try:
+            attempt = _prune_once(
+                model, example_inputs, graph, ranking, replace(request, target=budget) if tried else request, inplace=False
+            )
+        except TargetError:
+            if tried:
+                break
+            raise
+        tried.append(attempt)
+        limit = limit or attempt.result.plan.target_macs
+        budget, spent = budget or limit, attempt.macs
+        near = limit - TOLERANCE * attempt.result.plan.base_macs <= spent <= limit
+        if near or spent == attempt.result.plan.macs or request.metric != "macs" or (number > 1 and min(a.macs for a in tried) <= limit):
+            break
+        budget = min(attempt.result.plan.base_macs - 1, budget * limit // max(1, spent))
+    fitting = [attempt for attempt in tried if attempt.macs <= limit]
+    chosen = max(fitting, key=lambda attempt: attempt.macs) if fitting else tried[0]
+    if inplace:
+        applied = apply(model, chosen.result.plan, example_inputs, inplace=True, graph=chosen.result.graph)
+        chosen = replace(chosen, result=replace(chosen.result, model=applied.model, surgery=applied.surgery))
+    return _counted(chosen, target=request.target, limit=limit)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A pruned network, and the cost of its own run where that is not the planned one."""
+
+    result: PruneResult
+    cost: CostModel | None
+
+    @property
+    def macs(self) -> int:
+        """MACs of its own run."""
+        return self.result.plan.macs if self.cost is None else self.cost.base_macs
+
+
+def _counted(attempt: _Attempt, *, target: Target, limit: int) -> PruneResult:
+    """Return the result with the MACs of the pruned network's own run, and with the budget that was asked for."""
+    result = attempt.result
+    plan = replace(result.plan, target=target, target_macs=limit)
+    if attempt.macs <= limit:
+        plan = replace(plan, macs=attempt.macs)
+        report = make_report(result.graph, plan, result.report.not_followed, counted=attempt.cost)
+    else:
+        note = f"The pruned network's own run takes {attempt.macs:,} MACs; the plan counts with the sizes of the unpruned run."
+        plan = replace(plan, notes=(*plan.notes, note))
+        report = make_report(result.graph, plan, result.report.not_followed)
+    return replace(result, plan=plan, report=report)
+
+
+def _prune_once(
+    model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, ranking: Ranking, request: PlanRequest, *, inplace: bool
+) -> _Attempt:
     failure = VerificationError("No plan was tried.")
     # Each failure keeps one more block, or leaves fewer prunable groups; so this many attempts are enough.
     for _ in range(len(graph.prunable) + len(graph.blocks) + 1):
@@ -104,7 +178,8 @@ def prune_ranked(
         except VerificationError as error:
             failure = error
         else:
-            return PruneResult(applied.model, plan, ranking, make_report(graph, plan, applied.not_followed), applied.surgery, graph)
+            report = make_report(graph, plan, applied.not_followed)
+            return _Attempt(PruneResult(applied.model, plan, ranking, report, applied.surgery, graph), applied.cost)
         if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
             request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
         else:

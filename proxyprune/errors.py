@@ -12,7 +12,7 @@
     │   ├── RuleError             a rule for an op cannot be registered, fails, or is missing
     │   ├── DataError             a data set is missing, or holds something that is no image
     │   └── UnknownNameError      no scorer, block or group has this name  (also LookupError)
-    ├── TraceError                torch.export cannot read the model
+    ├── TraceError                the forward cannot be followed
     ├── ScoringError              a scorer could not do its work
     │   ├── MissingNeedError      it needs weights, gradients or batches that were not given
     │   ├── InvalidScoreError     it returned too few, unknown or non-finite scores
@@ -93,7 +93,7 @@ class UnreliableRankingError(InputError):
 
 
 class TraceError(ProxyPruneError):
-    """torch.export could not turn the model into a graph."""
+    """The forward could not be turned into a graph, neither without data nor by a run on the example inputs."""
 
 
 class ScoringError(ProxyPruneError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.scoring.ranking import Ranking
@@ -84,11 +85,21 @@ class PruneResult:
     graph: ModelGraph = field(repr=False)
 
 
-def make_report(graph: ModelGraph, plan: PrunePlan, not_followed: Mapping[str, str] | None = None) -> Report:
-    """Numbers of a plan, before and after."""
+def make_report(
+    graph: ModelGraph, plan: PrunePlan, not_followed: Mapping[str, str] | None = None, *, counted: CostModel | None = None
+) -> Report:
+    """Numbers of a plan, before and after.
+
+    Args:
+        graph: The trace of the unpruned network.
+        plan: What was cut.
+        not_followed: As in `Report`.
+        counted: Cost of the pruned network's own run, if values decide its sizes.
+    """
     atoms = plan.atoms(graph)
     before = graph.cost.block_macs(graph.cost.full)
-    after = graph.cost.block_macs(atoms, plan.removed_blocks)
+    after = graph.cost.block_macs(atoms, plan.removed_blocks) if counted is None else counted.block_macs(counted.full)
+    conventional = graph.cost.conventional_macs(atoms, plan.removed_blocks) if counted is None else counted.conventional_macs(counted.full)
     params_before = graph.cost.block_params(graph.cost.full)
     params_after = graph.cost.block_params(atoms, plan.removed_blocks)
     return Report(
@@ -97,14 +108,11 @@ def make_report(graph: ModelGraph, plan: PrunePlan, not_followed: Mapping[str, s
         target_macs=plan.target_macs,
         base_params=plan.base_params,
         params=plan.params,
-        conventional_macs=(
-            graph.cost.conventional_macs(graph.cost.full),
-            graph.cost.conventional_macs(atoms, plan.removed_blocks),
-        ),
+        conventional_macs=(graph.cost.conventional_macs(graph.cost.full), conventional),
         pinned={group.id: group.pinned for group in graph.groups if group.pinned is not None},
         unsupported_ops=graph.unsupported_ops,
         uncosted_ops=graph.uncosted_ops,
-        blocks={block: (before[block], after[block]) for block in before},
+        blocks={block: (before[block], after.get(block, 0)) for block in before},
         notes=plan.notes,
         block_params={block: (params, params_after[block]) for block, params in params_before.items()},
         made_with=made_with(),

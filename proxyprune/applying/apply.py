@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from proxyprune.applying.mismatch import check_plan
 from proxyprune.errors import VerificationError
-from proxyprune.graph.build import calls_of, trace_like
+from proxyprune.graph.build import calls_of, cost_of_run, trace_like
+from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.support.nested import tensors_of
@@ -28,9 +29,11 @@ from proxyprune.surgery.perform import perform, pruned_copy
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.stack_positions import position_changes
 from proxyprune.surgery.surgery import AttributeChange, Surgery, joined
+from proxyprune.tracing.capture import capture_on_values
 from proxyprune.tracing.dispatch import RunAborted
 from proxyprune.tracing.model_call import Call, ExampleInputs, TrainingCall, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import unchanged
+from proxyprune.tracing.program import Program
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ class Applied:
         model: The pruned model.
         surgery: Slices, attribute changes and removed blocks.
         not_followed: Attribute -> why it kept its value although it equals a size that changed.
+        cost: Cost of the pruned model's own run, if values decide its sizes and they are not those of the unpruned run.
     """
 
     model: nn.Module
     surgery: Surgery
     not_followed: Mapping[str, str] = field(default_factory=dict)
+    cost: CostModel | None = None
 
 
 def apply_plan(
@@ -122,13 +127,16 @@ def _searched(
     """Search for the attributes that must change, cut, and verify."""
     wanted = (*wanted, *_followed(model, calls))
 
+    runs: list[Program] = []
+
     def check(pruned: nn.Module) -> None:
-        _run_all(pruned, calls)
+        runs[:] = _run_all(pruned, calls)
         _decodes(pruned, decoding, calls[0].prediction)
 
     surgery = joined([find_surgery(model, call.prediction, call.inputs, call.evidence, wanted).verified() for call in calls])
     not_followed = _not_followed(model, surgery, calls)
-    return Applied(_cut(model, surgery, check, inplace=inplace), surgery, not_followed)
+    pruned = _cut(model, surgery, check, inplace=inplace)
+    return Applied(pruned, surgery, not_followed, cost_of_run(pruned, runs[0], calls[0].prediction.graph) if runs else None)
 
 
 def _followed(model: nn.Module, calls: Sequence[_ExampleCall]) -> tuple[AttributeChange, ...]:
@@ -222,10 +230,19 @@ def _at_once(model: nn.Module, calls: Sequence[_ExampleCall], decoding: Decoding
         return None
 
 
-def _run_all(model: nn.Module, calls: Sequence[_ExampleCall]) -> None:
-    """Run every example call; with further ones also compare the ops, because each was searched alone."""
+def _run_all(model: nn.Module, calls: Sequence[_ExampleCall]) -> Iterator[Program]:
+    """Run every example call; with further ones also compare the ops, because each was searched alone.
+
+    Yields:
+        What the pruned model does in the first call, if values decide its sizes.
+    """
     for call in calls:
         prediction, inputs = call.prediction, call.inputs
+        if prediction.graph.program.on_values:  # compared without data alone: values, and with them sizes, are others now
+            program = _run_on_values(model, prediction, inputs)
+            if call is calls[0]:
+                yield program
+            continue
         if len(calls) == 1 or prediction.removed or has_no_values(model):
             _run(model, prediction, inputs)
             continue
@@ -250,20 +267,38 @@ def _run(model: nn.Module, prediction: Prediction, example_inputs: Call, observe
         with unchanged(model, keep_resized=True), evaluation(model, training=training), observer or contextlib.nullcontext():
             outputs = tuple(tensors_of(model(*args, **kwargs)))
     except Exception as error:
-        raise VerificationError(
-            f"The pruned model raises on the example inputs ({type(error).__name__}: {error}), although its forward was verified without "
-            "data. The model is unchanged. Something in it depends on values; leave the blocks named in the traceback whole (keep=...)."
-        ) from error
+        raise _raised(error) from error
     finally:
         torch.random.set_rng_state(generators)
-    expected = _output_shapes(prediction)
+    expected = _output_shapes(prediction.graph.program)
     found = [tuple(output.shape) for output in outputs]
     if found != expected:
         raise VerificationError(f"The pruned model returns shapes {found}, expected {expected}. The model is unchanged.")
 
 
-def _output_shapes(prediction: Prediction) -> list[tuple[int, ...]]:
-    (output,) = (node for node in prediction.graph.program.graph.nodes if node.op == "output")
+def _run_on_values(model: nn.Module, prediction: Prediction, example_inputs: Call) -> Program:
+    """Run the pruned model and write down what it does. Outputs must have as many dimensions as before; their sizes may be others."""
+    try:
+        program = capture_on_values(model, example_inputs)
+    except Exception as error:
+        raise _raised(error) from error
+    expected, found = _output_shapes(prediction.graph.program), _output_shapes(program)
+    if [len(shape) for shape in found] != [len(shape) for shape in expected]:
+        raise VerificationError(
+            f"The pruned model returns shapes {found}, expected {expected} but for sizes that values decide. The model is unchanged."
+        )
+    return program
+
+
+def _raised(error: Exception) -> VerificationError:
+    return VerificationError(
+        f"The pruned model raises on the example inputs ({type(error).__name__}: {error}), although its forward was verified without "
+        "data. The model is unchanged. Something in it depends on values; leave the blocks named in the traceback whole (keep=...)."
+    )
+
+
+def _output_shapes(program: Program) -> list[tuple[int, ...]]:
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
     results = output.args[0]
     assert isinstance(results, list | tuple)
     return [tuple(int(size) for size in item.meta["val"].shape) for item in results if isinstance(item.meta.get("val"), Tensor)]

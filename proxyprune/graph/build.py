@@ -31,6 +31,12 @@ _LAYERS = frozenset(
 )
 
 
+_ON_VALUES = (
+    "Branches and sizes of this forward depend on values: MACs are those of one run on the example inputs, "
+    "and other inputs, or other weights, may take another number."
+)
+
+
 def analyse(model: nn.Module, program: Program, options: Options, amendments: Amendments) -> ModelGraph:
     """Couple, price and cut into blocks; `amendments` are what probing found out."""
     coupling = couple(program, options, model, amendments)
@@ -53,6 +59,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         params=cost.base_params,
         parameter_shapes=program.shapes,
         unreached=program.unreached,
+        notes=(_ON_VALUES,) if program.on_values else (),
         cost=cost,
         program=program,
         coupling=coupling,
@@ -64,6 +71,15 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
             {name: other.residual_paths[name] for name in names if name in other.residual_paths} for other in others
         ),
     )
+
+
+def cost_of_run(pruned: nn.Module, program: Program, graph: ModelGraph) -> CostModel:
+    """Return the cost of a pruned network's own program, by the blocks of the unpruned graph.
+
+    Sizes that values decide are those of the pruned network's run; they may differ from those of the unpruned network.
+    """
+    names = tuple(block.id for block in graph.blocks)
+    return _cost_model(program, couple(program, graph.options, pruned, Amendments()), names)
 
 
 def calls_of(graph: ModelGraph, example_inputs: ExampleInputs) -> Iterator[tuple[ModelGraph, Call]]:

@@ -105,6 +105,7 @@ class Structure:
         params: Parameters, shared ones counted once.
         parameter_shapes: Shape of every parameter and buffer, by its name in the state dict.
         unreached: Parameters that the example call does not reach; they stay whole.
+        notes: Sentences for the reader, such as what the cost depends on.
     """
 
     model_class: str
@@ -116,6 +117,7 @@ class Structure:
     params: int
     parameter_shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     unreached: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:

@@ -61,6 +61,7 @@ def to_text(graph: Structure) -> str:
     ):
         if names:
             lines.append(f"# {title}: {', '.join(names)}")
+    lines += [f"# {note}" for note in graph.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +77,7 @@ def to_dict(graph: Structure) -> dict[str, Any]:
         "groups": [_group(group) for group in graph.groups],
         "unsupported_ops": list(graph.unsupported_ops),
         "uncosted_ops": list(graph.uncosted_ops),
-    } | ({"unreached": list(graph.unreached)} if graph.unreached else {})
+    } | {name: list(values) for name, values in (("unreached", graph.unreached), ("notes", graph.notes)) if values}
 
 
 def block_dict(block: Block) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def _unreachable(problem: _Problem) -> TargetError:
 
 def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
     budget, mode = problem.budget, problem.request.mode
-    notes = []
+    notes = list(problem.graph.notes)
     if problem.ranking.unreliable is not None:
         notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
     if problem.graph.uncosted_ops:

@@ -8,7 +8,6 @@ value, as an assertion does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.surgery.attribute_proposals import Path
-from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, named_arguments, predicted_calls
+from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments, predicted_calls
 from proxyprune.surgery.dry_run import DryRun
 from proxyprune.surgery.perform import set_attribute
 from proxyprune.surgery.prediction import Prediction
@@ -86,7 +85,7 @@ class AttributeEvidence:
         for name, module in modules.items():
             module.__class__ = _recording_reads(classes[name], name, reads)
         try:
-            self._run.call(self._skeleton, contextlib.nullcontext())
+            self._run.call(self._skeleton, None, self._calls)
         except Exception:  # noqa: BLE001  the forward cannot run without data, so nothing is known about its reads
             return set()
         finally:
@@ -100,7 +99,7 @@ class AttributeEvidence:
         held = getattr(module, change.path[0])
         set_attribute(module, change.path, change.after)
         try:
-            self._run.call(self._skeleton, watcher)
+            self._run.call(self._skeleton, watcher, self._calls)
         except RunAborted:
             pass
         except Exception as error:  # noqa: BLE001  the forward rejects the value; where it does so decides
@@ -135,15 +134,17 @@ class _SizeWatcher(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves _
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Look at one call."""
         if is_bookkeeping(func):
-            return func(*args, **kwargs)
+            return self.run(func, args, kwargs)
         if self.progress == len(self.calls):
             raise RunAborted
         call, called = self.calls[self.progress], func
+        if is_extra_constant(call, func):
+            return self.run(func, args, kwargs)
         if call.node.target is not called:
             raise RunAborted
         self._look(_moved_arguments(call, named_arguments(func, args, kwargs)))
         self.inside_op = True
-        result = func(*args, **kwargs)
+        result = self.run(func, args, kwargs)
         self.inside_op = False
         self._look(_moved_sizes(call, result))
         self.progress += 1

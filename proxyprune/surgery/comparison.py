@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -23,6 +24,8 @@ BOOKKEEPING: Mapping[str, str] = {
     "aten::contiguous": "the strides of a kernel's result decide whether an implementation calls it",
     "aten::lift": "torch.export and a live run register a tensor made in forward under different names",
     "aten::_assert": "torch.export adds assertions that the forward does not make",
+    "aten::promote_types": "computes with types; code that makes a tensor from Python numbers calls it",
+    "aten::_has_compatible_shallow_copy_type": "module.to() in a forward asks whether it may keep its parameter",
     "prim::": "reads of a tensor's properties, which compute nothing",
 }
 """Start of an op's name -> why the op is not compared. Names are those of the schema."""
@@ -89,6 +92,14 @@ class PredictedCall:
 def is_bookkeeping(func: Any) -> bool:
     """Return True for an op that is not compared."""
     return str(func._schema.name).startswith(tuple(BOOKKEEPING))
+
+
+def is_extra_constant(call: PredictedCall, func: Any) -> bool:
+    """Return True for a number that a run without data makes a tensor of.
+
+    `x[..., 0] = 1.0` does so for any tensor but one on the CPU, which is what a program on values was recorded with.
+    """
+    return func is torch.ops.aten.scalar_tensor.default and call.node.target is not func and call.prediction.graph.program.on_values
 
 
 def predicted_calls(prediction: Prediction) -> tuple[PredictedCall, ...]:

@@ -7,10 +7,11 @@ calls must be the predicted ones, in the same order, with the same settings and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -24,10 +25,12 @@ from proxyprune.surgery.comparison import (
     named_arguments,
 )
 from proxyprune.surgery.observer import Observer
-from proxyprune.tracing.dispatch import RunAborted, WholeOps
+from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, WholeOps
 from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.tracing.module_stack import module_stack
+from proxyprune.tracing.nodes import output_shapes
 from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs
+from proxyprune.tracing.values import Decisions, RepeatedValues, read_values
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class DryRun:
 
     example_inputs: Call
     empty: EmptyTensors
+
+    @property
+    def _device(self) -> torch.device | None:
+        """The device of the example inputs; None when they hold no tensor."""
+        return next((tensor.device for tensor in tensors_of(call_arguments(self.example_inputs))), None)
 
     def compare(self, model: nn.Module, calls: Sequence[PredictedCall], extra: frozenset[int] = frozenset()) -> Difference | None:
         """Return the first difference between a skeleton's forward and the predicted calls, or None.
@@ -48,7 +56,7 @@ class DryRun:
         with module_stack(model) as modules:
             observer = Observer(calls, modules, extra)
             try:
-                self.call(model, observer)
+                self.call(model, observer, calls)
             except RunAborted:
                 return observer.difference
             except Exception as error:  # noqa: BLE001  any exception of the user's forward is a difference, reported by the caller
@@ -62,19 +70,43 @@ class DryRun:
         """
         lined_up = LinedUp(calls)
         try:
-            self.call(model, lined_up)
+            self.call(model, lined_up, calls)
         except Exception:  # noqa: BLE001  the unpruned forward cannot run without data: the caller reads that from `complete`
             return lined_up
         lined_up.complete = lined_up.progress == len(calls)
         return lined_up
 
-    def call(self, model: nn.Module, mode: contextlib.AbstractContextManager[object]) -> None:
-        """Run a skeleton inside a dispatch mode, or another context."""
+    def call(self, model: nn.Module, mode: WholeOps | None, calls: Sequence[PredictedCall]) -> None:
+        """Run a skeleton, inside a dispatch mode if one is given.
+
+        Where the program was recorded on real tensors, values that were read, and sizes that data decided, are as they were then.
+
+        Args:
+            model: The skeleton.
+            mode: Sees every op.
+            calls: What the run is expected to do.
+        """
         args, kwargs = call_arguments(self.example_inputs)
         args, kwargs = empty_inputs(args, self.empty), empty_inputs(kwargs, self.empty)
         training = isinstance(self.example_inputs, TrainingCall)
-        with evaluation(model, training=training), self.empty.by_default(), as_if_exporting(), mode:
+        with evaluation(model, training=training), self.empty.by_default(), self._as_when_traced(mode, calls):
             model(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _as_when_traced(self, mode: WholeOps | None, calls: Sequence[PredictedCall]) -> Iterator[None]:
+        """Enter the mode, and let the run take the branches that the traced one took."""
+        prediction = calls[0].prediction if calls else None
+        if prediction is None or not prediction.graph.program.on_values:
+            with as_if_exporting(), mode or contextlib.nullcontext():
+                yield
+            return
+        mode = mode or WholeOps()
+        on_meta = self.empty.mode is None
+        mode.decisions = Decisions(((call.node, call.shapes or output_shapes(call.node)) for call in calls), on_meta=on_meta)
+        reads = (node for node in prediction.graph.program.calls if node.target is read_values and not prediction.is_removed(node))
+        reported = ReportedDevice(self._device) if on_meta and self._device is not None else contextlib.nullcontext()
+        with RepeatedValues(reads), reported, mode:
+            yield
 
 
 @dataclass
@@ -114,7 +146,7 @@ class LinedUp(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Match one call."""
-        result = func(*args, **kwargs)
+        result = self.run(func, args, kwargs)
         if is_bookkeeping(func):
             self._pass_on(args, result)
             return result

@@ -14,6 +14,7 @@ from proxyprune.surgery.comparison import (
     difference_of_arguments,
     difference_of_results,
     is_bookkeeping,
+    is_extra_constant,
     named_arguments,
 )
 from proxyprune.tracing.dispatch import RunAborted, WholeOps
@@ -41,16 +42,18 @@ class Observer(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __ini
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Compare one call."""
         if is_bookkeeping(func):
-            return func(*args, **kwargs)
+            return self.run(func, args, kwargs)
         index = self.made
         self.made += 1
         if index in self.extra:
-            return func(*args, **kwargs)
+            return self.run(func, args, kwargs)
         if self.progress == len(self.calls):
             self._abort(None, f"the module calls {func._schema.name.removeprefix('aten::')} after the end of the predicted program")
         call = self.calls[self.progress]
+        if is_extra_constant(call, func):
+            return self.run(func, args, kwargs)
         self._abort(call, difference_of_arguments(call, func, named_arguments(func, args, kwargs)))
-        result = func(*args, **kwargs)
+        result = self.run(func, args, kwargs)
         self._abort(call, difference_of_results(call, result))
         self.progress += 1
         return result

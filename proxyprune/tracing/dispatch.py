@@ -14,16 +14,27 @@ from torch._dispatch.python import enable_python_dispatcher, no_python_dispatche
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.overrides import TorchFunctionMode
 
+from proxyprune.tracing.values import Decisions
+
 
 class RunAborted(BaseException):
     """Ends a forward early. It is no `Exception`, so that no `except Exception` inside the forward swallows it."""
 
 
+class SizesFromValues(RunAborted):
+    """Ends a run without data at the first size that only values decide."""
+
+
 class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    """A dispatch mode at the PreDispatch key; subclasses define `op`."""
+    """A dispatch mode at the PreDispatch key; subclasses may override `op`, and call `run` in it.
+
+    Attributes:
+        decisions: Results that a run without data receives instead of computing them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.decisions: Decisions | None = None
         self._dispatch_key = torch._C.DispatchKey.PreDispatch
         self._dispatcher = enable_python_dispatcher()
 
@@ -47,7 +58,11 @@ class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Look at one op, run it, and return its result."""
-        raise NotImplementedError
+        return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run one op, or return the result that was decided for it."""
+        return func(*args, **kwargs) if self.decisions is None else self.decisions.run(func, args, kwargs)
 
 
 class ReportedDevice(TorchFunctionMode):

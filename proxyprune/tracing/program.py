@@ -36,6 +36,7 @@ class Program:
         classes: Qualified module name -> class name.
         repeated: Modules whose forward runs more than once.
         further: Further example calls of the same model, which a cut must also be valid for.
+        on_values: True for a program recorded on real tensors, whose branches and sizes the values of the example inputs decided.
     """
 
     graph: Graph = field(repr=False)
@@ -48,6 +49,7 @@ class Program:
     classes: Mapping[str, str]
     repeated: frozenset[str]
     further: tuple[FurtherCall, ...] = ()
+    on_values: bool = False
 
     @property
     def calls(self) -> Iterator[Node]:
@@ -78,7 +80,13 @@ class Program:
 
 
 def assemble(
-    model: nn.Module, graph: Graph, placeholders: Mapping[str, str], owners: Mapping[str, str], repeated: frozenset[str]
+    model: nn.Module,
+    graph: Graph,
+    placeholders: Mapping[str, str],
+    owners: Mapping[str, str],
+    repeated: frozenset[str],
+    *,
+    on_values: bool = False,
 ) -> Program:
     """Put a captured graph together with what the model itself says about its parameters and buffers.
 
@@ -88,6 +96,7 @@ def assemble(
         placeholders: Placeholder name -> any name of the parameter or buffer it stands for.
         owners: As in `Program`.
         repeated: As in `Program`.
+        on_values: As in `Program`.
     """
     names = {id(value): name for name, value in reversed(list(named_state(model)))}
     aliases = {name: names[id(value)] for name, value in named_state(model) if names[id(value)] != name}
@@ -101,4 +110,5 @@ def assemble(
         owners=owners,
         classes={name: type(module).__name__ for name, module in model.named_modules()},
         repeated=repeated,
+        on_values=on_values,
     )

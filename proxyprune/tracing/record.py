@@ -8,30 +8,29 @@ The tests hold the two programs equal on the whole zoo.
 from __future__ import annotations
 
 import contextlib
-import operator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx import Graph, Node
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, WholeOps
+from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, SizesFromValues, WholeOps
+from proxyprune.tracing.empty_ops import EmptyOps, emptied, on_meta
 from proxyprune.tracing.model_call import as_if_exporting, evaluation
-from proxyprune.tracing.module_stack import ModuleStack, module_stack
+from proxyprune.tracing.module_stack import module_stack
 from proxyprune.tracing.names import named_state
 from proxyprune.tracing.program import Program, assemble
+from proxyprune.tracing.recording import Recording
 from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs, skeleton
 
-_VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_UNSURE = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal lift_fresh scalar_tensor set_ resize_".split())
-"""Ops that read values, and numbers that Python code writes into a tensor, which the two ways of tracing put down as other ops."""
+_READS = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_dense equal".split())
+"""Ops that read values."""
+
+_UNSURE = frozenset(f"aten::{name}" for name in "lift_fresh scalar_tensor set_ resize_".split())
+"""Numbers that Python code writes into a tensor, which the two ways of tracing put down as other ops, and new storage for a tensor."""
 
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
-_META = torch.device("meta")
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program | None:
@@ -42,6 +41,9 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         args: Positional arguments, on the model's device.
         kwargs: Named arguments, likewise.
         training: Run in training mode.
+
+    Raises:
+        SizesFromValues: If the values of a tensor decide a size, which torch.export does not follow either.
     """
     devices = {_home(tensor) for _, tensor in named_state(model)} | {_home(tensor) for tensor in tensors_of((args, kwargs))}
     if len(devices) > 1:
@@ -59,10 +61,15 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
             _without_cudnn(),
             ReportedDevice(device),
         ):
-            recording = _Recording.of(blank, inputs, modules)
-            with _ProgramRecorder(recording):
+            recording = Recording(modules)
+            recording.start(blank, inputs)
+            with _ProgramRecorder(recording) as recorder:
                 results = list(tensors_of(blank(*inputs[0], **inputs[1])))
+        if not recorder.sure:
+            return None
         recording.graph.output(tuple(recording.maker(result) for result in results))
+    except SizesFromValues:
+        raise
     except (RunAborted, Exception):  # noqa: BLE001  whatever went wrong, export says it better
         return None
     if before != _tensors_held(blank):
@@ -89,162 +96,49 @@ def _tensors_held(model: nn.Module) -> dict[tuple[str, str], int]:
     return held
 
 
-@dataclass
-class _Recording:
-    """The graph so far, and which node made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice.
+class _ProgramRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+    """Write a program down.
 
-    `fresh` has tensors that were made of nothing: torch hands out a copy of such a tensor when somebody else holds it.
+    Attributes:
+        sure: False once something happened that torch.export must look at. Nothing is written down then, and the run goes on only to find
+            out whether values decide a size.
     """
 
-    modules: ModuleStack
-    graph: Graph = field(default_factory=Graph)
-    nodes: dict[int, Node] = field(default_factory=dict)
-    alive: list[Tensor] = field(default_factory=list)
-    fresh: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
-    placeholders: dict[str, str] = field(default_factory=dict)
-    owners: dict[str, str] = field(default_factory=dict)
-    repeated: set[str] = field(default_factory=set)
-
-    @staticmethod
-    def of(model: nn.Module, inputs: Any, modules: ModuleStack) -> _Recording:
-        """Start a graph with placeholders for parameters, buffers and input tensors."""
-        recording = _Recording(modules)
-        for name, tensor in named_state(model):
-            if id(tensor) not in recording.nodes:
-                recording.placeholders[recording._placeholder(name, tensor).name] = name
-        for number, tensor in enumerate(tensors_of(inputs)):
-            recording._placeholder(f"input_{number}", tensor)
-        return recording
-
-    def _placeholder(self, name: str, tensor: Tensor) -> Node:
-        node = self.graph.placeholder(name.replace(".", "_"))
-        self._made(tensor, node)
-        return node
-
-    def _made(self, tensor: Tensor, node: Node) -> None:
-        node.meta["val"] = tensor
-        self.nodes[id(tensor)] = node
-        self.alive.append(tensor)
-
-    def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """One op and what it returned; the elements of several results get a node each."""
-        node = self._call(func, args, kwargs)
-        if isinstance(result, Tensor) and not node.all_input_nodes:
-            node.meta["val"] = torch.empty_like(result)
-            self.fresh[result] = node
-        elif isinstance(result, Tensor):
-            self._made(result, node)
-        elif isinstance(result, list | tuple):
-            node.meta["val"] = result
-            for index, item in enumerate(result):
-                element = self._call(operator.getitem, (node, index), {})
-                element.meta["val"] = item
-                if isinstance(item, Tensor):
-                    self._made(item, element)
-        elif result is not None:
-            raise RunAborted
-
-    def _call(self, func: Any, args: Any, kwargs: Any) -> Node:
-        node = self.graph.call_function(func, args, kwargs)
-        self.owners[node.name] = self.modules.innermost
-        self.repeated.update(name for name in self.modules.names if self.modules.calls[name] > 1)
-        return node
-
-    def leave_out_unread_detach(self) -> None:
-        """As export does."""
-        for node in reversed(self.graph.nodes):
-            if node.target is torch.ops.aten.detach.default and not node.users:
-                self.graph.erase_node(node)
-
-    def maker(self, tensor: Tensor) -> Node:
-        """The node that made a tensor."""
-        node = self.nodes.get(id(tensor)) or self.fresh.get(tensor)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if node is None:
-            raise RunAborted
-        return node
-
-    def argument(self, value: Any) -> Any:
-        """A call's argument with nodes for tensors."""
-        if isinstance(value, Tensor):
-            return self.maker(value)
-        if isinstance(value, list | tuple):
-            return type(value)(self.argument(item) for item in value)
-        return value
-
-
-class _ProgramRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
-    def __init__(self, recording: _Recording) -> None:
+    def __init__(self, recording: Recording) -> None:
         super().__init__()
         self.recording = recording
-        self.known: dict[Any, Any] = {}
+        self.empty_ops = EmptyOps()
+        self.sure = True
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Write one op down."""
-        if types or func._schema.name in _UNSURE or _depends_on_values(func, args):
+        if _decides_a_size(func, args):
+            raise SizesFromValues
+        if func._schema.name in _READS or torch.Tag.data_dependent_output in func.tags:
             raise RunAborted
-        noted = self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
-        result = self._run(func, _on_meta(args), {key: _on_meta(value) for key, value in kwargs.items()})
-        self.recording.add(func, *noted, result)
+        unsure = types or func._schema.name in _UNSURE or _has_mask(func, args) or not self.sure
+        noted = None if unsure else self._noted(args, kwargs)
+        if noted is None:
+            self.sure = False
+            return self.empty_ops.run(func, emptied(args), {key: emptied(value) for key, value in kwargs.items()})
+        result = self.empty_ops.run(func, on_meta(args), {key: on_meta(value) for key, value in kwargs.items()})
+        try:
+            self.recording.add(func, *noted, result)
+        except RunAborted:
+            self.sure = False
         return result
 
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run an op, or make its results anew where the same was run before on tensors of the same layout."""
-        schema = func._schema
-        if schema.is_mutable or any(returned.alias_info is not None for returned in schema.returns):
-            return func(*args, **kwargs)
-        if kwargs.get("device") is None and any(argument.name == "device" for argument in schema.arguments) and not _has_tensor(args):
-            kwargs = {**kwargs, "device": _META}
-        key = (func, _layout(args), _layout(tuple(sorted(kwargs.items()))))
+    def _noted(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Return a call's arguments with nodes for tensors; None if some tensor has no node."""
         try:
-            layouts = self.known.get(key)
-        except TypeError:  # an argument that cannot be a key
-            return func(*args, **kwargs)
-        if layouts is None:
-            result = func(*args, **kwargs)
-            if not any(result is tensor for tensor in tensors_of((args, kwargs))):  # an op that has nothing to do hands its argument on
-                self.known[key] = _layout(result)
-            return result
-        return _like(layouts)
+            return self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
+        except RunAborted:
+            return None
 
 
-def _depends_on_values(func: Any, args: Any) -> bool:
-    """Whether a value, or a size that values decide, comes out of an op."""
-    if func in _INDEXING:
-        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_of(args[1]))
-    return any(tag in func.tags for tag in _VALUE_TAGS)
+def _has_mask(func: Any, args: Any) -> bool:
+    return func in _INDEXING and any(index.dtype in (torch.bool, torch.uint8) for index in tensors_of(args[1]))
 
 
-def _has_tensor(value: Any) -> bool:
-    return next(tensors_of(value), None) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def _layout(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Layout(tuple(value.shape), value.stride(), value.dtype)
-    if isinstance(value, list | tuple):
-        return tuple(_layout(item) for item in value)
-    return type(value), value  # 1, 1.0 and True are one key, and not one argument
-
-
-def _like(layout: Any) -> Any:
-    if isinstance(layout, _Layout):
-        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=_META)
-    if len(layout) == 2 and isinstance(layout[0], type):
-        return layout[1]
-    return tuple(_like(item) for item in layout)
-
-
-def _on_meta(value: Any) -> Any:
-    """Arguments with every device replaced: what a forward makes, or moves, is empty too."""
-    if isinstance(value, torch.device):
-        return _META
-    if isinstance(value, list | tuple):
-        return type(value)(_on_meta(item) for item in value)
-    return value
+def _decides_a_size(func: Any, args: Any) -> bool:
+    return torch.Tag.dynamic_output_shape in func.tags if func is not _INDEXING[0] else _has_mask(func, args)

@@ -151,6 +151,11 @@ FREE: dict[str, Case] = {
     "lerp": tokens(lambda m, x: torch.lerp(x, m.shift, 0.3), shift=(WIDTH,)),
     "where": tokens(lambda m, x: torch.where(x > 0, x, m.shift), shift=(WIDTH,)),
     "masked_fill": tokens(lambda m, x: x.masked_fill(x > 0, 1.0)),
+    "masked_scatter_of_tokens": tokens(
+        lambda m, x: x.masked_scatter((torch.arange(x.shape[1]) < 2)[None, :, None].expand_as(x), x.flip(1).reshape(-1, x.shape[-1]))
+    ),
+    "index_add_over_tokens": tokens(lambda m, x: x.index_add(1, torch.tensor([2, 0]), x[:, :2])),
+    "scatter_over_tokens": tokens(lambda m, x: torch.zeros_like(x).scatter_add(1, torch.zeros_like(x).long(), x)),
     "log_sigmoid": tokens(lambda m, x: F.logsigmoid(x)),
     "clamp_by_tensor": tokens(lambda m, x: torch.clamp(x, min=m.low), low=(WIDTH,)),
     "other_type": tokens(lambda m, x: x.to(m.unlike).type_as(m.unlike), unlike=(3, 5)),
@@ -337,6 +342,15 @@ PINNED: dict[str, tuple[Case, str]] = {
     "positive_kernel": (images(lambda m, x: F.conv2d(torch.sigmoid(x), m.w.exp()), w=(16, 16, 3, 3)), "is summed over"),
     "positive_grouped_kernel": (images(lambda m, x: F.conv2d(torch.sigmoid(x), m.w.exp(), groups=4), w=(16, 4, 3, 3)), "is summed over"),
     "trace_of_a_matrix": (tokens(lambda m, x: x + torch.einsum("ii->i", m.w), w=(16, 16)), "stands twice in one operand of"),
+    "masked_scatter": (tokens(lambda m, x: x.masked_scatter(x > 0, x)), "is filled by position in aten.masked_scatter"),
+    "scatter_along_channels": (
+        tokens(lambda m, x: torch.zeros_like(x).scatter(2, torch.zeros_like(x).long(), x)),
+        "is filled by position in aten.scatter",
+    ),
+    "index_add_along_channels": (
+        tokens(lambda m, x: x.index_add(2, torch.arange(WIDTH), x)),
+        "is filled by position in aten.index_add",
+    ),
     "channels_as_a_sequence": (
         tokens(lambda m, x: m.c(x), c=lambda: nn.Conv1d(6, 6, 3, padding=1)),
         "is a spatial dimension in aten.conv1d",
@@ -360,8 +374,11 @@ UNSUPPORTED: dict[str, tuple[Case, str]] = {
     "bilinear": (tokens(lambda m, x: m.pair(x, x), pair=lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH)), "aten.bilinear"),
     "cdist": (tokens(lambda m, x: x * torch.cdist(x, x).mean(-1, keepdim=True)), "aten.cdist"),
     "kron": (tokens(lambda m, x: x + torch.kron(m.a, m.b), a=(4,), b=(4,)), "aten.kron"),
-    "scatter": (tokens(lambda m, x: torch.zeros_like(x).scatter(1, torch.zeros_like(x).long(), x)), "aten.scatter"),
-    "masked_scatter": (tokens(lambda m, x: x.masked_scatter(x > 0, x)), "aten.masked_scatter"),
+    "scatter_reduce": (
+        tokens(lambda m, x: torch.zeros_like(x).scatter_reduce(1, torch.zeros_like(x).long(), x, "amax")),
+        "aten.scatter_reduce",
+    ),
+    "renorm": (tokens(lambda m, x: x.renorm(2, 0, 1.0)), "aten.renorm"),
     "inverse": (tokens(lambda m, x: x + torch.linalg.inv(m.w)[0], w=lambda: nn.Parameter(torch.eye(WIDTH))), "aten.linalg_inv"),
     "rot90": (tokens(lambda m, x: x.rot90(2, (1, 2))), "aten.rot90"),
     "matrix_norm": (tokens(lambda m, x: x * torch.linalg.matrix_norm(x)[..., None, None]), "aten.linalg_matrix_norm"),

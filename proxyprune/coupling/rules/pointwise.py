@@ -188,6 +188,11 @@ RULES: dict[str, Rule] = {
         constant,
     ),
     **dict.fromkeys(
-        (*ops("_assert_tensor_metadata _assert_async _assert_scalar sym_size sym_constrain_range_for_size"), "_set_grad_enabled"), silent
+        (
+            *ops("_assert_tensor_metadata _assert_async _assert_scalar sym_size sym_constrain_range_for_size"),
+            *ops("_has_compatible_shallow_copy_type"),
+            "_set_grad_enabled",
+        ),
+        silent,
     ),
 }

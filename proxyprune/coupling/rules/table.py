@@ -6,10 +6,19 @@ from typing import Any
 
 import torch
 
-from proxyprune.coupling.rules import joins, norms, pointwise, products, reductions, shapes
+from proxyprune.coupling.rules import detection, joins, norms, pointwise, products, reductions, selections, shapes
 from proxyprune.coupling.rules.walk import Rule
 
-TABLE: dict[str, Rule] = {**pointwise.RULES, **products.RULES, **shapes.RULES, **joins.RULES, **norms.RULES, **reductions.RULES}
+TABLE: dict[str, Rule] = {
+    **pointwise.RULES,
+    **products.RULES,
+    **shapes.RULES,
+    **joins.RULES,
+    **norms.RULES,
+    **reductions.RULES,
+    **selections.RULES,
+    **detection.RULES,
+}
 
 
 def built_in_rule(name: str, target: Any) -> Rule | None:

@@ -1,0 +1,87 @@
+"""Run ops on tensors without data, once for each layout of the arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxyprune.support.nested import tensors_of
+
+_META = torch.device("meta")
+
+
+class EmptyOps:
+    """The ops of one forward on the meta device."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Any] = {}
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an op, or make its results anew where the same was run before on tensors of the same layout."""
+        schema = func._schema
+        if schema.is_mutable or any(returned.alias_info is not None for returned in schema.returns):
+            return func(*args, **kwargs)
+        takes_device = kwargs.get("device") is None and any(argument.name == "device" for argument in schema.arguments)
+        if takes_device and next(tensors_of(args), None) is None:
+            kwargs = {**kwargs, "device": _META}
+        key = (func, layout_of(args), layout_of(tuple(sorted(kwargs.items()))))
+        try:
+            layouts = self.known.get(key)
+        except TypeError:  # an argument that cannot be a key
+            return func(*args, **kwargs)
+        if layouts is None:
+            result = func(*args, **kwargs)
+            if not any(result is tensor for tensor in tensors_of((args, kwargs))):  # an op that has nothing to do hands its argument on
+                self.known[key] = layout_of(result)
+            return result
+        return tensor_like(layouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shape, strides and type of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def layout_of(value: Any) -> Any:
+    """Return a value that can be compared, with layouts for tensors."""
+    if isinstance(value, Tensor):
+        return Layout(tuple(value.shape), value.stride(), value.dtype)
+    if isinstance(value, list | tuple):
+        return tuple(layout_of(item) for item in value)
+    return type(value), value  # 1, 1.0 and True are one key, and not one argument
+
+
+def tensor_like(layout: Any) -> Any:
+    """Return empty tensors of these layouts: the inverse of `layout_of`."""
+    if isinstance(layout, Layout):
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=_META)
+    if len(layout) == 2 and isinstance(layout[0], type):
+        return layout[1]
+    return tuple(tensor_like(item) for item in layout)
+
+
+def on_meta(value: Any) -> Any:
+    """Return arguments with every device replaced: what a forward makes, or moves, is empty too."""
+    if isinstance(value, torch.device):
+        return _META
+    if isinstance(value, list | tuple):
+        return type(value)(on_meta(item) for item in value)
+    return value
+
+
+def emptied(value: Any) -> Any:
+    """Return a value with tensors replaced by empty ones of the same layout, and devices by the meta device; numbers stay."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+    if isinstance(value, torch.device):
+        return _META
+    if isinstance(value, list | tuple):
+        return type(value)(emptied(item) for item in value)
+    return value
