@@ -16,7 +16,7 @@ from proxyprune.errors import ExampleInputsError, InputError, TraceError, Verifi
 
 
 class DataDependent(nn.Module):
-    """Branches on the value of a tensor, which no trace can follow."""
+    """Branches on the value of a tensor, which no trace without values can follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def test_a_model_that_does_not_trace_is_named() -> None:
     """The error says which module the trace failed in, and why."""
     model = nn.Sequential(nn.Linear(4, 4), DataDependent())
     with pytest.raises(TraceError, match=r"module '1' \(DataDependent\)"):
-        pp.trace(model, torch.randn(1, 4))
+        pp.trace(model.to("meta"), torch.randn(1, 4))
 
 
 def test_wrong_example_inputs_are_told_from_a_failing_trace() -> None:
