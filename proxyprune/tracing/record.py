@@ -63,7 +63,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         ):
             recording = Recording(modules)
             recording.start(blank, inputs)
-            with _ProgramRecorder(recording) as recorder:
+            recorder = _ProgramRecorder(recording)
+            with recorder:
                 results = list(tensors_of(blank(*inputs[0], **inputs[1])))
         if not recorder.sure:
             return None

@@ -63,13 +63,13 @@ class _ValueRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves
         """Write one op down."""
         if self.reads.reading:
             return func(*args, **kwargs)
-        noted = self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
-        empty = _empty(noted)
+        noted_args, noted_kwargs = self.recording.argument(args), {key: self.recording.argument(value) for key, value in kwargs.items()}
+        empty_args, empty_kwargs = _empty(noted_args), _empty(noted_kwargs)
         result = func(*args, **kwargs)
         if next(tensors_of((args, kwargs, result)), None) is None:  # an op on types, such as promote_types
             return result
-        node = self.recording.add(func, *noted, result)
-        if not self.follows_from_shapes(func, *empty, result):
+        node = self.recording.add(func, noted_args, noted_kwargs, result)
+        if not self.follows_from_shapes(func, empty_args, empty_kwargs, result):
             node.meta[DECIDED] = True
         return result
 

@@ -135,7 +135,7 @@ class FollowsFromShapes:
             empty = self._ops.run(func, on_meta(args), {key: on_meta(value) for key, value in kwargs.items()})
         except Exception:  # noqa: BLE001  the op needs data, or has no implementation without it
             return False
-        return _sizes(empty) == _sizes(result)
+        return bool(_sizes(empty) == _sizes(result))
 
 
 def _sizes(value: Any) -> Any:

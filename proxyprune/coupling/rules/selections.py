@@ -42,7 +42,8 @@ def masked_index(walk: Walk, node: Node) -> Outcome:
         return index(walk, node)
     if any(not walk.shape(mask) for mask in masks):
         return selection(walk, node)
-    source, used, looked_up, dim = tensor_argument(node, 0), [], 1, 0
+    source, looked_up, dim = tensor_argument(node, 0), 1, 0
+    used: list[int] = []
     for key in keys:
         if not isinstance(key, Node):
             dim += 1
@@ -120,7 +121,7 @@ def scatter(walk: Walk, node: Node) -> Outcome:
         for position in range(len(shapes[0]))
     ]
     values = [tensor_argument(node, 3)] if isinstance(node.args[3], Node) else []
-    zero = walk.zero(target) and (all(map(walk.zero, values)) if values else node.args[3] == 0)
+    zero = walk.zero(target) and (all(map(walk.zero, values)) if values else node.args[3] in (0, 0.0))
     return written_in_place(walk, node, Outcome(outputs=(tuple(axes),), zero=zero))
 
 
