@@ -14,6 +14,7 @@ import proxyprune as pp
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.errors import TraceError
 from proxyprune.graph.build import analyse
+from proxyprune.tracing.dispatch import SizesFromValues
 from proxyprune.tracing.export import export
 from proxyprune.tracing.model_call import call_arguments
 from proxyprune.tracing.program import Program
@@ -123,13 +124,29 @@ class SelectsByMask(Reads):
         return self.layer(x)[x > 0]
 
 
-@pytest.mark.parametrize("kind", [ReadsValue, SwallowsErrors, MakesTensor, KeepsTensor, ReadsUnregistered, SelectsByMask])
+@pytest.mark.parametrize("kind", [ReadsValue, SwallowsErrors, MakesTensor, KeepsTensor, ReadsUnregistered])
 def test_what_is_not_sure_is_left_to_export(kind: type[nn.Module]) -> None:
-    """Values read, constants made, state changed, tensors not registered, sizes that the data decide: the recorder says nothing."""
+    """Values read, constants made, state changed, tensors not registered: the recorder says nothing."""
     model = kind()
     kept = dict(vars(model)), dict(model.named_buffers())
     assert record(model, (torch.ones(2, 4),), {}) is None
     assert (dict(vars(model)), dict(model.named_buffers())) == kept
+
+
+class SelectsBehindConstant(SelectsByMask):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+
+@pytest.mark.parametrize("kind", [SelectsByMask, SelectsBehindConstant])
+def test_a_size_that_values_decide_spares_the_export(kind: type[nn.Module]) -> None:
+    """No trace without data follows such a size, so export is not asked, whatever came before it."""
+    model = kind()
+    kept = dict(vars(model)), dict(model.named_buffers())
+    with pytest.raises(SizesFromValues):
+        record(model, (torch.ones(2, 4),), {})
+    assert (dict(vars(model)), dict(model.named_buffers())) == kept
+    assert pp.trace(model, torch.ones(2, 4)).program.on_values
 
 
 class AsksForDevice(nn.Module):
