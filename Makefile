@@ -8,7 +8,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers.py step_adaptive.py frontier.py frontier_plot.py gpu.py step_adaptive_plots.py step_adaptive_ideas.py \
            step_adaptive_swaps.py step_adaptive_starts.py train_speed.py train_features.py supported_networks.py supported_page.py \
            supported_peer.py verdicts.py candidates.py isolated.py torchvision_ops.py tiny_configs.py networks_torchvision.py \
-           networks_timm.py networks_transformers.py networks_diffusers.py)
+           networks_timm.py networks_transformers.py networks_diffusers.py real_networks.py real_subjects.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs wheel local-llm bench zoo clean

@@ -7,28 +7,29 @@ pp.save(result, "pruned")
 
 The flow, from the bottom up; each folder or file imports only those before it:
 
-    errors      every deliberate error
-    support     files, versions, extras, checks; knows nothing of networks
-    modelfile   the model files of users
-    tracing     model + example inputs -> Program
-    coupling    Program -> Coupling: what must shrink together
-    graph       Coupling -> ModelGraph: blocks, exact cost, text
-    surgery     how a network is cut, and the proof that it then does what was predicted
-    scoring     ModelGraph + scorer -> Ranking
-    proxy       scorers that ask a language model
-    planning    Ranking + budget -> PrunePlan
-    applying    PrunePlan -> smaller module, and training state over the cut
-    result      what pruning returns
-    saving      result <-> folder
-    measuring   loss and time of a network
-    api         trace and prune: all of it in one call
-    searching   propose, plan, measure, repeat
-    comparing   every scorer, the same cuts
-    diffusion   step-adaptive diffusion
-    reporting   a saved result -> one HTML page
-    testing     for authors of scorers
-    plots       figures
-    cli         the command line
+    errors        every deliberate error
+    support       files, versions, extras, checks; knows nothing of networks
+    modelfile     the model files of users
+    tracing       model + example inputs -> Program
+    coupling      Program -> Coupling: what must shrink together
+    graph         Coupling -> ModelGraph: blocks, exact cost, text
+    surgery       how a network is cut, and the proof that it then does what was predicted
+    scoring       ModelGraph + scorer -> Ranking
+    proxy         scorers that ask a language model
+    planning      Ranking + budget -> PrunePlan
+    applying      PrunePlan -> smaller module, and training state over the cut
+    compensation  closed-form refit of the layers that read what was cut
+    result        what pruning returns
+    saving        result <-> folder
+    measuring     loss and time of a network
+    api           trace, prune and compensate: all of it in one call
+    searching     propose, plan, measure, repeat
+    comparing     every scorer, the same cuts
+    diffusion     step-adaptive diffusion
+    reporting     a saved result -> one HTML page
+    testing       for authors of scorers
+    plots         figures
+    cli           the command line
 """
 
 import lazy_loader

@@ -1,7 +1,9 @@
-from .api import prune as prune, trace as trace
+from .api import compensate as compensate, prune as prune, trace as trace
 from .applying.apply import apply_plan as apply_plan
 from .applying.training_state import carry_optimizer as carry_optimizer, carry_state as carry_state
 from .comparing import Comparison as Comparison, compare as compare
+from .compensation.refit import CompensationSettings as CompensationSettings
+from .compensation.report import CompensationReport as CompensationReport
 from .coupling.groups import ChannelGroup as ChannelGroup, Member as Member
 from .coupling.options import TraceKeywords as TraceKeywords
 from .coupling.rules.register import RegisteredRule as RegisteredRule, register_rule as register_rule

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from proxyprune.applying.apply import apply
+from proxyprune.compensation.calibration_pass import CalibrationData
+from proxyprune.compensation.readers import Networks
+from proxyprune.compensation.refit import Advance, CompensationSettings, refit
 from proxyprune.coupling.options import Amendments, Options, TraceKeywords
 from proxyprune.coupling.rules.register import registered_rules
-from proxyprune.errors import TargetError, VerificationError
+from proxyprune.errors import InputError, MissingNeedError, TargetError, VerificationError
 from proxyprune.graph.build import analyse
 from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
@@ -23,9 +27,13 @@ from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords, picked
+from proxyprune.support.progress import bar
+from proxyprune.surgery.perform import perform
 from proxyprune.surgery.probe import probe_groups, with_pins
 from proxyprune.tracing.capture import capture_all
 from proxyprune.tracing.model_call import Call, ExampleInputs
+from proxyprune.tracing.module_state import copied
+from proxyprune.tracing.names import named_state
 
 
 class PruneKeywords(PlanKeywords, TraceKeywords, total=False):
@@ -44,6 +52,7 @@ def prune(
     seed: int = 0,
     inplace: bool = False,
     brief: Brief | None = None,
+    compensate: bool = False,
     **keywords: Unpack[PruneKeywords],
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
@@ -62,6 +71,7 @@ def prune(
         seed: Seed of scorers that draw at random.
         inplace: Cut `model` itself.
         brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
+        compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
         keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted,
             accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
@@ -74,10 +84,107 @@ def prune(
     """
     check_keywords(prune, keywords, PruneKeywords)
     request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
+    if compensate:
+        batches = _check_batches(batches)
     graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
     brief = request.brief(brief)
     ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
-    return prune_ranked(model, example_inputs, graph, ranking, request, inplace=inplace)
+    if not compensate:
+        return prune_ranked(model, example_inputs, graph, ranking, request, inplace=inplace)
+    cut = prune_ranked(model, example_inputs, graph, ranking, request)
+    result = _compensated(cut, model, CalibrationData(_check_batches(batches), loss_fn, seed), None, lambda share, note: None)
+    return replace(result, model=_moved_into(model, result)) if inplace else result
+
+
+def compensate(
+    result: PruneResult,
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    *,
+    seed: int = 0,
+    settings: CompensationSettings | None = None,
+    inplace: bool = False,
+    progress: bool = False,
+) -> PruneResult:
+    """Refit the weights that a cut left, in closed form, so that the layers yield again what they yielded before.
+
+    For every layer that reads a cut channel group, a ridge regression maps the inputs that stay to the output of the unpruned layer. The
+    batches of even index fit. The others decide, layer by layer and for the whole network, whether the refit is kept: the held-out measure
+    never gets worse, and a network that cannot be helped stays bit for bit as it was. Only weights, biases and running statistics change.
+
+    Args:
+        result: What pruning returned.
+        model: The unpruned model; it stays as it is.
+        batches: At least two; what `loss_fn` understands, or example inputs of the model if there is no loss. No labels are needed.
+        loss_fn: loss_fn(model, batch) -> scalar; it then decides for the whole network. Otherwise the distance of the outputs does.
+        seed: Randomness inside the model or the loss follows from it, the same for both networks.
+        settings: Memory and details of the fit.
+        inplace: Change `result.model` itself instead of a copy.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The result with the refitted model; `report.compensation` has the figures, and `report.notes` says what was done.
+
+    Raises:
+        MissingNeedError: If there are fewer than two batches.
+        InputError: If `model` is not the unpruned model, or cannot be run on a batch.
+    """
+    data = CalibrationData(_check_batches(batches), loss_fn, seed)
+    target = result if inplace else replace(result, model=copied(result.model, {}))
+    with bar("Compensation, %", 100, shown=progress) as advance:
+        return _compensated(target, model, data, settings, lambda share, note: advance(round(100 * share), note))
+
+
+def _compensated(
+    result: PruneResult, model: nn.Module, data: CalibrationData, settings: CompensationSettings | None, advance: Advance
+) -> PruneResult:
+    """Refit the model of a result, in place."""
+    _check_unpruned(model, result)
+    found = refit(Networks(model, result.model, result.surgery, result.graph.program), data, settings, advance)
+    report = replace(result.report, compensation=found, notes=(*result.report.notes, *found.notes))
+    return replace(result, report=report)
+
+
+def _check_unpruned(model: nn.Module, result: PruneResult) -> None:
+    """Raise if a model is not the one that a result was pruned from.
+
+    Raises:
+        InputError: If the shape of a parameter differs.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_state(model)}
+    for name, shape in result.graph.parameter_shapes.items():
+        if shapes.get(name) != shape:
+            found = "no such parameter" if name not in shapes else f"shape {list(shapes[name])}"
+            raise InputError(
+                f"Compensation needs the unpruned model: expected '{name}' with shape {list(shape)}, found {found}. Pass the model that "
+                "was pruned, as it was before; after inplace=True it is gone, so prune with compensate=True instead."
+            )
+
+
+def _check_batches(batches: Sequence[Any] | None) -> tuple[Any, ...]:
+    """Return the batches as a tuple.
+
+    Raises:
+        MissingNeedError: If there are none, or one bare batch.
+    """
+    if batches is None or isinstance(batches, Tensor | str | Mapping):
+        found = "none" if batches is None else f"one {type(batches).__name__}"
+        raise MissingNeedError(
+            f"Compensation needs a list of calibration batches, found {found}. Pass batches=[batch, ...], at least two; in a model file, "
+            "define calibration_batches()."
+        )
+    return tuple(batches)
+
+
+def _moved_into(model: nn.Module, result: PruneResult) -> nn.Module:
+    """Cut `model` itself like the result, and give it the result's weights."""
+    perform(model, result.surgery)
+    values = dict(named_state(result.model))
+    with torch.no_grad():
+        for name, tensor in named_state(model):
+            tensor.copy_(values[name])
+    return model
 
 
 def prune_ranked(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from proxyprune.compensation.report import CompensationReport
 from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
@@ -39,6 +40,7 @@ class Report:
         unreached: Parameters that the example call does not reach; they stay whole.
         not_followed: Attribute -> why it kept its value although it equals a size that changed. Code that the example inputs do not reach
             (training, a cache, a method that fuses layers) may read it.
+        compensation: What a refit of the remaining weights did, or None if there was none.
     """
 
     base_macs: int
@@ -57,11 +59,13 @@ class Report:
     seconds: tuple[float, float] | None = None
     unreached: tuple[str, ...] = ()
     not_followed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    compensation: CompensationReport | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        plain = {"schema": 1, **to_plain(self)}
-        return plain if self.unreached else {name: value for name, value in plain.items() if name != "unreached"}
+        absent = {"unreached"} if not self.unreached else set()
+        absent |= {"compensation"} if self.compensation is None else set()
+        return {"schema": 1, **to_plain(self, omit=absent)}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,17 @@ from proxyprune.reporting.draw.charts import share_bar
 from proxyprune.reporting.page import Fact, Page, Remarks
 from proxyprune.reporting.read.read_result import Result
 from proxyprune.reporting.sections.measured import comparison, search, time
-from proxyprune.reporting.sections.pruned_network import cost, graph, kept_as_they_are, pinned, provenance, ranking, remarks, widths
+from proxyprune.reporting.sections.pruned_network import (
+    compensation,
+    cost,
+    graph,
+    kept_as_they_are,
+    pinned,
+    provenance,
+    ranking,
+    remarks,
+    widths,
+)
 from proxyprune.reporting.sections.step_adaptive import diffusion
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.wording import counted, figure, quantity, share
@@ -19,7 +29,7 @@ def compose(result: Result) -> Page:
     notes = remarks(result)
     warned = notes is not None and any(part.tone == "warning" for part in notes.parts if isinstance(part, Remarks))
     found = [notes if warned else None, search(result), *comparison(result), *diffusion(result)]
-    found += [section(result) for section in (graph, ranking, time, cost, widths, pinned, kept_as_they_are)]
+    found += [section(result) for section in (graph, ranking, time, cost, widths, compensation, pinned, kept_as_they_are)]
     found += [None if warned else notes, provenance(result)]
     return Page(
         title=result.model_class or result.name,

@@ -359,6 +359,32 @@ class TestPrune:
         assert [path.name for path in Path("small").iterdir()] == ["thesis.txt"]
 
 
+class TestCompensate:
+    """`prune --compensate` refits what remains."""
+
+    def test_table_folder_and_report(self, model_file):
+        """The table and the saved figures name the layers that were refitted, and a plan from a file is compensated too."""
+        model_file.write_text(NETWORK + MEASURED.replace("range(2)", "range(4)"))
+        printed = succeed("prune", "-m", model_file, "-t", "0.5", "--compensate", "--out", "small").stdout
+        assert "held-out error as cut" in printed
+        assert "• Compensation" in printed
+        stored = json.loads(Path("small/report.json").read_text())["compensation"]
+        assert stored["held_out_batches"] == 2
+        assert {entry["layer"] for entry in stored["layers"]} >= {"blocks.0.conv2", "head"}
+        plan = Path("small/plan.json")
+        again = json.loads(succeed("prune", "-m", model_file, "--plan", plan, "--compensate", "--out", "replayed", "--json").stdout)
+        assert again["report"]["compensation"] == stored
+        assert Path("small/model.safetensors").read_bytes() == Path("replayed/model.safetensors").read_bytes()
+
+    def test_without_batches(self, model_file):
+        """A model file without calibration batches is an error before anything is cut."""
+        assert "defines no calibration_batches()" in fail("prune", "-m", model_file, "--compensate")
+
+    def test_nothing_to_compensate(self, model_file):
+        """--plan-only cuts nothing."""
+        assert "nothing to compensate" in fail("prune", "-m", model_file, "--compensate", "--plan-only")
+
+
 class TestScorers:
     """`scorers` lists what is registered."""
 

@@ -6,17 +6,18 @@ import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from proxyprune.api import prune
+from proxyprune.api import compensate, prune
 from proxyprune.applying.apply import apply
 from proxyprune.cli.loading import Built, Judge, build, scorer_named
 from proxyprune.cli.options.llm import LLMOptions
 from proxyprune.cli.options.prune_files import PruneFiles
 from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import Output, output
-from proxyprune.cli.output.tables import pinned_table, remarks, summary_table, widths_table
+from proxyprune.cli.output.tables import compensation_table, pinned_table, remarks, summary_table, widths_table
 from proxyprune.cli.output.thop_count import thop_macs
-from proxyprune.errors import InvalidScoreError, PlanFormatError, StorageError
+from proxyprune.errors import InvalidScoreError, MissingNeedError, PlanFormatError, StorageError
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.wall_time import run_seconds
@@ -66,7 +67,10 @@ def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: P
         if files.plan_only:
             _only_plan(built, judge, request, files, out)
         else:
+            batches = _calibration_batches(built) if files.compensate else None
             result = _prune(built, judge, request, out) if given is None else _replay(built, given, out)
+            if batches is not None:
+                result = compensate(result, built.model, batches, built.file.loss_fn, seed=built.source.seed, inplace=True, progress=True)
             _finish(built, result, files, out, judge)
 
 
@@ -84,6 +88,18 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, out: Output) -> Pru
             **request.keywords(),
             **needed,
         )
+
+
+def _calibration_batches(built: Built) -> tuple[Any, ...]:
+    """Batches for a compensation, looked for before anything is cut.
+
+    Raises:
+        MissingNeedError: If the model file has none.
+    """
+    batches = built.file.calibration_batches()
+    if batches is None:
+        raise MissingNeedError(f"--compensate refits on calibration batches, but {built.file.path} defines no calibration_batches().")
+    return batches
 
 
 def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
@@ -132,7 +148,8 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
         widths_table(result.graph, result.plan),
         pinned_table(result.graph),
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
-        *remarks(result.graph, (*judge.notes(result.ranking), *result.plan.notes), result.ranking.confidence),
+        compensation_table(result.report.compensation),
+        *remarks(result.graph, (*judge.notes(result.ranking), *result.report.notes), result.ranking.confidence),
         *(f"• Attribute '{name}' {why}" for name, why in result.report.not_followed.items()),
         judge.listener.table(),
         _time_line(result),

@@ -21,6 +21,7 @@ class PruneFiles:
         out: Folder for the pruned network, or the plan's file under plan_only; None chooses a name after the model file.
         plot: Where to draw the widths, or None.
         timed: Measure how long a run takes before and after.
+        compensate: Refit the remaining weights on the model file's calibration batches.
     """
 
     ranking: Path | None
@@ -29,6 +30,7 @@ class PruneFiles:
     out: Path | None
     plot: Path | None
     timed: bool
+    compensate: bool
 
     def destination(self, model_file: Path) -> Path:
         """The folder of the result."""
@@ -47,6 +49,9 @@ _OPTIONS = (
     plot_option("widths before and after"),
     click.option(
         "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
+    ),
+    click.option(
+        "--compensate", is_flag=True, help="Refit the remaining weights on calibration_batches() of the model file, without training."
     ),
 )
 

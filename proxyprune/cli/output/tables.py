@@ -8,16 +8,18 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxyprune.compensation.report import CompensationReport
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import ScorerInfo
-from proxyprune.support.wording import quantity
+from proxyprune.support.wording import figure, quantity
 
 _BAR_CELLS = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_SHOWN_LAYERS = 12  # layers of a compensation; the report has all
 _SHOWN_PLACES = 3  # places named for each reason of pinning; the rest is counted
 
 
@@ -121,6 +123,23 @@ def pinned_table(graph: ModelGraph) -> Table | None:
     table.add_column("such as", overflow="fold")
     for reason, names in places.items():
         table.add_row(reason, str(len(names)), ", ".join(names[:_SHOWN_PLACES]))
+    return table
+
+
+def compensation_table(report: CompensationReport | None) -> Table | None:
+    """Layers that a compensation refitted or tried to, those with the largest error first; None if there are none."""
+    if report is None or not report.layers:
+        return None
+    table = _table(f"{len(report.refitted)} of {_counted(len(report.layers), 'layer')} refitted")
+    table.add_column("layer", overflow="fold")
+    for heading in ("held-out error as cut", "refitted", "ridge"):
+        table.add_column(heading, justify="right")
+    ordered = sorted(report.layers, key=lambda entry: -(entry.error_before or 0.0))
+    for entry in ordered[:_SHOWN_LAYERS]:
+        after, ridge = (figure(entry.error_after), f"{entry.ridge:g}") if entry.refitted else ("left as cut", "")
+        table.add_row(entry.layer, figure(entry.error_before), after, ridge)
+    if len(ordered) > _SHOWN_LAYERS:
+        table.add_row(f"and {len(ordered) - _SHOWN_LAYERS} more", "", "", "")
     return table
 
 

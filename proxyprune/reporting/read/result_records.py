@@ -30,6 +30,7 @@ class Figures:
     seconds: tuple[float, float] | None = None
     unreached: tuple[str, ...] = ()
     not_followed: Mapping[str, str] = field(default_factory=dict)
+    compensation: CompensationRecord | None = None
 
     @classmethod
     def read(cls, data: Fields) -> Figures:
@@ -57,6 +58,58 @@ class Figures:
             seconds=(as_number(timed[0], data.where), as_number(timed[1], data.where)) if len(timed) == 2 else None,
             unreached=data.texts("unreached"),
             not_followed=data.text_map("not_followed"),
+            compensation=CompensationRecord.read(data.fields("compensation")) if data.has("compensation") else None,
+        )
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of a compensation; the attributes are those of `proxyprune.compensation.report.RefittedLayer`."""
+
+    layer: str
+    error_before: float | None
+    error_after: float | None
+    ridge: float | None
+    refitted: bool
+
+
+@dataclass(frozen=True)
+class CompensationRecord:
+    """What a refit of the weights did; the attributes are those of `proxyprune.CompensationReport`."""
+
+    measure: str
+    before: float | None
+    after: float | None
+    accepted: bool
+    held_out_batches: int
+    layers: tuple[LayerRecord, ...]
+    skipped: Mapping[str, str]
+
+    @classmethod
+    def read(cls, data: Fields) -> CompensationRecord:
+        """From "compensation" in report.json.
+
+        Raises:
+            ResultFileError: If it is malformed.
+        """
+        layers = tuple(
+            LayerRecord(
+                entry.text("layer"),
+                entry.number("error_before"),
+                entry.number("error_after"),
+                entry.number("ridge"),
+                entry.flag("refitted"),
+            )
+            for entry in data.objects("layers")
+        )
+        return cls(
+            measure=data.text("measure"),
+            before=data.number("before"),
+            after=data.number("after"),
+            accepted=data.flag("accepted"),
+            held_out_batches=data.count("held_out_batches"),
+            layers=layers,
+            skipped=data.text_map("skipped"),
         )
 
 

@@ -11,7 +11,7 @@ from proxyprune.reporting.page import Column, Details, Illustration, Part, Remar
 from proxyprune.reporting.read.read_result import Result
 from proxyprune.reporting.read.result_records import flat
 from proxyprune.support.checks import listed
-from proxyprune.support.wording import counted, quantity, share
+from proxyprune.support.wording import counted, figure, quantity, share
 from proxyprune.tracing.names import is_inside
 
 _MOST_NAMES = 12
@@ -209,6 +209,36 @@ def widths(result: Result) -> Section | None:
         parts.append(Remarks((f"Could be cut, and stay whole: {names}.",)))
     lead = "A channel group is everything that has to shrink together, in one layer or in twenty; it is named after its first parameter."
     return Section("widths", "Widths before and after", lead, tuple(parts))
+
+
+def compensation(result: Result) -> Section | None:
+    """Layers that were refitted after the cut, and what that changed."""
+    found = None if result.figures is None else result.figures.compensation
+    if found is None:
+        return None
+    rows = [
+        Row(
+            (
+                TableCell(entry.layer),
+                TableCell(figure(entry.error_before)),
+                TableCell(figure(entry.error_after) if entry.refitted else "left as cut", tone="" if entry.refitted else "quiet"),
+                TableCell(f"{entry.ridge:g}" if entry.refitted else "", tone="quiet"),
+            )
+        )
+        for entry in found.layers
+    ]
+    columns = (Column("layer"), Column("error as cut", True), Column("error refitted", True), Column("ridge", True))
+    details = (
+        (f"{found.measure} as cut", figure(found.before)),
+        (f"{found.measure} at the end", figure(found.after)),
+        ("held-out batches", str(found.held_out_batches)),
+        ("verdict", "the refitted weights were kept" if found.accepted else "no help: every weight is as the cut left it"),
+    )
+    parts: list[Part] = [Details(details)]
+    parts += [Table(f"{counted(len(rows), 'layer')} that read a cut group", columns, tuple(rows))] if rows else []
+    parts += [Remarks(tuple(f"{name} was not compensated: {why}." for name, why in found.skipped.items()))] if found.skipped else []
+    lead = "The error is that of the layer's output, relative to its square, on batches that the fit did not see."
+    return Section("compensation", "Compensation", lead, tuple(parts))
 
 
 def pinned(result: Result) -> Section | None:

@@ -1,0 +1,140 @@
+"""Real pretrained networks, cut with and without compensation: perplexity, cosine to the original, same decision.
+
+Data and weights come from packages; the head of benchmarks/real_subjects.py says how to install them. Every cell is written to a
+journal when it is measured, so that a run that was stopped goes on where it was.
+
+    python benchmarks/real_networks.py                                         # all networks; writes results/real_networks.json
+    python benchmarks/real_networks.py --networks minilm --scorers wanda,magnitude --ratios 0.8,0.5 --draws 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import environment, print_table, save
+from real_subjects import NETWORKS, RealNetwork
+
+import proxyprune as pp
+from proxyprune.measuring.journal import Journal, opened
+
+SCORERS = "magnitude,wanda,taylor,fisher,random"
+RATIOS = "0.9,0.8,0.7,0.6,0.5"
+TOKENS = 20_480
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cut: what the journal is searched by."""
+
+    network: str
+    draw: int
+    scorer: str
+    ratio: float
+
+    def as_key(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"network": self.network, "draw": self.draw, "scorer": self.scorer, "ratio": self.ratio}
+
+
+def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, cell: Cell) -> dict[str, Any]:
+    """Cut to one ratio, and judge with and without compensation."""
+    from proxyprune.api import prune_ranked
+    from proxyprune.planning.request import PlanRequest
+
+    request = PlanRequest.of(cell.ratio, metric=subject.budget, keep=subject.keep)
+    cut = prune_ranked(subject.model, subject.example, graph, ranking, request)
+    without = subject.judge(cut.model)
+    started = time.perf_counter()
+    fixed = pp.compensate(cut, subject.model, subject.batches, subject.loss_fn if subject.metric == "perplexity" else None, seed=cell.draw)
+    seconds = time.perf_counter() - started
+    found = fixed.report.compensation
+    assert found is not None
+    return {
+        **cell.as_key(),
+        "metric": subject.metric,
+        "share": (cut.plan.params / cut.plan.base_params) if subject.budget == "params" else cut.plan.macs / cut.plan.base_macs,
+        "without": without,
+        "with": subject.judge(fixed.model),
+        "accepted": found.accepted,
+        "refitted": len(found.refitted),
+        "layers": len(found.layers),
+        "held_out": [found.before, found.after],
+        "buffer_bytes": found.buffer_bytes,
+        "seconds": seconds,
+    }
+
+
+def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace, journal: Journal) -> Iterator[Mapping[str, Any]]:
+    """Every cell of one network and one draw; those in the journal are not measured again."""
+    done = {(e["network"], e["draw"], e["scorer"], e["ratio"]): e for e in journal.entries}
+    graph = pp.trace(subject.model, subject.example, probe=False)
+    for scorer in asked.scorers.split(","):
+        ranking = None
+        for ratio in map(float, asked.ratios.split(",")):
+            known = done.get((name, draw, scorer, ratio))
+            if known is not None:
+                yield known
+                continue
+            if ranking is None:
+                started = time.perf_counter()
+                batches, loss_fn = subject.batches, subject.loss_fn
+                ranking = pp.score(graph, scorer, model=subject.model, batches=batches, loss_fn=loss_fn, seed=draw)
+                scoring = time.perf_counter() - started
+            entry = {**measured(subject, ranking, graph, Cell(name, draw, scorer, ratio)), "scoring_seconds": scoring}
+            journal.append(entry)
+            yield entry
+
+
+def rows(entries: list[Mapping[str, Any]], unpruned: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, Any]]:
+    """One row for each cell and text."""
+    for entry in entries:
+        for text, value in entry["without"].items():
+            yield {
+                "network": entry["network"],
+                "draw": entry["draw"],
+                "scorer": entry["scorer"],
+                "ratio": entry["ratio"],
+                "on": text,
+                "measure": entry["metric"],
+                "unpruned": unpruned[entry["network"]].get(text),
+                "without": value,
+                "with": entry["with"][text],
+                "refitted": f"{entry['refitted']}/{entry['layers']}",
+                "seconds": entry["seconds"],
+            }
+
+
+def main() -> None:
+    """Measure what is asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--scorers", default=SCORERS)
+    parser.add_argument("--ratios", default=RATIOS)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluated on each text")
+    parser.add_argument("--journal", type=Path, default=Path("benchmarks/.cache/real_networks.jsonl"))
+    parser.add_argument("--name", default="real_networks", help="of the JSON file in benchmarks/results")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    asked.journal.parent.mkdir(parents=True, exist_ok=True)
+    found: list[Mapping[str, Any]] = []
+    unpruned: dict[str, dict[str, float]] = {}
+    with opened(asked.journal, "benchmark of real networks", {"tokens": asked.tokens}, resume=True) as journal:
+        for name in asked.networks.split(","):
+            for draw in range(asked.draws):
+                subject = NETWORKS[name](draw, asked.tokens)
+                unpruned.setdefault(name, subject.judge(subject.model))
+                found += cells(subject, name, draw, asked, journal)
+    columns = ("network", "draw", "scorer", "ratio", "on", "measure", "unpruned", "without", "with", "refitted", "seconds")
+    print_table("Cut networks, without and with compensation", columns, list(rows(found, unpruned)))
+    save(asked.name, {**environment(), "tokens": asked.tokens, "unpruned": unpruned, "cells": found})
+
+
+if __name__ == "__main__":
+    main()
