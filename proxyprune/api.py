@@ -62,8 +62,8 @@ def prune(
         seed: Seed of scorers that draw at random.
         inplace: Cut `model` itself.
         brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
-        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted,
-            accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
+            accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:
         The pruned model with plan, ranking and report.
@@ -178,8 +178,9 @@ def _prune_once(
         except VerificationError as error:
             failure = error
         else:
-            report = make_report(graph, plan, applied.not_followed)
-            return _Attempt(PruneResult(applied.model, plan, ranking, report, applied.surgery, graph), applied.cost)
+            report = make_report(graph, plan, applied.not_followed, config_note=applied.config_note)
+            result = PruneResult(applied.model, plan, ranking, report, applied.surgery, graph, example_inputs)
+            return _Attempt(result, applied.cost)
         if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
             request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
         else:

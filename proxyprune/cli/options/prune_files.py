@@ -21,6 +21,7 @@ class PruneFiles:
         out: Folder for the pruned network, or the plan's file under plan_only; None chooses a name after the model file.
         plot: Where to draw the widths, or None.
         timed: Measure how long a run takes before and after.
+        save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
     """
 
     ranking: Path | None
@@ -29,6 +30,7 @@ class PruneFiles:
     out: Path | None
     plot: Path | None
     timed: bool
+    save_pretrained: Path | None
 
     def destination(self, model_file: Path) -> Path:
         """The folder of the result."""
@@ -47,6 +49,9 @@ _OPTIONS = (
     plot_option("widths before and after"),
     click.option(
         "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
+    ),
+    file_option(
+        "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, checked without proxyprune; see --uniform."
     ),
 )
 
