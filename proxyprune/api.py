@@ -155,14 +155,15 @@ class _Attempt:
 def _counted(attempt: _Attempt, *, target: Target, limit: int) -> PruneResult:
     """Return the result with the MACs of the pruned network's own run, and with the budget that was asked for."""
     result = attempt.result
+    config_note = next((note for note in result.report.notes if note not in result.plan.notes), None)
     plan = replace(result.plan, target=target, target_macs=limit)
     if attempt.macs <= limit:
         plan = replace(plan, macs=attempt.macs)
-        report = make_report(result.graph, plan, result.report.not_followed, counted=attempt.cost)
+        report = make_report(result.graph, plan, result.report.not_followed, counted=attempt.cost, config_note=config_note)
     else:
         note = f"The pruned network's own run takes {attempt.macs:,} MACs; the plan counts with the sizes of the unpruned run."
         plan = replace(plan, notes=(*plan.notes, note))
-        report = make_report(result.graph, plan, result.report.not_followed)
+        report = make_report(result.graph, plan, result.report.not_followed, config_note=config_note)
     return replace(result, plan=plan, report=report)
 
 

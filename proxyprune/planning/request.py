@@ -39,7 +39,8 @@ class CutKeywords(TypedDict, total=False):
             that lose least for what they save leave first, wherever they are; needs channel scores that are in one unit for the whole
             network. "auto" (default): channels where the ranking has such scores, blocks otherwise.
         uniform: Groups that keep equal widths, each with its own best channels. True: what the network's config can express ("config"), or
-            without a config the same widths in repeated layers ("layers"). Patterns: the groups that one pattern matches share a width.
+            without a config the same widths in repeated layers ("layers"). Patterns: the groups whose first parameter one pattern matches
+            share a width.
             With a config, mode "depth" and "both" remove whole layers that the config counts.
         accept_uncosted: Plan for a target of MACs although the MACs of some ops are unknown. The target is then one of what is counted,
             and the plan's notes name the ops.

@@ -229,8 +229,10 @@ def _by_patterns(graph: ModelGraph, patterns: Sequence[str]) -> Ties:
     ties: list[Tie] = []
     for pattern in patterns:
         matched = names.match(pattern, "uniform")
-        inner = [index for index, group in enumerate(graph.prunable) if names.contains(group, matched)]
-        indices = [index for index in inner or _touched(graph, names, matched) if index not in taken]
+        owned = [
+            index for index, group in enumerate(graph.prunable) if group.id in matched or names.inside(group.members[0].parameter, matched)
+        ]
+        indices = [index for index in owned if index not in taken]
         sizes = {graph.prunable[index].id: graph.prunable[index].atoms for index in indices}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"'{group}' has {atoms}" for group, atoms in list(sizes.items())[:4])
@@ -241,10 +243,6 @@ def _by_patterns(graph: ModelGraph, patterns: Sequence[str]) -> Ties:
         if len(indices) > 1:
             ties.append(_same_counts(graph, indices))
     return Ties(tuple(ties))
-
-
-def _touched(graph: ModelGraph, names: Names, matched: frozenset[str]) -> list[int]:
-    return [index for index, group in enumerate(graph.prunable) if names.touches(group, matched)]
 
 
 def _same_counts(graph: ModelGraph, indices: Sequence[int]) -> Tie:

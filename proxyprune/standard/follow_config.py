@@ -11,7 +11,9 @@ from torch import nn
 
 from proxyprune.errors import ConfigError
 from proxyprune.standard.blueprint import Blueprint, shapes_of
+from proxyprune.standard.reactions import Family
 from proxyprune.standard.rebuild import InnerCall, family_in, rebuilt
+from proxyprune.standard.solve import StandardConfig, configs_of
 
 _WAY_OUT = "Save it with proxyprune.save(result, folder), or prune with uniform=True for a plan that the config can express."
 
@@ -60,25 +62,55 @@ def follow_config(
         if not uniform:
             _check_alike(blueprint, shapes, network)
         family = family_in(blueprint, shapes, type(model).__name__)
-        standard = rebuilt(family, network, call())
+        config = rebuilt(family, network, call()).config
     except ConfigError as error:
-        reason = f"The config of {blueprint.kind.__name__} cannot express this pruned network: {str(error).rstrip('.')}. {_WAY_OUT}"
-        _mark(network, reason)
-        return reason
+        return _refuse(network, blueprint, error)
+    _adopt(network, family, config)
+    return None
+
+
+def follow_config_unrun(model: nn.Module, blueprint: Blueprint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Do the same for a pruned model that is not run, such as a loaded one: its shapes and attributes have to name one config.
+
+    Args:
+        model: The pruned model; changed in place.
+        blueprint: Class and config of the unpruned network.
+        shapes: Shapes of the unpruned model.
+    """
+    network = model.get_submodule(blueprint.module)
+    try:
+        _check_alike(blueprint, shapes, network)
+        family = family_in(blueprint, shapes, type(model).__name__)
+        first, *others = configs_of(family, network)
+        if others and others[0].unlike == first.unlike:
+            raise ConfigError("several configs give its shapes, and only outputs tell them apart")
+    except ConfigError as error:
+        _refuse(network, blueprint, error)
+        return
+    _adopt(network, family, first)
+
+
+def _refuse(network: nn.Module, blueprint: Blueprint, error: ConfigError) -> str:
+    reason = f"The config of {blueprint.kind.__name__} cannot express this pruned network: {str(error).rstrip('.')}. {_WAY_OUT}"
+    _mark(network, reason)
+    return reason
+
+
+def _adopt(network: nn.Module, family: Family, config: StandardConfig) -> None:
+    """Give every module of a pruned network the config that describes it."""
     # Removed layers leave a module behind in their list, so here the config keeps the counts of layers: the forward may read them.
-    widths = {path: value for path, value in standard.config.numbers.items() if path not in standard.config.counts}
+    widths = {path: value for path, value in config.numbers.items() if path not in config.counts}
     configured = dict(_like(network, family.blueprint.with_values(widths)).named_modules())
     for name, own in list(network.named_modules()):
         module = configured.get(name)
         if module is not None and getattr(own, "config", None) is not None and getattr(module, "config", None) is not None:
             _set_config(own, module)
-    if standard.config.renumbered:
+    if config.renumbered:
         _mark(
             network,
-            f"Layers were removed from this {blueprint.kind.__name__}, and the others keep their old numbers here, which from_pretrained "
-            "does not expect. Save it with proxyprune.save_pretrained(result, folder).",
+            f"Layers were removed from this {family.blueprint.kind.__name__}, and the others keep their old numbers here, which "
+            "from_pretrained does not expect. Save it with proxyprune.save_pretrained(result, folder).",
         )
-    return None
 
 
 def _like(network: nn.Module, blueprint: Blueprint) -> nn.Module:

@@ -51,7 +51,7 @@ _OPTIONS = (
         "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
     ),
     file_option(
-        "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, checked without proxyprune; see --uniform."
+        "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
     ),
 )
 
