@@ -12,6 +12,7 @@ The flow, from the bottom up; each folder or file imports only those before it:
     modelfile     the model files of users
     tracing       model + example inputs -> Program
     coupling      Program -> Coupling: what must shrink together
+    standard      a network's class and config: what the config can express, and the config of a pruned network
     graph         Coupling -> ModelGraph: blocks, exact cost, text
     surgery       how a network is cut, and the proof that it then does what was predicted
     scoring       ModelGraph + scorer -> Ranking

@@ -72,8 +72,8 @@ def prune(
         inplace: Cut `model` itself.
         brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
         compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
-        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted,
-            accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
+            accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:
         The pruned model with plan, ranking and report.
@@ -262,14 +262,15 @@ class _Attempt:
 def _counted(attempt: _Attempt, *, target: Target, limit: int) -> PruneResult:
     """Return the result with the MACs of the pruned network's own run, and with the budget that was asked for."""
     result = attempt.result
+    config_note = next((note for note in result.report.notes if note not in result.plan.notes), None)
     plan = replace(result.plan, target=target, target_macs=limit)
     if attempt.macs <= limit:
         plan = replace(plan, macs=attempt.macs)
-        report = make_report(result.graph, plan, result.report.not_followed, counted=attempt.cost)
+        report = make_report(result.graph, plan, result.report.not_followed, counted=attempt.cost, config_note=config_note)
     else:
         note = f"The pruned network's own run takes {attempt.macs:,} MACs; the plan counts with the sizes of the unpruned run."
         plan = replace(plan, notes=(*plan.notes, note))
-        report = make_report(result.graph, plan, result.report.not_followed)
+        report = make_report(result.graph, plan, result.report.not_followed, config_note=config_note)
     return replace(result, plan=plan, report=report)
 
 
@@ -285,8 +286,9 @@ def _prune_once(
         except VerificationError as error:
             failure = error
         else:
-            report = make_report(graph, plan, applied.not_followed)
-            return _Attempt(PruneResult(applied.model, plan, ranking, report, applied.surgery, graph), applied.cost)
+            report = make_report(graph, plan, applied.not_followed, config_note=applied.config_note)
+            result = PruneResult(applied.model, plan, ranking, report, applied.surgery, graph, example_inputs)
+            return _Attempt(result, applied.cost)
         if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
             request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
         else:

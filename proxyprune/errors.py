@@ -27,6 +27,7 @@
     │       ├── LLMInvalidAnswerError the answer is no valid score map, even after it was asked again
     │       ├── LLMBudgetError        the money or prompt budget does not suffice
     │       └── LLMReplayMissError    a replay needs an answer that is not recorded (also LookupError)
+    ├── ConfigError               the config of a network cannot express how it was pruned
     ├── PlanError                 a plan cannot be used
     │   ├── PlanMismatchError     it belongs to another structure
     │   └── PlanFormatError       its file is truncated, tampered with, or from another schema
@@ -170,6 +171,10 @@ class LLMBudgetError(LLMError):
 
 class LLMReplayMissError(LLMError, LookupError):
     """A replay needs an answer that the cache does not hold, or holds damaged."""
+
+
+class ConfigError(ProxyPruneError):
+    """The config of a network's class cannot express a pruned network; the message names the numbers that stand in the way."""
 
 
 class PlanError(ProxyPruneError):

@@ -16,6 +16,7 @@ from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.versions import made_with
 from proxyprune.surgery.surgery import Surgery
+from proxyprune.tracing.model_call import ExampleInputs
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Report:
         unsupported_ops: Ops without an axis rule.
         uncosted_ops: Ops without a cost rule; their MACs are in no figure here.
         blocks: Block -> (MACs before, MACs after).
-        notes: From the plan.
+        notes: From the plan, and why the model's config cannot express the pruned network if it cannot.
         block_params: Block -> (parameters before, parameters after).
         made_with: Package -> version.
         seconds: Measured wall time of one run before and after, or None when nobody measured it.
@@ -79,6 +80,7 @@ class PruneResult:
         report: Numbers before and after.
         surgery: Slices and attribute changes, as they were carried out.
         graph: The traced unpruned model.
+        example_inputs: What it was traced on, if the result was made in this process.
     """
 
     model: nn.Module = field(repr=False)
@@ -87,10 +89,16 @@ class PruneResult:
     report: Report
     surgery: Surgery = field(repr=False)
     graph: ModelGraph = field(repr=False)
+    example_inputs: ExampleInputs | None = field(default=None, repr=False, compare=False)
 
 
 def make_report(
-    graph: ModelGraph, plan: PrunePlan, not_followed: Mapping[str, str] | None = None, *, counted: CostModel | None = None
+    graph: ModelGraph,
+    plan: PrunePlan,
+    not_followed: Mapping[str, str] | None = None,
+    *,
+    counted: CostModel | None = None,
+    config_note: str | None = None,
 ) -> Report:
     """Numbers of a plan, before and after.
 
@@ -99,6 +107,7 @@ def make_report(
         plan: What was cut.
         not_followed: As in `Report`.
         counted: Cost of the pruned network's own run, if values decide its sizes.
+        config_note: Why the model's config cannot express the pruned network, or None.
     """
     atoms = plan.atoms(graph)
     before = graph.cost.block_macs(graph.cost.full)
@@ -117,7 +126,7 @@ def make_report(
         unsupported_ops=graph.unsupported_ops,
         uncosted_ops=graph.uncosted_ops,
         blocks={block: (before[block], after.get(block, 0)) for block in before},
-        notes=plan.notes,
+        notes=plan.notes if config_note is None else (*plan.notes, config_note),
         block_params={block: (params, params_after[block]) for block, params in params_before.items()},
         made_with=made_with(),
         unreached=graph.unreached,

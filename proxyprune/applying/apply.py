@@ -16,6 +16,8 @@ from proxyprune.graph.build import calls_of, cost_of_run, trace_like
 from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
+from proxyprune.standard.follow_config import follow_config
+from proxyprune.standard.rebuild import InnerCall, inner_call
 from proxyprune.support.nested import tensors_of
 from proxyprune.surgery.attribute_evidence import AttributeEvidence
 from proxyprune.surgery.attribute_proposals import AttributeProposals
@@ -54,12 +56,14 @@ class Applied:
         surgery: Slices, attribute changes and removed blocks.
         not_followed: Attribute -> why it kept its value although it equals a size that changed.
         cost: Cost of the pruned model's own run, if values decide its sizes and they are not those of the unpruned run.
+        config_note: Why the model's config cannot express the pruned network, or None.
     """
 
     model: nn.Module
     surgery: Surgery
     not_followed: Mapping[str, str] = field(default_factory=dict)
     cost: CostModel | None = None
+    config_note: str | None = None
 
 
 def apply_plan(
@@ -107,6 +111,12 @@ def apply(
         _ExampleCall(predict(view, plan), inputs, AttributeEvidence(model, view, inputs))
         for view, inputs in calls_of(graph, example_inputs)
     ]
+    applied = _cut_and_verified(model, calls, inplace=inplace)
+    return replace(applied, config_note=_config_note(applied.model, graph, plan, example_inputs))
+
+
+def _cut_and_verified(model: nn.Module, calls: Sequence[_ExampleCall], *, inplace: bool) -> Applied:
+    """Cut with the obvious attribute changes, or with those that a search finds and verifies."""
     decoding = _decoding(model, calls)
     at_once = _at_once(model, calls, decoding, inplace=inplace)
     if at_once is not None:
@@ -171,6 +181,21 @@ def _decodes(pruned: nn.Module, decoding: Decoding | None, prediction: Predictio
         f"The model is unchanged. {advice}.",
         module=order[0] if order else "",
     )
+
+
+def _config_note(pruned: nn.Module, graph: ModelGraph, plan: PrunePlan, example_inputs: ExampleInputs) -> str | None:
+    """Let the config of a pruned model follow; why it cannot, or None."""
+    if graph.blueprint is None or has_no_values(pruned) or not (plan.kept or plan.removed_blocks):
+        return None
+    blueprint = graph.blueprint
+    args, kwargs = call_arguments(on_device_of(pruned, example_inputs))
+
+    def call() -> InnerCall:
+        with unchanged(pruned, keep_resized=True), evaluation(pruned):
+            return inner_call(pruned, blueprint.module, tuple(args), kwargs)
+
+    shapes = {**graph.program.shapes, **{alias: graph.program.shapes[name] for alias, name in graph.program.aliases.items()}}
+    return follow_config(pruned, blueprint, shapes, call, uniform=bool(plan.options.get("uniform")))
 
 
 def _not_followed(model: nn.Module, surgery: Surgery, calls: Sequence[_ExampleCall]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from proxyprune.graph.cost import CostModel, Polynomial
 from proxyprune.graph.find_blocks import BlockFinder, Span, kind_of
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
+from proxyprune.standard.blueprint import find_blueprint
 from proxyprune.tracing.capture import capture_all
 from proxyprune.tracing.model_call import Call, ExampleInputs
 from proxyprune.tracing.nodes import op_name
@@ -70,6 +71,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         further_residual_paths=tuple(
             {name: other.residual_paths[name] for name in names if name in other.residual_paths} for other in others
         ),
+        blueprint=find_blueprint(model),
     )
 
 

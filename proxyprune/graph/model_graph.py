@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from proxyprune.coupling.options import Amendments, Options
     from proxyprune.graph.cost import CostModel
     from proxyprune.graph.structure import ResidualPath
+    from proxyprune.standard.blueprint import Blueprint
     from proxyprune.tracing.program import Program
 
 
-_NOT_PICKLED = ("program", "coupling", "residual_paths", "further_residual_paths")
+_NOT_PICKLED = ("program", "coupling", "residual_paths", "further_residual_paths", "blueprint")
 
 
 class _NotPickled:
@@ -50,6 +51,7 @@ class ModelGraph(Structure):
         amendments: What probing found out: dimensions to pin or to tie.
         registered_ops: Ops of the model whose rule the caller registered.
         further_residual_paths: As `residual_paths`, for each further example call.
+        blueprint: Class and config that the model, or the one network inside it, was built from; None if it has no config.
     """
 
     cost: CostModel = field(repr=False)
@@ -60,6 +62,7 @@ class ModelGraph(Structure):
     amendments: Amendments = field(repr=False)
     registered_ops: tuple[str, ...] = field(default=(), repr=False)
     further_residual_paths: tuple[Mapping[str, tuple[ResidualPath, ...]], ...] = field(default=(), repr=False)
+    blueprint: Blueprint | None = field(default=None, repr=False)
 
     def __copy__(self) -> ModelGraph:
         return self  # an immutable value

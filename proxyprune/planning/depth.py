@@ -15,20 +15,26 @@ SHARE_THROUGH_DEPTH = 0.5
 """Most of the reduction that mode "both" takes out as whole blocks."""
 
 
-def removal_order(graph: ModelGraph, ranking: Ranking, kept: Collection[str]) -> list[str]:
-    """Blocks that may be removed, least important first; of equal ones the later first.
+Leaving = frozenset[str]
+"""Blocks that leave together."""
+
+
+def removal_order(graph: ModelGraph, ranking: Ranking, kept: Collection[str], removable: Sequence[Leaving]) -> list[Leaving]:
+    """Return what may be removed, least important first; of equal ones the later first.
 
     Args:
         graph: The traced model.
         ranking: Its block scores.
         kept: Blocks that must stay.
+        removable: Blocks, or sets of blocks that only leave together; a set counts with its mean score.
     """
     position = {block.id: index for index, block in enumerate(graph.blocks)}
-    free = [block.id for block in graph.blocks if block.removable and block.id not in kept]
-    return sorted(free, key=lambda block: (ranking.scores[block], -position[block]))
+    free = [blocks for blocks in removable if blocks.isdisjoint(kept)]
+    score = {blocks: sum(ranking.scores[block] for block in sorted(blocks)) / len(blocks) for blocks in free}
+    return sorted(free, key=lambda blocks: (score[blocks], -min(position[block] for block in blocks)))
 
 
-def solve_depth(leaving: Sequence[str], price: BlockPrice, limit: int) -> frozenset[str] | None:
+def solve_depth(leaving: Sequence[Leaving], price: BlockPrice, limit: int) -> frozenset[str] | None:
     """Blocks to remove: lowest score first until the cost is within the limit, then the best ones back that still fit.
 
     Args:
@@ -46,13 +52,13 @@ def solve_depth(leaving: Sequence[str], price: BlockPrice, limit: int) -> frozen
         middle = (low + high) // 2
         low, high = (low, middle) if price(drop_nested(leaving[:middle])) <= limit else (middle, high)
     removed = set(leaving[:high])
-    for block in reversed(leaving[:high]):
-        if price(drop_nested(removed - {block})) <= limit:
-            removed.discard(block)
+    for blocks in reversed(leaving[:high]):
+        if price(drop_nested(removed - {blocks})) <= limit:
+            removed.discard(blocks)
     return drop_nested(removed)
 
 
-def share_of_blocks(leaving: Sequence[str], price: BlockPrice, *, base: int, limit: int) -> int:
+def share_of_blocks(leaving: Sequence[Leaving], price: BlockPrice, *, base: int, limit: int) -> int:
     """How many blocks mode "both" removes before widths do the rest.
 
     Lowest score first, as long as blocks make up no more than their share of the reduction; at least one, when one alone does not
@@ -62,12 +68,12 @@ def share_of_blocks(leaving: Sequence[str], price: BlockPrice, *, base: int, lim
     count = 0
     while count < len(leaving) and price(drop_nested(leaving[: count + 1])) >= stop:
         count += 1
-    if count == 0 and leaving and price(leaving[:1]) >= limit:
+    if count == 0 and leaving and price(drop_nested(leaving[:1])) >= limit:
         return 1
     return count
 
 
-def drop_nested(blocks: Collection[str]) -> frozenset[str]:
-    """The same blocks without those that lie inside another one."""
-    chosen = frozenset(blocks)
+def drop_nested(leaving: Collection[Leaving]) -> frozenset[str]:
+    """Return all blocks that leave, without those that lie inside another one."""
+    chosen = frozenset().union(*leaving)
     return frozenset(block for block in chosen if not any(other != block and is_inside(block, other) for other in chosen))

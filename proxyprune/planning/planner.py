@@ -17,15 +17,14 @@ from proxyprune.planning.constraints import (
     BELOW_DEFAULT_FLOOR,
     DEFAULT_FLOOR,
     UNROUNDED,
-    AllowedWidths,
     Resolved,
     resolve,
-    uncut,
 )
-from proxyprune.planning.depth import drop_nested, removal_order, share_of_blocks, solve_depth
+from proxyprune.planning.depth import Leaving, drop_nested, removal_order, share_of_blocks, solve_depth
 from proxyprune.planning.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.planning.shared_widths import SharedWidths, Ties, decided, shared, ties_of, without_groups
 from proxyprune.planning.widths import TOLERANCE, PlanCost, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords
@@ -49,6 +48,12 @@ class _Problem:
     budget: Budget
     resolved: Resolved
     allocation: str
+    ties: Ties
+
+    @property
+    def leaving(self) -> list[Leaving]:
+        """What may be removed, least important first."""
+        return removal_order(self.graph, self.ranking, self.resolved.kept_blocks, self.ties.removable(self.graph))
 
     def price(self, removed: Collection[str] = ()) -> PlanCost:
         return PlanCost(self.graph, self.budget.metric, frozenset(removed))
@@ -57,11 +62,11 @@ class _Problem:
         """Cost at full width without some blocks."""
         return self.price(removed).one(_full(self.graph))
 
-    def allowed(self, removed: Collection[str] = ()) -> tuple[AllowedWidths, ...]:
-        """Allowed counts per group; a group that lives only in removed blocks is left alone."""
-        gone = set(removed)
-        pairs = zip(self.graph.prunable, self.resolved.allowed, strict=True)
-        return tuple(uncut(group) if gone.issuperset(group.blocks) and group.blocks else entry for group, entry in pairs)
+    def allowed(self, removed: Collection[str] = ()) -> tuple[SharedWidths, ...]:
+        """Allowed widths; a group that lives only in removed blocks is left alone."""
+        gone = {index for index, group in enumerate(self.graph.prunable) if group.blocks and set(removed).issuperset(group.blocks)}
+        units = shared(self.ties, self.graph.prunable, self.resolved.allowed)
+        return without_groups(units, gone) if gone else units
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def make_plan(
         model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
-        keywords: `PlanKeywords`: mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted, accept_unreliable.
+        keywords: `PlanKeywords`: mode, metric, round_to, keep, floors, ceilings, allocation, uniform, accept_uncosted,
+            accept_unreliable.
 
     Returns:
         The plan.
@@ -124,8 +130,8 @@ def plan_for(
     _check_reliable(ranking, accepted=request.accept_unreliable)
     _check_costed(graph, metric, accepted=request.accept_uncosted)
     resolved, allocation = resolve(graph, request.limits), chosen_allocation(graph, ranking, request.allocation)
-    problem = _Problem(graph, ranking, request, budget, resolved, allocation)
-    choice = _CHOOSE[request.mode](problem)
+    problem = _Problem(graph, ranking, request, budget, resolved, allocation, ties_of(graph, request.uniform))
+    problem, choice = _choose(problem)
     if choice is None:
         raise _unreachable(problem)
     counts = {g.id: int(n) for g, n in zip(graph.prunable, choice.atoms.tolist(), strict=True) if n < g.atoms}
@@ -185,6 +191,15 @@ def chosen_allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
     return asked if asked != "auto" else "channels" if comparable else "blocks"
 
 
+def _choose(problem: _Problem) -> tuple[_Problem, _Choice | None]:
+    """Choose widths and blocks; numbers of a config that have to divide others are decided first, and the problem is that of the rest."""
+    choice = _CHOOSE[problem.request.mode](problem)
+    if choice is None or not problem.ties.divisors or problem.request.mode == "depth":
+        return problem, choice
+    rest = replace(problem, ties=decided(problem.ties, choice.atoms))
+    return rest, _CHOOSE[problem.request.mode](rest)
+
+
 def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
     price, allowed = problem.price(removed), problem.allowed(removed)
     if problem.allocation == "blocks":
@@ -195,11 +210,18 @@ def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> 
     return None if atoms is None else _Choice(atoms, removed)
 
 
-def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[AllowedWidths, ...]) -> IndexArray | None:
+def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[SharedWidths, ...]) -> IndexArray | None:
     """Least lost for what is saved; what an atom saves depends on all other widths, so it is looked at again in the plan found."""
     scores = [np.asarray(problem.ranking.channel_scores[group.id], np.float64) for group in problem.graph.prunable]
     lost = [
-        lost_importance(group, values, entry.counts) for group, values, entry in zip(problem.graph.prunable, scores, allowed, strict=True)
+        np.sum(
+            [
+                lost_importance(problem.graph.prunable[group], scores[group], entry.counts[:, place])
+                for place, group in enumerate(entry.groups)
+            ],
+            axis=0,
+        )
+        for entry in allowed
     ]
     atoms = _full(problem.graph)
     for _ in range(_WEIGHINGS):
@@ -212,13 +234,12 @@ def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[AllowedWi
 
 
 def _choose_blocks(problem: _Problem) -> _Choice | None:
-    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks)
-    removed = solve_depth(leaving, problem.price_blocks, problem.budget.limit)
+    removed = solve_depth(problem.leaving, problem.price_blocks, problem.budget.limit)
     return None if removed is None else _Choice(_full(problem.graph), removed)
 
 
 def _choose_both(problem: _Problem) -> _Choice | None:
-    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks)
+    leaving = problem.leaving
     start = share_of_blocks(leaving, problem.price_blocks, base=problem.budget.base, limit=problem.budget.limit)
     for count in range(start, len(leaving) + 1):
         removed = drop_nested(leaving[:count])
@@ -236,7 +257,10 @@ def _full(graph: ModelGraph) -> IndexArray:
 
 
 def _narrowest(problem: _Problem, removed: Collection[str] = ()) -> IndexArray:
-    return np.array([entry.counts[-1] for entry in problem.allowed(removed)], dtype=np.int64)
+    atoms = _full(problem.graph)
+    for entry in problem.allowed(removed):
+        atoms[list(entry.groups)] = entry.counts[-1]
+    return atoms
 
 
 def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -251,6 +275,8 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
         "floors": dict(limits.floors),
         "ceilings": dict(limits.ceilings),
     }
+    if problem.request.uniform:
+        asked["uniform"] = problem.request.cut_keywords()["uniform"]
     if graph.amendments:
         asked["amendments"] = graph.amendments.to_dict()
     if graph.registered_ops:
@@ -260,7 +286,7 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
 
 def _least(problem: _Problem) -> int:
     """Cost of the cheapest network that the mode and the limits allow."""
-    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks) if problem.request.mode != "width" else []
+    leaving = problem.leaving if problem.request.mode != "width" else []
     removed = drop_nested(leaving)
     return problem.price(removed).one(_full(problem.graph) if problem.request.mode == "depth" else _narrowest(problem, removed))
 
@@ -283,6 +309,10 @@ def _unreachable(problem: _Problem) -> TargetError:
     pinned = [group for group in problem.graph.groups if group.pinned is not None]
     if pinned and mode != "depth":
         reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
+    if problem.ties.fixed and mode != "depth":
+        first, cause = next(iter(problem.ties.fixed.items()))
+        held = len(problem.ties.fixed)
+        reasons.append(f"uniform keeps {held} channel groups whole, such as '{problem.graph.prunable[first].id}' ({cause})")
     if best >= budget.base:
         return TargetError(
             f"Target {budget.asked!r} cannot be reached. The best reachable is {budget.base:,} {budget.unit}, 1.0000 of the base: "
@@ -330,11 +360,11 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
 
 def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
     """Return the groups whose count is allowed only as a last resort of this kind."""
-    found = []
-    for group, entry, count in zip(problem.graph.prunable, problem.allowed(choice.removed), choice.atoms.tolist(), strict=True):
-        if entry.phases[entry.counts == count][0] & phase:
-            found.append(group.id)
-    return found
+    found: list[int] = []
+    for entry in problem.allowed(choice.removed):
+        if entry.phases[entry.level(choice.atoms)] & phase:
+            found += entry.groups
+    return [problem.graph.prunable[group].id for group in sorted(found)]
 
 
 def _some(groups: list[str]) -> str:

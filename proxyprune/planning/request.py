@@ -17,6 +17,11 @@ from proxyprune.support.keywords import check_keywords
 
 MODES = ("width", "depth", "both")
 ALLOCATIONS = ("auto", "blocks", "channels")
+KINDS = ("config", "layers")
+"""Named ways to keep widths equal."""
+
+Uniform = bool | str | tuple[str, ...]
+"""False, True, one of `KINDS`, or patterns."""
 
 
 class CutKeywords(TypedDict, total=False):
@@ -33,6 +38,10 @@ class CutKeywords(TypedDict, total=False):
         allocation: Where widths come from. "blocks": from the importance of the blocks that a group lies in. "channels": the channels
             that lose least for what they save leave first, wherever they are; needs channel scores that are in one unit for the whole
             network. "auto" (default): channels where the ranking has such scores, blocks otherwise.
+        uniform: Groups that keep equal widths, each with its own best channels. True: what the network's config can express ("config"), or
+            without a config the same widths in repeated layers ("layers"). Patterns: the groups whose first parameter one pattern matches
+            share a width.
+            With a config, mode "depth" and "both" remove whole layers that the config counts.
         accept_uncosted: Plan for a target of MACs although the MACs of some ops are unknown. The target is then one of what is counted,
             and the plan's notes name the ops.
     """
@@ -43,6 +52,7 @@ class CutKeywords(TypedDict, total=False):
     floors: Mapping[str, Bound] | None
     ceilings: Mapping[str, Bound] | None
     allocation: str
+    uniform: Uniform | Iterable[str]
     accept_uncosted: bool
 
 
@@ -73,6 +83,7 @@ class PlanRequest:
         limits: What must stay, and the multiples that widths should have.
         accept_unreliable: Whether a ranking that is marked unreliable may be planned from.
         accept_uncosted: Whether a target of MACs may leave out ops whose MACs are unknown.
+        uniform: Which groups keep equal widths; see `CutKeywords`.
 
     Raises:
         TargetError: If the target cannot be read, or the metric is unknown.
@@ -86,18 +97,23 @@ class PlanRequest:
     limits: Limits = field(default_factory=Limits)
     accept_unreliable: bool = False
     accept_uncosted: bool = False
+    uniform: Uniform = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("mode", self.mode, MODES), ("allocation", self.allocation, ALLOCATIONS)):
             if value not in known:
                 raise InputError(f"Unknown {name} {value!r}; expected one of {', '.join(known)}.")
+        if isinstance(self.uniform, str) and self.uniform not in KINDS:
+            raise InputError(
+                f"Unknown uniform {self.uniform!r}; expected True, False, {', '.join(map(repr, KINDS))}, or a list of patterns."
+            )
         check_target(self.target, self.metric)
 
     @classmethod
     def of(cls, target: Target, **keywords: Unpack[PlanKeywords]) -> PlanRequest:
         """Build a request from the keyword arguments of a public function."""
         check_keywords(PlanRequest.of, keywords, PlanKeywords)
-        keep = keywords.get("keep", Limits.keep)
+        keep, uniform = keywords.get("keep", Limits.keep), keywords.get("uniform", cls.uniform)
         return cls(
             target,
             mode=keywords.get("mode", cls.mode),
@@ -111,6 +127,7 @@ class PlanRequest:
             ),
             accept_unreliable=keywords.get("accept_unreliable", cls.accept_unreliable),
             accept_uncosted=keywords.get("accept_uncosted", cls.accept_uncosted),
+            uniform=uniform if isinstance(uniform, bool | str) else tuple(uniform),
         )
 
     def cut_keywords(self) -> CutKeywords:
@@ -122,6 +139,7 @@ class PlanRequest:
             "floors": dict(self.limits.floors),
             "ceilings": dict(self.limits.ceilings),
             "allocation": self.allocation,
+            "uniform": list(self.uniform) if isinstance(self.uniform, tuple) else self.uniform,
             "accept_uncosted": self.accept_uncosted,
         }
 
@@ -130,8 +148,8 @@ class PlanRequest:
         return {**self.cut_keywords(), "mode": self.mode, "accept_unreliable": self.accept_unreliable}
 
     def recorded(self) -> dict[str, Any]:
-        """Return `cut_keywords` for files that go on; a file written before `accept_uncosted` existed is one without it."""
-        return {name: value for name, value in self.cut_keywords().items() if name != "accept_uncosted" or value}
+        """Return `cut_keywords` for files that go on; a file written before `accept_uncosted` and `uniform` existed is one without them."""
+        return {name: value for name, value in self.cut_keywords().items() if name not in ("accept_uncosted", "uniform") or value}
 
     def keeping(self, name: str) -> PlanRequest:
         """Return the same request with one more keep pattern."""

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.planning.constraints import UNROUNDED, AllowedWidths
+from proxyprune.planning.constraints import UNROUNDED
+from proxyprune.planning.shared_widths import SharedWidths
 
 IndexArray = NDArray[np.int64]
 
@@ -64,44 +65,52 @@ class Steps:
     """All single steps of all groups, in the order in which the family takes them.
 
     Attributes:
-        allowed: Allowed counts of each group.
-        owner: Group that takes each step, [steps].
-        preference: Groups, most important first; ties in graph order.
+        allowed: Allowed widths; groups that keep equal widths are one entry, a unit.
+        owner: Unit that takes each step, [steps].
+        preference: Units, most important first; ties in graph order.
     """
 
-    allowed: tuple[AllowedWidths, ...]
+    allowed: tuple[SharedWidths, ...]
     owner: IndexArray
     preference: tuple[int, ...]
     _table: IndexArray = field(init=False, repr=False, compare=False)
+    _unit: IndexArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         longest = max((len(entry.counts) for entry in self.allowed), default=1)
-        rows = [np.pad(entry.counts, (0, longest - len(entry.counts)), mode="edge") for entry in self.allowed]
-        object.__setattr__(self, "_table", np.array(rows, dtype=np.int64).reshape(len(self.allowed), longest))
+        groups = sum(len(entry.groups) for entry in self.allowed)
+        table, unit = np.zeros((groups, longest), np.int64), np.zeros(groups, np.int64)
+        for index, entry in enumerate(self.allowed):
+            padded = np.pad(entry.counts, ((0, longest - len(entry.counts)), (0, 0)), mode="edge")
+            table[list(entry.groups)] = padded.T
+            unit[list(entry.groups)] = index
+        object.__setattr__(self, "_table", table)
+        object.__setattr__(self, "_unit", unit)
 
     @property
     def deepest(self) -> IndexArray:
-        """Last level of each group, [groups]."""
+        """Last level of each unit, [units]."""
         return np.array([len(entry.counts) - 1 for entry in self.allowed], dtype=np.int64)
 
     def levels(self, taken: int) -> IndexArray:
-        """Level of each group after the first `taken` steps, [groups]."""
+        """Level of each unit after the first `taken` steps, [units]."""
         return np.bincount(self.owner[:taken], minlength=len(self.allowed)).astype(np.int64)
 
     def atoms(self, levels: IndexArray) -> IndexArray:
-        """Atoms kept at these levels, [..., groups]."""
-        return self._table[np.arange(len(self.allowed)), levels]
+        """Atoms kept at these levels [..., units], [..., groups]."""
+        return np.asarray(self._table[np.arange(len(self._unit)), levels[..., self._unit]])
 
 
-def order_steps(allowed: Sequence[AllowedWidths], importance: NDArray[np.float64]) -> Steps:
-    """Order the single steps of all groups by the lam at which the family takes them.
+def order_steps(allowed: Sequence[SharedWidths], of_groups: NDArray[np.float64]) -> Steps:
+    """Order the single steps of all units by the lam at which the family takes them.
 
     The step from count a to count b is taken where lam ** (1.5 - importance) passes their mean. Steps that happen together: the less
-    important group first, then the later one.
+    important unit first, then the later one. The importance of a unit is the mean over its groups.
     """
+    importance = np.array([of_groups[list(entry.groups)].mean() for entry in allowed], dtype=np.float64)
     owner, phase, moment = [], [], []
     for index, entry in enumerate(allowed):
-        middle = (entry.counts[:-1] + entry.counts[1:]) / (2.0 * entry.atoms)
+        middle = ((entry.counts[:-1] + entry.counts[1:]) / (2.0 * entry.atoms)).mean(axis=1)
         owner.append(np.full(len(middle), index, dtype=np.int64))
         phase.append(entry.phases[1:])
         # Rounded, so that the last bit of a platform's logarithm decides nothing.
@@ -113,25 +122,25 @@ def order_steps(allowed: Sequence[AllowedWidths], importance: NDArray[np.float64
     return Steps(tuple(allowed), owners[order], tuple(preference))
 
 
-def order_by_loss(allowed: Sequence[AllowedWidths], lost: Sequence[NDArray[np.float64]], savings: NDArray[np.float64]) -> Steps:
-    """Order the single steps of all groups by what they lose for what they save, least first.
+def order_by_loss(allowed: Sequence[SharedWidths], lost: Sequence[NDArray[np.float64]], savings: NDArray[np.float64]) -> Steps:
+    """Order the single steps of all units by what they lose for what they save, least first.
 
-    Within a group steps come in order: one that is worth less than the step before it goes with that one. Steps worth the same: the group
+    Within a unit steps come in order: one that is worth less than the step before it goes with that one. Steps worth the same: the unit
     that has lost the smaller share first, then the later one.
 
     Args:
-        allowed: Allowed counts of each group.
-        lost: What is lost at each level of each group, rising from 0, in one unit for all groups.
+        allowed: Allowed widths of each unit.
+        lost: What is lost at each level of each unit, rising from 0, in one measure for all units.
         savings: Cost that leaves with one atom of each group, [groups].
     """
     owner, phase, worth, share = [], [], [], []
     for index, entry in enumerate(allowed):
-        saved = -np.diff(entry.counts) * savings[index]
+        saved = (-np.diff(entry.counts, axis=0) * savings[list(entry.groups)]).sum(axis=1)
         rate = np.divide(np.diff(lost[index]), saved, out=np.full(len(saved), np.inf), where=saved > 0)
         owner.append(np.full(len(rate), index, dtype=np.int64))
         phase.append(entry.phases[1:])
         worth.append(np.maximum.accumulate(rate))
-        share.append(1.0 - entry.counts[1:] / entry.atoms)
+        share.append(1.0 - entry.shares[1:])
     owners = np.concatenate(owner) if owner else np.zeros(0, np.int64)
     keys = (-owners, np.concatenate(share), np.concatenate(worth), np.concatenate(phase)) if owner else ()
     order = np.lexsort(keys) if owner else owners
@@ -140,11 +149,14 @@ def order_by_loss(allowed: Sequence[AllowedWidths], lost: Sequence[NDArray[np.fl
     return Steps(tuple(allowed), owners[order], tuple(preference))
 
 
-def savings_per_atom(price: PlanCost, allowed: Sequence[AllowedWidths], atoms: IndexArray) -> NDArray[np.float64]:
+def savings_per_atom(price: PlanCost, allowed: Sequence[SharedWidths], atoms: IndexArray) -> NDArray[np.float64]:
     """Cost that leaves with one atom of each group, [groups]: the mean from its first level to its last, all others as in `atoms`."""
-    levels = np.array([(entry.counts[0], entry.counts[-1]) for entry in allowed], dtype=np.int64).reshape(-1, 2)
-    plans = np.repeat(atoms[None], 2 * len(allowed), axis=0)
-    plans[np.arange(2 * len(allowed)), np.repeat(np.arange(len(allowed)), 2)] = levels.ravel()
+    groups = len(atoms)
+    levels = np.zeros((groups, 2), np.int64)
+    for entry in allowed:
+        levels[list(entry.groups)] = entry.counts[[0, -1]].T
+    plans = np.repeat(atoms[None], 2 * groups, axis=0)
+    plans[np.arange(2 * groups), np.repeat(np.arange(groups), 2)] = levels.ravel()
     most, least = price.many(plans).reshape(-1, 2).T
     return np.asarray((most - least) / np.maximum(levels[:, 0] - levels[:, 1], 1), dtype=np.float64)
 

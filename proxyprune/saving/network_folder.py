@@ -44,6 +44,8 @@ from proxyprune.saving.manifest import (
 )
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.tools.weights import is_fake
+from proxyprune.standard.blueprint import find_blueprint
+from proxyprune.standard.follow_config import follow_config_unrun
 from proxyprune.support.checks import listed
 from proxyprune.support.files import put_folder, to_disk
 from proxyprune.support.wrapped_names import wrapper_prefix
@@ -172,9 +174,12 @@ def load(folder: str | Path, factory: Factory) -> nn.Module:
         tensors = _read_weights(where / WEIGHTS)
     model = _build(factory)
     _check_structure(model, manifest.structure)
+    blueprint = find_blueprint(model)
     perform(model, surgery)
     _fill(model, tensors | {alias: tensors[name] for alias, name in manifest.shared.items() if name in tensors}, where)
     _set_modes(model, manifest)
+    if blueprint is not None:
+        follow_config_unrun(model, blueprint, manifest.structure)
     return model
 
 

@@ -199,7 +199,8 @@ class _SearchTask:
         graph = self.graph if same else self._traced_like(entry.plan)
         applied = apply(self.model, entry.plan, self.inputs, graph=graph)
         model = self._trained(applied.model)
-        return PruneResult(model, entry.plan, entry.ranking, make_report(graph, entry.plan, applied.not_followed), applied.surgery, graph)
+        report = make_report(graph, entry.plan, applied.not_followed, config_note=applied.config_note)
+        return PruneResult(model, entry.plan, entry.ranking, report, applied.surgery, graph, self.inputs)
 
     def _traced_like(self, plan: PrunePlan) -> ModelGraph:
         further = [call.inputs for call in self.graph.program.further]
@@ -298,7 +299,8 @@ def search(
         seed: All randomness follows from it.
         progress: Called with every round, remembered ones included.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `PlanKeywords` (mode, metric, round_to, keep, floors,
-            ceilings, allocation, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+            ceilings, allocation, uniform, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups,
+            adapter_ranks).
 
     Returns:
         The best network with its plan, and all rounds.

@@ -18,7 +18,7 @@ from proxyprune.planning.request import PlanRequest
 from proxyprune.scoring import Brief
 
 INPUTS = torch.zeros(1, 4)
-PLANNED = {"metric", "round_to", "keep", "floors", "ceilings", "allocation", "accept_uncosted"}
+PLANNED = {"metric", "round_to", "keep", "floors", "ceilings", "allocation", "uniform", "accept_uncosted"}
 TRACED = {"norm_groups", "conv_groups"}
 MEASURED = {"batches", "loss_fn", "held_out", "training_loss_fn"}
 KEYWORDS: dict[Callable[..., Any], set[str]] = {

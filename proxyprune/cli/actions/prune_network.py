@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from proxyprune.result import PruneResult, make_report
 from proxyprune.saving.destination import check_folder
 from proxyprune.saving.manifest import MANIFEST
 from proxyprune.saving.network_folder import save
+from proxyprune.saving.plain_folder import check_plain_folder, save_pretrained
 from proxyprune.scoring.contract import ScoringContext
 from proxyprune.scoring.ranking import Ranking
 
@@ -107,7 +109,8 @@ def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
         graph = trace_like(built.model, built.inputs, plan.options, built.also)
         applied = apply(built.model, plan, built.inputs, graph=graph)
     unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
-    return PruneResult(applied.model, plan, unknown, make_report(graph, plan, applied.not_followed), applied.surgery, graph)
+    report = make_report(graph, plan, applied.not_followed, config_note=applied.config_note)
+    return PruneResult(applied.model, plan, unknown, report, applied.surgery, graph, built.inputs)
 
 
 def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, out: Output) -> None:
@@ -140,6 +143,10 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
     with out.stage(f"Saving to {destination}"):
         save(result, destination)
     plotted = _plot(files.plot, result.graph, result.plan)
+    if files.save_pretrained is not None:
+        with out.stage(f"Saving to {files.save_pretrained}, and loading it without proxyprune"):
+            save_pretrained(result, files.save_pretrained, command=shlex.join(["proxyprune", *sys.argv[1:]]))
+        plotted = (*plotted, f"Plain folder: {files.save_pretrained}. Load it with {_plain_class(result)}.from_pretrained.")
     with out.stage("Counting with thop"):
         before, after = thop_macs(built.model, built.inputs), thop_macs(result.model, built.inputs)
     by_thop = None if before is None or after is None else (before, after)
@@ -168,8 +175,13 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
             "report": result.report.to_dict(),
             "thop_macs": by_thop,
             "folder": str(destination),
+            **({} if files.save_pretrained is None else {"plain_folder": str(files.save_pretrained)}),
         }
     )
+
+
+def _plain_class(result: PruneResult) -> str:
+    return result.graph.model_class if result.graph.blueprint is None else result.graph.blueprint.kind.__name__
 
 
 def _timed(built: Built, result: PruneResult) -> PruneResult:
@@ -197,6 +209,8 @@ def _check_destinations(files: PruneFiles, source: ModelOptions) -> None:
     if files.plot is not None:
         check_plot_path(files.plot)
     place = files.destination(split_spec(source.model)[0])
+    if files.save_pretrained is not None:
+        check_plain_folder(files.save_pretrained)
     if not files.plan_only:
         check_folder(place)
     elif place.is_dir():

@@ -22,6 +22,7 @@ class PruneFiles:
         plot: Where to draw the widths, or None.
         timed: Measure how long a run takes before and after.
         compensate: Refit the remaining weights on the model file's calibration batches.
+        save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
     """
 
     ranking: Path | None
@@ -31,6 +32,7 @@ class PruneFiles:
     plot: Path | None
     timed: bool
     compensate: bool
+    save_pretrained: Path | None
 
     def destination(self, model_file: Path) -> Path:
         """The folder of the result."""
@@ -52,6 +54,9 @@ _OPTIONS = (
     ),
     click.option(
         "--compensate", is_flag=True, help="Refit the remaining weights on calibration_batches() of the model file, without training."
+    ),
+    file_option(
+        "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
     ),
 )
 

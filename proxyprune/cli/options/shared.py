@@ -132,6 +132,9 @@ _CUT = (
         show_default=True,
         help="Where widths come from: channels weighed against each other, or the importance of blocks; auto: channels where they compare.",
     ),
+    click.option(
+        "--uniform", is_flag=True, help="Repeated layers keep equal widths, so that the config of a transformers or diffusers class fits."
+    ),
     click.option("--accept-uncosted", is_flag=True, help="Plan although the MACs of some ops are unknown; they are in no figure."),
 )
 _ACCEPT = click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing.")

@@ -145,6 +145,7 @@ class PruningConfig:
         accept_unreliable: Cut although a ranking says of itself that it should decide nothing. A run that stopped for that may go on with
             it.
         accept_uncosted: Cut although the MACs of some ops are unknown; no figure and no budget of the run counts them.
+        uniform: Cut so that repeated layers keep equal widths and the config of the denoiser's class fits; see `proxyprune.CutKeywords`.
         options: Arguments for making the scorer.
     """
 
@@ -161,12 +162,13 @@ class PruningConfig:
     rounds: int = 1
     accept_unreliable: bool = False
     accept_uncosted: bool = False
+    uniform: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self, macs: int) -> PlanRequest:
         """Return what is asked of a plan that cuts an expert to a number of MACs."""
         limits = Limits(self.keep, self.floors, self.ceilings, self.round_to)
-        return PlanRequest(macs, self.mode, "macs", self.allocation, limits, self.accept_unreliable, self.accept_uncosted)
+        return PlanRequest(macs, self.mode, "macs", self.allocation, limits, self.accept_unreliable, self.accept_uncosted, self.uniform)
 
 
 @dataclass(frozen=True)
