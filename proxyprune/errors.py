@@ -160,11 +160,13 @@ class LLMInvalidAnswerError(LLMError):
 
     Attributes:
         problems: What is wrong, a sentence each.
+        is_json: Whether the answer is JSON at all.
     """
 
-    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, *, problems: tuple[str, ...] = (), is_json: bool = True) -> None:
         super().__init__(message)
         self.problems = problems
+        self.is_json = is_json
 
 
 class LLMBudgetError(LLMError):
