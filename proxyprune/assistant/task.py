@@ -17,9 +17,9 @@ from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import InputError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, recovered, weights_digest
-from proxyprune.planning.budget import Budget, parse_budget
+from proxyprune.planning.budget import Budget, Target, parse_budget
 from proxyprune.planning.plan import PrunePlan
-from proxyprune.planning.request import PlanRequest
+from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring.contract import NEEDS, LossFunction
 from proxyprune.scoring.ranking import Ranking
@@ -32,8 +32,8 @@ from proxyprune.tracing.module_state import unchanged
 _OTHER_MACHINE = "network"
 
 
-class TaskKeywords(TraceKeywords, DataKeywords, total=False):
-    """Keyword arguments of `PruningTask.of` that other functions take too: `TraceKeywords` and `DataKeywords`."""
+class TaskKeywords(PlanKeywords, TraceKeywords, DataKeywords, total=False):
+    """Keyword arguments of `PruningTask.of` that other functions take too: `PlanKeywords`, `TraceKeywords` and `DataKeywords`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PruningTask:
         cls,
         model: nn.Module,
         example_inputs: ExampleInputs,
-        goal: PlanRequest,
+        target: Target = 0.6,
         *,
         quality: Callable[[nn.Module], float] | None = None,
         recovery: Recovery | None = None,
@@ -80,17 +80,20 @@ class PruningTask:
         Args:
             model: The network.
             example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
-            goal: Budget and limits.
+            target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G"): the most that any plan of the session may cost.
             quality: quality(model) -> number, larger is better.
             recovery: The short fine-tuning; None takes 50 steps.
             seed: All randomness follows from it.
             show_source: Whether the assistant may read the source code of blocks.
-            keywords: `TraceKeywords` and `DataKeywords`. Without batches or a loss, nothing is measured except time.
+            keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted, accept_unreliable),
+                `TraceKeywords` (norm_groups, conv_groups) and `DataKeywords` (batches, loss_fn, held_out, training_loss_fn). Without
+                batches or a loss, nothing is measured except time.
 
         Raises:
             ProxyPruneError: From tracing, or if the goal cannot be used.
         """
         check_keywords(PruningTask.of, keywords, TaskKeywords)
+        goal = PlanRequest.of(target, **picked(PlanKeywords, keywords))
         given = picked(DataKeywords, keywords)
         data = Data.of(**given) if given.get("batches") is not None and given.get("loss_fn") is not None else None
         graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))

@@ -17,7 +17,6 @@ from torch.nn import functional
 import proxyprune as pp
 from proxyprune import errors
 from proxyprune.assistant import TOOLS, Bounds, PruningTask, Replay, Session
-from proxyprune.planning.request import PlanRequest
 from proxyprune.support.strict_json import loads
 
 CALLS = int(os.environ.get("PROXYPRUNE_FUZZED_CALLS", "1500"))
@@ -81,7 +80,7 @@ def network() -> PruningTask:
     return PruningTask.of(
         model,
         torch.zeros(1, 4),
-        PlanRequest.of(0.7),
+        0.7,
         recovery=pp.Recovery(1),
         batches=batches,
         loss_fn=lambda net, batch: functional.cross_entropy(net(batch[0]), batch[1]),

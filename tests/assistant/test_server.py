@@ -17,7 +17,6 @@ from subject import subject
 
 from proxyprune.assistant import TOOLS, PruningTask, Replay, Session, make_server
 from proxyprune.errors import TraceError
-from proxyprune.planning.request import PlanRequest
 
 ROOT = Path(__file__).parents[2]
 NO_NETWORK = """
@@ -78,7 +77,7 @@ async def with_client(server, calls, mode="legacy"):
 def test_a_client_gets_what_the_session_answers(tmp_path, mode):
     """Through the SDK, every answer is that of the session in the same process, for both generations of the protocol."""
     network = subject()
-    task = PruningTask.of(network.model, network.example_inputs, PlanRequest.of(0.6), batches=network.batches, loss_fn=network.loss_fn)
+    task = PruningTask.of(network.model, network.example_inputs, 0.6, batches=network.batches, loss_fn=network.loss_fn)
     with Session.open(task, tmp_path / "w") as session:
         results = anyio.run(with_client, make_server(lambda: session), CALLS, mode)
     texts = [result.content[0].text for result in results]
@@ -111,7 +110,7 @@ def test_tools_are_listed_before_anything_is_read():
 def test_a_recorded_session_is_replayed_without_a_network(tmp_path, mode):
     """A client in the same process replays a session byte for byte with every socket blocked, and torch is not needed for it."""
     network = subject()
-    task = PruningTask.of(network.model, network.example_inputs, PlanRequest.of(0.6), batches=network.batches, loss_fn=network.loss_fn)
+    task = PruningTask.of(network.model, network.example_inputs, 0.6, batches=network.batches, loss_fn=network.loss_fn)
     with Session.open(task, tmp_path / "w") as session:
         for call in CALLS:
             session.call(*call)

@@ -15,7 +15,6 @@ from proxyprune.assistant import TOOLS, Bounds, PruningTask, Replay, Session
 from proxyprune.assistant.state import ONE_SHOT
 from proxyprune.errors import InputError, JournalError, StorageError
 from proxyprune.measuring.held_out import Data, held_out_loss
-from proxyprune.planning.request import PlanRequest
 from proxyprune.scoring import score
 from proxyprune.support.strict_json import loads
 
@@ -27,7 +26,8 @@ def task(target=0.6, mode="width", data=True, quality=False) -> PruningTask:
     return PruningTask.of(
         network.model,
         network.example_inputs,
-        PlanRequest.of(target, mode=mode),
+        target,
+        mode=mode,
         recovery=pp.Recovery(3, 1e-3),
         quality=(lambda model: float(model(network.batches[0][0]).abs().mean())) if quality else None,
         **given,
@@ -88,7 +88,7 @@ class TestTools:
     def test_source_can_be_switched_off(self, tmp_path):
         """Without --source nothing is shown."""
         network = subject()
-        hidden = PruningTask.of(network.model, network.example_inputs, PlanRequest.of(0.6), show_source=False)
+        hidden = PruningTask.of(network.model, network.example_inputs, 0.6, show_source=False)
         with Session.open(hidden, tmp_path / "w") as opened:
             assert "does not show source" in failed(opened, "source", block="blocks.1")
 
@@ -187,8 +187,8 @@ class TestGuards:
     def test_the_session_limits_stay(self, tmp_path):
         """A bound that the operator set cannot be changed by a call."""
         network = subject()
-        goal = PlanRequest.of(0.6, floors={"blocks.0": 0.9})
-        with Session.open(PruningTask.of(network.model, network.example_inputs, goal), tmp_path / "w") as opened:
+        task = PruningTask.of(network.model, network.example_inputs, 0.6, floors={"blocks.0": 0.9})
+        with Session.open(task, tmp_path / "w") as opened:
             assert "cannot be changed" in failed(opened, "plan", floors={"blocks.0": 0.1})
             widths = answered(opened, "plan", floors={"blocks.*": 0.1})["widths"]
             inner = opened.task.graph.block_by_id["blocks.0"].inner[0]
@@ -333,7 +333,7 @@ class TestLog:
 
         broken.armed = False
         network = subject()
-        own = PruningTask.of(network.model, network.example_inputs, PlanRequest.of(0.6), batches=network.batches, loss_fn=broken)
+        own = PruningTask.of(network.model, network.example_inputs, 0.6, batches=network.batches, loss_fn=broken)
         with Session.open(own, tmp_path / "w") as opened:
             broken.armed = True
             with pytest.raises(KeyboardInterrupt):

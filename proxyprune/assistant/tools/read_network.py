@@ -33,6 +33,7 @@ def describe(context: CallContext, arguments: DescribeArguments) -> dict[str, An
         "scorers": list(context.task.scorers),
         "one_shot_plan": ONE_SHOT,
         "can_measure": _measurable(context),
+        "data": None if context.task.data is None else context.task.data.note,
         **_page(context, graph.to_text(), arguments.offset),
     }
 

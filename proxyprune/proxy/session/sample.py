@@ -182,7 +182,7 @@ class AnswerSampler:
         """A limit, rounded up, that certainly suffices for further samples, each of which may be asked twice."""
         exact = (self.asker.account.spent_usd or 0.0) + sum(self._most_usd(number) for number in range(done, done + more))
         digits = 1 - math.floor(math.log10(exact)) if exact > 0 else 0
-        return math.ceil(exact * 1.000001 * 10**digits) / 10**digits
+        return math.ceil(exact * 1.000001 * 10.0**digits) / 10.0**digits
 
     def _affordable(self, numbers: range) -> int:
         """How many of these samples may be begun; what is in the cache costs nothing."""
