@@ -51,7 +51,7 @@ def test_recorded_answers_fit_the_networks(subject):
     assert all("recorded, model not named" in name for name in arms)
     found = [pp.score(graph, arm, seed=1) for arm in arms.values()]
     for ranking, control in (found[:2], found[2:]):
-        assert 0.8 <= ranking.confidence <= 0.93
+        assert 0.795 < ranking.confidence < 0.935
         assert ranking.unreliable is None
         assert sorted(ranking.scores.values()) == pytest.approx(sorted(control.scores.values()))
         assert abs(stats.kendalltau(list(ranking.scores.values()), list(control.scores.values())).statistic) < 0.5
