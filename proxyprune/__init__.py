@@ -27,6 +27,7 @@ The flow, from the bottom up; each folder or file imports only those before it:
     searching     propose, plan, measure, repeat
     comparing     every scorer, the same cuts
     diffusion     step-adaptive diffusion
+    assistant     tools with which an assistant drives pruning, and recorded sessions
     reporting     a saved result -> one HTML page
     testing       for authors of scorers
     plots         figures

@@ -35,6 +35,9 @@
     ├── TrainingError             a training run cannot start or go on
     │   ├── DivergedError         the loss is not finite any more
     │   └── ComputeError          the next step would cost more than the ledger allows
+    ├── AssistantError            a tool call of an assistant cannot be answered
+    │   ├── CallLimitError        it would exceed a limit of time, size or number
+    │   └── ReplayMismatchError   a replay is called differently from its recording  (also LookupError)
     ├── MissingExtraError         a package is not installed that an extra brings  (also ImportError)
     └── StorageError              a folder cannot be written or read       (also OSError)
         └── JournalError          a journal of measurements belongs to something else, or is damaged
@@ -158,11 +161,13 @@ class LLMInvalidAnswerError(LLMError):
 
     Attributes:
         problems: What is wrong, a sentence each.
+        is_json: Whether the answer is JSON at all.
     """
 
-    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, *, problems: tuple[str, ...] = (), is_json: bool = True) -> None:
         super().__init__(message)
         self.problems = problems
+        self.is_json = is_json
 
 
 class LLMBudgetError(LLMError):
@@ -213,6 +218,18 @@ class DivergedError(TrainingError):
 
 class ComputeError(TrainingError):
     """What comes next would cost more training compute than the ledger allows."""
+
+
+class AssistantError(ProxyPruneError):
+    """A tool call of an assistant cannot be answered."""
+
+
+class CallLimitError(AssistantError):
+    """A tool call would exceed a limit of time, size or number."""
+
+
+class ReplayMismatchError(AssistantError, LookupError):
+    """A replay is called with another tool or other arguments than the recording."""
 
 
 class MissingExtraError(ProxyPruneError, ImportError):

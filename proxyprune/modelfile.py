@@ -1,8 +1,9 @@
 """Model files: how a user's network gets into the command line, and what is wrong when it does not.
 
 A model file is a Python file that defines `build_model()` and `example_inputs()`, and may define `also_inputs()`,
-`calibration_batches()`, `validation_batches()` and `loss(model, batch)`. It is the user's code: it may fail in any way, and each way has
-its own message with the line in that file. torch is imported only when the model is built, so that `proxyprune --help` stays fast.
+`calibration_batches()`, `validation_batches()`, `loss(model, batch)` and `quality(model)`. It is the user's code: it may fail in any way,
+and each way has its own message with the line in that file. torch is imported only when the model is built, so that `proxyprune --help`
+stays fast.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ALSO_INPUTS = "also_inputs"
 CALIBRATION_BATCHES = "calibration_batches"
 VALIDATION_BATCHES = "validation_batches"
 LOSS = "loss"
+QUALITY = "quality"
 
 _SKELETON = f"A model file defines {DEFAULT_FACTORY}() and {EXAMPLE_INPUTS}(); see examples/unet.py."
 _LISTED = 8  # names in one message; more help nobody
@@ -159,6 +161,11 @@ class ModelFile:
         """The same loss for fine-tuning: what it draws follows from the generators of the moment, and is new at every step."""
         return _CheckedLoss(self, reseeded=False) if hasattr(self.module, LOSS) else None
 
+    @property
+    def quality_fn(self) -> Callable[[nn.Module], float] | None:
+        """The file's `quality`, checked on every call, or None when the file defines none."""
+        return _CheckedQuality(self) if hasattr(self.module, QUALITY) else None
+
     def _batches(self, name: str) -> tuple[Any, ...] | None:
         if not hasattr(self.module, name):
             return None
@@ -237,6 +244,24 @@ class _CheckedLoss:
                 "Average over the batch, and do not call .item(), so that gradients can be taken."
             )
         return value.reshape(())
+
+
+@dataclass(frozen=True)
+class _CheckedQuality:
+    """The user's measure of a network, larger is better, with a check of what it returns; every call starts from the same seed."""
+
+    file: ModelFile
+
+    def __call__(self, model: nn.Module) -> float:
+        from torch import Tensor
+
+        with self.file._user_code(QUALITY):
+            value = getattr(self.file.module, QUALITY)(model)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return float(value)
+        if not isinstance(value, int | float):
+            raise ModelFileError(f"{self.file._where(QUALITY)} must return one number, but it returned {_kind(value)}.")
+        return float(value)
 
 
 def check_files(spec: str | Path, weights: str | Path | None = None) -> None:

@@ -109,7 +109,7 @@ def main() -> None:
         print(model)
         return
     shutil.rmtree(REPLAY, ignore_errors=True)
-    asked = ("--scorer", "local", "--llm-model", MODEL_NAME, "--cache", str(REPLAY.relative_to(ROOT)), "--deadline", "3000")
+    asked = ("--scorer", "local", "--llm-model", MODEL_NAME, "--cache", str(REPLAY.relative_to(ROOT)), "--deadline-seconds", "3000")
     with Server(model, free_port()) as server:
         tests, test_seconds = run("pytest", "-q", "-m", "local_llm", "-p", "no:cacheprovider", url=server.url)
         print(tests.stdout)

@@ -8,6 +8,7 @@ from proxyprune.cli.commands.compare import compare
 from proxyprune.cli.commands.describe import describe
 from proxyprune.cli.commands.diffusion import diffusion
 from proxyprune.cli.commands.doctor import doctor
+from proxyprune.cli.commands.mcp import mcp
 from proxyprune.cli.commands.prune import prune
 from proxyprune.cli.commands.report import report
 from proxyprune.cli.commands.score import score
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (describe, score, prune, search, compare, report, diffusion, scorers, doctor):
+for command in (describe, score, prune, search, compare, mcp, report, diffusion, scorers, doctor):
     main.add_command(command)

@@ -17,7 +17,7 @@ from proxyprune.proxy.prompt.templates import VERSION
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
 from proxyprune.proxy.service.exchange import Provider
 from proxyprune.proxy.service.response_formats import ResponseFormats
-from proxyprune.proxy.session.ask import Asker
+from proxyprune.proxy.session.ask import Asker, cut_prompt
 from proxyprune.proxy.session.audit import Audit
 from proxyprune.proxy.session.cache import Cache
 from proxyprune.proxy.session.deadline import Deadline
@@ -127,7 +127,7 @@ class LLMScorer(LLMSettings):
             confidence=None if agreement is None else round(float(np.clip(agreement.tau, -1.0, 1.0)), 6),
             seed=context.seed,
             notes=self._notes(survey, samples, agreement),
-            unreliable=_verdict(agreement, len(samples.valid)),
+            unreliable=_verdict(agreement, samples),
         )
 
     def _survey(self, graph: ModelGraph, context: ScoringContext) -> Survey:
@@ -209,7 +209,10 @@ class LLMScorer(LLMSettings):
             self.observer(event)
 
 
-def _verdict(agreement: Agreement | None, count: int) -> str | None:
+def _verdict(agreement: Agreement | None, samples: Samples) -> str | None:
+    count = len(samples.valid)
+    if samples.cut is not None:
+        return cut_prompt(*samples.cut)
     if agreement is None:
         return f"There is {count} valid answer, and nothing says whether another one would agree; ask for at least 2 samples."
     return agreement.verdict(count)

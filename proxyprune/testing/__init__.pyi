@@ -1,6 +1,7 @@
 from .fake_llm.fake_server import FakeLLMServer as FakeLLMServer
 from .fake_llm.faults import (
     CutOff as CutOff,
+    CutPrompt as CutPrompt,
     Dribble as Dribble,
     Drop as Drop,
     Empty as Empty,

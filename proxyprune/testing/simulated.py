@@ -69,7 +69,7 @@ class SimulatedProxy:
         """Answer in this process."""
         prompt = request.turns[0].text
         body = {"messages": [{"role": "user", "content": prompt}]}
-        return Reply(self._answer(ReceivedRequest("chat", {}, body).places, prompt), Usage(len(prompt) // 2, 100))
+        return Reply(self._answer(ReceivedRequest("chat", {}, body).places, prompt), Usage(request.characters // 3, 100))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -9,6 +9,7 @@ import pytest
 from commands import MEASURED, NETWORK, fail, succeed
 
 from proxyprune.testing import FakeLLMServer, ReceivedRequest, Refusal, SimulatedProxy
+from proxyprune.testing.fake_llm.envelopes import prompt_tokens
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_json_holds_the_bill(network, server):
     """Nothing but JSON on stdout; the ranking can be read back and pruned with."""
     data = json.loads(succeed("score", "--model", network, *asking(server), "--samples", 3, "--json", "--price", 1, 2).stdout)
     assert data["asked"]["samples"] == 3
-    assert data["asked"]["spent_usd"] == pytest.approx(3 * (100 * 1 + 20 * 2) / 1e6)
+    assert data["asked"]["spent_usd"] == pytest.approx(sum(prompt_tokens(asked.body) * 1 + 20 * 2 for asked in server.requests) / 1e6)
+    assert len(server.requests) == 3
     Path("ranking.json").write_text(json.dumps(data))
     succeed("prune", "--model", network, "--ranking", "ranking.json", "--plan-only")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -23,6 +24,7 @@ from proxyprune.errors import (
 from proxyprune.scoring import find
 from proxyprune.testing import (
     CutOff,
+    CutPrompt,
     Dribble,
     Drop,
     Empty,
@@ -37,6 +39,14 @@ from proxyprune.testing import (
     residual_network,
 )
 
+WRAPPED = {
+    "fenced": "Here is the ranking:\n```json\n{}\n```",
+    "bare fence": "```\n{}\n```\nGood luck {with it}.",
+    "after thinking": "<think>early {blocks} matter</think>\n{}",
+    "both": "<think>\n```json\n{}\n```\n</think>\n\n```json\n{}\n```",
+    "prose": "Of course! Here you are: {} Good luck.",
+}
+"""Forms around valid scores."""
 every_scorer = pytest.mark.parametrize("scorer", SCORERS)
 
 
@@ -188,11 +198,14 @@ class TestLadder:
             assert len(server.requests) == tried + 2
             assert tried == 2 + ["json_schema", "json_object with schema", "json_object", None].index(known)
 
-    def test_prose_counts_only_where_nothing_binds_the_model(self):
-        """On the last rung the outermost braces are the answer."""
-        with FakeLLMServer(answer=lambda asked: f"Sure: {by_place(asked)} That is all.", formats=frozenset()) as server:
-            assert ask(server, "local").scores
-            assert len(server.requests) == 5
+    @pytest.mark.parametrize("form", WRAPPED.values(), ids=WRAPPED)
+    @pytest.mark.parametrize("known", ["json_schema", "json_object", None])
+    def test_valid_scores_are_read_with_every_format(self, known, form):
+        """A server that accepts a format and ignores it, or knows none, may wrap the scores in a fence, in prose, or in its reasoning."""
+        with FakeLLMServer(answer=lambda asked: form.replace("{}", by_place(asked)), formats=frozenset({known} - {None})) as server:
+            wrapped = ask(server, "local")
+        with FakeLLMServer() as server:
+            assert wrapped.scores == ask(server, "local").scores
 
     def test_concurrent_samples_try_once(self):
         """While the format is unknown one request finds it out; the others wait for that, and then go side by side."""
@@ -244,3 +257,58 @@ class TestFallback:
         """A misspelt fallback is told when the scorer is made."""
         with FakeLLMServer() as server, pytest.raises(pp.ProxyPruneError, match="taylor"):
             ask(server, "openai", fallback="tailor")
+
+
+@every_scorer
+def test_fenced_scores_of_a_hosted_service(scorer):
+    """Fences are read whatever the protocol."""
+    with FakeLLMServer(answer=lambda asked: WRAPPED["fenced"].replace("{}", by_place(asked))) as server:
+        assert ask(server, scorer).unreliable is None
+
+
+class TestCauses:
+    """What an error or a verdict names as the cause."""
+
+    def test_a_cut_prompt_is_noticed(self, tmp_path):
+        """Valid answers to cut prompts are marked unreliable with both figures, in a replay too; one whole prompt clears that."""
+        with FakeLLMServer([CutPrompt(50)] * 2) as server:
+            ranking = ask(server, "local", cache=tmp_path)
+            assert "cut the prompt" in ranking.unreliable
+            assert "reports 50 tokens" in ranking.unreliable
+            assert ask(server, "local", cache=tmp_path, cache_mode="replay-only") == ranking
+        with FakeLLMServer([CutPrompt(50)]) as server:
+            assert ask(server, "local").unreliable is None
+
+    def test_a_server_that_reports_no_tokens_is_believed(self):
+        """0 tokens say nothing."""
+        with FakeLLMServer([CutPrompt(0)] * 2) as server:
+            assert ask(server, "local").unreliable is None
+
+    @pytest.mark.parametrize(
+        ("action", "formats", "cause"),
+        [
+            (CutPrompt(50, '{"scores": {"b00": 1}}'), {"json_schema"}, "cut the prompt"),
+            (MENDED["out of range"], {"json_schema"}, "Try a larger model"),
+            (MENDED["half a JSON"], {"json_schema"}, "did not enforce it"),
+            (MENDED["half a JSON"], set(), "understands no response format"),
+        ],
+    )
+    def test_the_cause_is_named(self, action, formats, cause):
+        """A larger model is advised only if the answer is JSON with wrong content, and the prompt was read as a whole."""
+        texts = ("cut the prompt", "Try a larger model", "did not enforce it", "understands no response format")
+        with FakeLLMServer([action] * 12, formats=frozenset(formats)) as server, pytest.raises(LLMInvalidAnswerError) as caught:
+            ask(server, "local")
+        assert [text for text in texts if text in str(caught.value)] == [cause]
+
+    def test_a_limit_that_is_too_low_names_one_that_is_enough(self):
+        """The limits that the message names suffice for two answers, and for all samples."""
+        given = {"samples": 4, "max_samples": 4, "price_per_million": (10.0, 10.0)}
+        with FakeLLMServer() as server, pytest.raises(LLMBudgetError) as caught:
+            ask(server, "local", max_cost_usd=0.0001, **given)
+        two, every = (float(text) for text in re.findall(r"\$([\d.]+) (?:is enough for two|for all)", str(caught.value)))
+        assert two < every
+        with FakeLLMServer() as server:
+            assert any("limit of $" in note for note in ask(server, "local", max_cost_usd=two, **given).notes) or len(server.requests) == 4
+        with FakeLLMServer() as server:
+            ask(server, "local", max_cost_usd=every, **given)
+            assert len(server.requests) == 4

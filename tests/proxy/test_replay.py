@@ -183,7 +183,7 @@ class TestMoney:
         with FakeLLMServer(answer=SimulatedProxy(range(6), noise=2.0)) as server:
             given = {"samples": 2, "max_samples": 9, "max_output_tokens": 100, "price_per_million": (10.0, 10.0), "cache": tmp_path}
             one = 2 * (4000 / 2.1 + 200) * 10 / 1e6
-            ranking = ask(server, "local", max_cost_usd=one + 3 * 120 * 10 / 1e6, **given)
+            ranking = ask(server, "local", max_cost_usd=one + 3 * (4000 / 3 + 20) * 10 / 1e6, **given)
             count = len(server.requests)
             assert 2 <= count < 9
             assert any("limit of $" in note for note in ranking.notes)

@@ -25,13 +25,13 @@ class LLMOptions:
         base_url: Server of one's own.
         samples: Fewest samples.
         max_samples: Most samples.
-        max_cost: Limit in USD.
-        price: (input, output) in USD for a million tokens.
+        max_cost_usd: Limit in USD.
+        price_per_million: (input, output) in USD for a million tokens.
         max_output_tokens: Longest answer.
         prompt_tokens: Longest prompt.
         temperature: For services that take one.
-        deadline: Seconds for the whole ranking.
-        timeout: Seconds for one request.
+        deadline_seconds: Seconds for the whole ranking.
+        timeout_seconds: Seconds for one request.
         cache: Folder of recorded answers.
         cache_mode: "read-write", "off" or "replay-only".
         audit: File that every attempt is appended to.
@@ -45,13 +45,13 @@ class LLMOptions:
     base_url: str | None = field(default=None, repr=False)
     samples: int | None = None
     max_samples: int | None = None
-    max_cost: float | None = None
-    price: tuple[float, float] | None = None
+    max_cost_usd: float | None = None
+    price_per_million: tuple[float, float] | None = None
     max_output_tokens: int | None = None
     prompt_tokens: int | None = None
     temperature: float | None = None
-    deadline: float | None = None
-    timeout: float | None = None
+    deadline_seconds: float | None = None
+    timeout_seconds: float | None = None
     cache: Path | None = None
     cache_mode: str | None = None
     audit: Path | None = None
@@ -91,14 +91,8 @@ class LLMOptions:
         return {_PARAMETERS.get(name, name): getattr(self, name) for name in self._given if name != "dry_run"}
 
 
-_PARAMETERS = {
-    "llm_model": "model",
-    "max_cost": "max_cost_usd",
-    "price": "price_per_million",
-    "deadline": "deadline_seconds",
-    "timeout": "timeout_seconds",
-}
-"""Option -> argument of the scorer, where they differ."""
+_PARAMETERS = {"llm_model": "model"}
+"""Option -> argument of the scorer, where they differ: --model names the model file."""
 
 _PATH = click.Path(path_type=Path)
 _POSITIVE = click.IntRange(min=1)
@@ -109,15 +103,38 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--samples", type=_POSITIVE, metavar="N", help="Answers to ask for, blocks shuffled each time (default 5)."),
     click.option("--max-samples", type=_POSITIVE, metavar="N", help="Answers at most, while one more still changes the order (default 9)."),
-    click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Stop before this is exceeded."),
-    click.option("--price", type=(float, float), metavar="IN OUT", help="USD for a million tokens in and out, if the price is not known."),
+    click.option(
+        "--max-cost-usd", "--max-cost", "max_cost_usd", type=click.FloatRange(min=0), metavar="USD", help="Stop before this is exceeded."
+    ),
+    click.option(
+        "--price-per-million",
+        "--price",
+        "price_per_million",
+        type=(float, float),
+        metavar="IN OUT",
+        help="USD for a million tokens in and out, if the price is not known.",
+    ),
     click.option("--max-output-tokens", type=_POSITIVE, metavar="N", help="Longest answer, reasoning included."),
     click.option(
         "--prompt-tokens", type=_POSITIVE, metavar="N", help="Longest prompt (default 6000); beyond it, the model is asked in stages."
     ),
     click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Left to the service by default."),
-    click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For the whole ranking (default 900)."),
-    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For one request (default 180)."),
+    click.option(
+        "--deadline-seconds",
+        "--deadline",
+        "deadline_seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="For the whole ranking (default 900).",
+    ),
+    click.option(
+        "--timeout-seconds",
+        "--timeout",
+        "timeout_seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="For one request (default 180).",
+    ),
     click.option("--cache", type=_PATH, metavar="DIR", help="Record answers here, and use the ones that are there."),
     click.option(
         "--cache-mode",

@@ -145,7 +145,7 @@ _RECOVERY = (
         type=click.IntRange(min=0),
         default=None,
         metavar="N",
-        help="Updates of fine-tuning after each cut (0 in search, 50 in compare).",
+        help="Updates of fine-tuning after each cut (0 in search, 50 in compare and mcp).",
     ),
     click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that fine-tuning (AdamW)."),
 )
@@ -226,6 +226,23 @@ measured_model_options = gathered(
     names=tuple(name for name in ModelOptions.__dataclass_fields__ if name != "fake_weights"),
 )
 """The same for a command that measures the network, which takes weights."""
+
+_OPTIONAL_MODEL = click.option(
+    "--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file; FACTORY defaults to build_model."
+)
+
+
+def _with_weights_or_none(model: str | None, **values: Any) -> ModelOptions | None:
+    return None if model is None else ModelOptions(model=model, fake_weights=False, **values)
+
+
+optional_model_options = gathered(
+    "source",
+    _with_weights_or_none,
+    (_OPTIONAL_MODEL, *(option for option in _MODEL[1:] if option is not _FAKE_WEIGHTS)),
+    names=tuple(name for name in ModelOptions.__dataclass_fields__ if name != "fake_weights"),
+)
+"""The same for a command that can do without a network."""
 
 recovery_options = gathered("recovery", _recovery, _RECOVERY, names=("recovery_steps", "learning_rate"))
 """Give a command the options of `RecoveryOptions`, as its argument `recovery`."""

@@ -1,12 +1,14 @@
 """The answer: its JSON schema, and the checks that every answer has to pass in our own code.
 
-No service's schema mode is relied on: some do not enforce ranges, some enforce nothing. Nothing is repaired and nothing is filled in; an
-answer with a problem is returned to the model once, with the problems, and then dropped.
+No service's schema mode is relied on: some do not enforce ranges, some enforce nothing. Valid scores are read after <think>...</think> too,
+in a fence or between other text. Nothing is repaired and nothing is filled in; an answer with a problem is returned to the model once, with
+the problems, and then dropped.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,8 @@ FEWEST_FOR_COPY = 6
 
 _LONGEST_REPLY = 1_000_000
 _LISTED = 8
+_THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
+_FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
 def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
@@ -52,13 +56,12 @@ def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False, levels: int = LEVELS) -> dict[str, int]:
+def read_answer(text: str, labels: Sequence[str], *, levels: int = LEVELS) -> dict[str, int]:
     """The scores of a valid answer.
 
     Args:
         text: What the model wrote.
         labels: All labels, in the order of the list.
-        free_form: Take the outermost {...} out of surrounding prose; for models that nothing binds to JSON.
         levels: Different scores that are needed, where there are as many labels.
 
     Returns:
@@ -67,7 +70,7 @@ def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False, le
     Raises:
         LLMInvalidAnswerError: With all problems at once.
     """
-    data = _parsed(_outermost(text) if free_form else text)
+    data = _parsed(text)
     problems = _shape_problems(data)
     if not problems:
         problems = _label_problems(data["scores"], labels) + _value_problems(data["scores"], labels)
@@ -81,21 +84,27 @@ def read_answer(text: str, labels: Sequence[str], *, free_form: bool = False, le
 
 def _parsed(text: str) -> Any:
     if len(text) > _LONGEST_REPLY:
-        raise _invalid([f"It has {len(text):,} characters."])
+        raise _invalid([f"It has {len(text):,} characters."], is_json=False)
     if not text.strip():
-        raise _invalid(["It is empty."])
-    try:
-        return loads(text)
-    except RecursionError:
-        problem = "It is nested too deeply."
-    except ValueError as error:
-        problem = f"It is not one JSON document ({error})."
-    raise _invalid([problem])
+        raise _invalid(["It is empty."], is_json=False)
+    problem = ""
+    for candidate in _candidates(text):
+        try:
+            return loads(candidate)
+        except RecursionError:
+            problem = "It is nested too deeply."
+        except ValueError as error:
+            problem = f"It is not one JSON document ({error})."
+    raise _invalid([problem], is_json=False)
 
 
-def _outermost(text: str) -> str:
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
+def _candidates(text: str) -> list[str]:
+    """Where the one JSON document may be, the whole text first: after the reasoning, in the only fence, between the outermost braces."""
+    said = _THOUGHT.sub("", text, count=1)
+    fenced = _FENCED.findall(said)
+    start, end = said.find("{"), said.rfind("}")
+    found = [text, said, *(fenced if len(fenced) == 1 else []), *([said[start : end + 1]] if 0 <= start < end else [])]
+    return list(dict.fromkeys(found))
 
 
 def _shape_problems(data: Any) -> list[str]:
@@ -138,8 +147,8 @@ def _is_score(value: Any) -> bool:
     return is_count(value, LOWEST) and value <= HIGHEST
 
 
-def _invalid(problems: list[str]) -> LLMInvalidAnswerError:
-    return LLMInvalidAnswerError(f"The answer is no valid score map: {' '.join(problems)}", problems=tuple(problems))
+def _invalid(problems: list[str], *, is_json: bool = True) -> LLMInvalidAnswerError:
+    return LLMInvalidAnswerError(f"The answer is no valid score map: {' '.join(problems)}", problems=tuple(problems), is_json=is_json)
 
 
 def _named(names: Sequence[str]) -> str:

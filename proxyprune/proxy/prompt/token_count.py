@@ -14,6 +14,15 @@ from typing import Any
 CHARACTERS_PER_TOKEN = 2.1
 
 
+CUT_CHARACTERS_PER_TOKEN = 6.0
+"""From this on a prompt was cut: no tokenizer packs our prompts so densely, whose sentences have four to five characters a token."""
+
+
+def was_cut(characters: int, reported_tokens: int) -> bool:
+    """Return True if a server reports so few tokens of a prompt that it cannot have read all of it; 0 says that it reports none."""
+    return 0 < reported_tokens * CUT_CHARACTERS_PER_TOKEN < characters
+
+
 def tokens_of(text: str) -> int:
     """Estimated tokens of a text."""
     return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

@@ -82,7 +82,7 @@ class Reply:
         usage: Tokens, as the service counts them.
         model: Name of the model that the service says it used, or "".
         request_id: The service's own id of the exchange, or "".
-        free_form: Whether nothing bound the model to JSON, so that prose around it is expected.
+        free_form: Whether the server understood no response format, so that nothing binds the model to JSON.
     """
 
     text: str = field(repr=False)

@@ -14,6 +14,7 @@ from proxyprune.errors import LLMError, LLMInvalidAnswerError, LLMReplayMissErro
 from proxyprune.proxy.answers.answer import read_answer
 from proxyprune.proxy.prompt.survey import Prompt
 from proxyprune.proxy.prompt.templates import VERSION, filled
+from proxyprune.proxy.prompt.token_count import was_cut
 from proxyprune.proxy.service.endpoint import Endpoint
 from proxyprune.proxy.service.exchange import Provider, Reply, Request, Turn, Usage
 from proxyprune.proxy.service.failures import Service
@@ -34,11 +35,13 @@ class Answer:
         scores: Score by block id, or by stage.
         usage: Tokens, an invalid first answer included.
         replayed: Whether it came from the cache.
+        cut: (characters sent, tokens reported) if the server cut the prompt, or None.
     """
 
     scores: dict[str, int]
     usage: Usage
     replayed: bool
+    cut: tuple[int, int] | None = None
 
 
 @dataclass
@@ -111,13 +114,13 @@ class Asker:
         if content is None:
             return None
         try:
-            scores = read_answer(
-                str(content.get("text")), prompt.labels.order, free_form=bool(content.get("free_form")), levels=prompt.levels
-            )
+            scores = read_answer(str(content.get("text")), prompt.labels.order, levels=prompt.levels)
         except LLMInvalidAnswerError as error:  # recorded by a version with other rules
             problem = str(error)
         else:
-            return Answer(_by_key(prompt, scores), Usage.from_dict(content.get("usage") or {}), replayed=True)
+            usage = Usage.from_dict(content.get("usage") or {})
+            cut = self._cut(prompt, usage, requests=2 if content.get("asked_twice") else 1)
+            return Answer(_by_key(prompt, scores), usage, replayed=True, cut=cut)
         if self.cache.replaying:
             raise LLMReplayMissError(f"The recorded answer {key} is not valid any more: {problem} Ask anew with cache_mode='read-write'.")
         return None
@@ -135,19 +138,15 @@ class Asker:
         request, started = self.request(prompt), time.monotonic()
         reply = self._send(request, prompt, sample)
         usage = reply.usage
-        scores, problems = self._read(reply, prompt)
-        if problems:
-            reply = self._send(self._again(request, reply, prompt, problems), prompt, sample)
+        scores, first = self._read(reply, prompt)
+        if first is not None:
+            reply = self._send(self._again(request, reply, prompt, first.problems), prompt, sample)
             usage = usage + reply.usage
-            scores, still = self._read(reply, prompt)
-            if still:
-                raise LLMInvalidAnswerError(
-                    f"{self._service} gave no valid score map, and none when it was told why. First: {' '.join(problems)} "
-                    f"Then: {' '.join(still)} Try a larger model.",
-                    problems=still,
-                )
-        self._record(prompt, sample, reply, usage, mended=bool(problems), seconds=time.monotonic() - started)
-        return Answer(_by_key(prompt, scores), usage, replayed=False)
+            scores, second = self._read(reply, prompt)
+            if second is not None:
+                raise self._no_answer(first, second, reply, self._cut(prompt, usage, requests=2))
+        self._record(prompt, sample, reply, usage, mended=first is not None, seconds=time.monotonic() - started)
+        return Answer(_by_key(prompt, scores), usage, replayed=False, cut=self._cut(prompt, usage, requests=1 if first is None else 2))
 
     def close(self) -> None:
         """Let go of the client."""
@@ -159,12 +158,36 @@ class Asker:
         again = filled("again", problems=listed, count=len(prompt.labels.of))
         return replace(request, turns=(*request.turns, Turn("assistant", reply.text[:8000] or "(empty)"), Turn("user", again)))
 
-    def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], tuple[str, ...]]:
+    def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], LLMInvalidAnswerError | None]:
         """The scores, or what is wrong with the answer."""
         try:
-            return read_answer(reply.text, prompt.labels.order, free_form=reply.free_form, levels=prompt.levels), ()
+            return read_answer(reply.text, prompt.labels.order, levels=prompt.levels), None
         except LLMInvalidAnswerError as error:
-            return {}, error.problems
+            return {}, error
+
+    def _cut(self, prompt: Prompt, usage: Usage, *, requests: int) -> tuple[int, int] | None:
+        """Characters sent at least, and tokens that the server reports for them, if these are too few; None otherwise."""
+        characters = requests * self.request(prompt).characters
+        return (characters, usage.input_tokens) if was_cut(characters, usage.input_tokens) else None
+
+    def _no_answer(
+        self, first: LLMInvalidAnswerError, second: LLMInvalidAnswerError, reply: Reply, cut: tuple[int, int] | None
+    ) -> LLMInvalidAnswerError:
+        """Two invalid answers, with the likely cause: a cut prompt, a server that does not enforce the format, or the model itself."""
+        if cut is not None:
+            advice = cut_prompt(*cut)
+        elif second.is_json:
+            advice = "Try a larger model."
+        elif reply.free_form:
+            advice = "The server understands no response format; use one that enforces a JSON schema, or a model that follows instructions."
+        else:
+            advice = "The server accepted the response format and did not enforce it; use one that enforces a JSON schema."
+        return LLMInvalidAnswerError(
+            f"{self._service} gave no valid score map, and none when it was told why. First: {' '.join(first.problems)} "
+            f"Then: {' '.join(second.problems)} {advice}",
+            problems=second.problems,
+            is_json=second.is_json,
+        )
 
     def _send(self, request: Request, prompt: Prompt, sample: int) -> Reply:
         """Send with patience; every attempt is logged and paid for."""
@@ -219,6 +242,14 @@ class Asker:
                 "sdk": _sdk_version(self.name),
             },
         )
+
+
+def cut_prompt(characters: int, tokens: int) -> str:
+    """Return the sentences about a server that cut the prompt."""
+    return (
+        f"The server reports {tokens:,} tokens for at least {characters:,} characters, so it cut the prompt before the model read it. "
+        "Raise the server's context length (num_ctx in Ollama, --ctx-size in llama.cpp), or lower prompt_tokens."
+    )
 
 
 def _by_key(prompt: Prompt, scores: dict[str, int]) -> dict[str, int]:

@@ -5,6 +5,7 @@ Which samples are asked depends on answers alone, never on which of several conc
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,7 @@ class Sample:
         usage: Tokens.
         requests: Questions that it took.
         replayed: Those of them that were answered from the cache.
+        cut: (characters sent, tokens reported) of a question whose prompt the server cut, or None.
     """
 
     number: int
@@ -51,6 +53,7 @@ class Sample:
     usage: Usage
     requests: int
     replayed: int
+    cut: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ class Samples:
     def listed(self) -> Matrix:
         """[samples, blocks]."""
         return np.array([sample.listed for sample in self.valid], dtype=np.float64)
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """A question whose prompt the server cut, if that happened to every sample; a prompt in the server's cache may not be reported."""
+        found = [sample.cut for sample in self.valid]
+        return found[0] if found and None not in found else None
 
     @property
     def usage(self) -> Usage:
@@ -155,15 +164,25 @@ class AnswerSampler:
         limit = f"the limit of ${self.asker.account.limit_usd:g}"
         if len(samples.valid) < 2:
             spent = self.asker.account.spent_usd or 0.0
+            done = len(samples.valid) + len(samples.dropped)
             raise LLMBudgetError(
                 f"{limit[0].upper()}{limit[1:]} is too low for two answers, the fewest that can be compared: ${spent:.4g} is spent, "
-                f"and another sample may cost ${self._most_usd(len(samples.valid)):.4g}. Raise the limit, or lower max_output_tokens."
+                f"and another sample may cost ${self._most_usd(done):.4g}. "
+                f"A limit of ${self._sufficient_usd(done, 2 - len(samples.valid)):g} is enough for two answers, "
+                f"${self._sufficient_usd(done, max(2, self.settings.samples) - len(samples.valid)):g} for all "
+                f"{max(2, self.settings.samples)} samples; or lower max_output_tokens."
             )
         return Samples(samples.valid, samples.dropped, f"{limit} was reached")
 
     def _most_usd(self, number: int) -> float:
         price = self.asker.account.price
         return 0.0 if price is None else sum(price.of(most_usage(self.asker.request(prompt))) for prompt in self.survey.prompts(number))
+
+    def _sufficient_usd(self, done: int, more: int) -> float:
+        """A limit, rounded up, that certainly suffices for further samples, each of which may be asked twice."""
+        exact = (self.asker.account.spent_usd or 0.0) + sum(self._most_usd(number) for number in range(done, done + more))
+        digits = 1 - math.floor(math.log10(exact)) if exact > 0 else 0
+        return math.ceil(exact * 1.000001 * 10.0**digits) / 10.0**digits
 
     def _affordable(self, numbers: range) -> int:
         """How many of these samples may be begun; what is in the cache costs nothing."""
@@ -230,6 +249,7 @@ class AnswerSampler:
             sum((answer.usage for answer in found.values()), Usage()),
             len(found),
             sum(answer.replayed for answer in found.values()),
+            next((answer.cut for answer in found.values() if answer.cut is not None), None),
         )
 
     def _listed(self, prompts: tuple[Prompt, ...]) -> tuple[float, ...]:

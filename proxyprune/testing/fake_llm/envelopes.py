@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+CHARACTERS_PER_TOKEN = 3
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Return about as many tokens as a tokenizer finds in the text of a request."""
+    turns = body.get("input") or body.get("messages") or []
+    texts = [str(body.get("system") or ""), str(body.get("instructions") or ""), *(str(turn["content"]) for turn in turns)]
+    return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+
 
 class Envelope(Protocol):
     """Puts text into a protocol's reply."""
@@ -57,9 +66,9 @@ class Responses:
             "tool_choice": "none",
             "tools": [],
             "usage": {
-                "input_tokens": 100,
+                "input_tokens": prompt_tokens(body),
                 "output_tokens": 20,
-                "total_tokens": 120,
+                "total_tokens": prompt_tokens(body) + 20,
                 "input_tokens_details": {"cached_tokens": 40},
                 "output_tokens_details": {"reasoning_tokens": 5},
             },
@@ -90,7 +99,7 @@ class Chat:
             "created": 0,
             "model": body.get("model"),
             "choices": [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", **message}}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+            "usage": {"prompt_tokens": prompt_tokens(body), "completion_tokens": 20, "total_tokens": prompt_tokens(body) + 20},
         }
 
 
@@ -121,7 +130,12 @@ class Messages:
             "content": content,
             "stop_reason": reason,
             "stop_sequence": None,
-            "usage": {"input_tokens": 50, "output_tokens": 20, "cache_read_input_tokens": 40, "cache_creation_input_tokens": 10},
+            "usage": {
+                "input_tokens": prompt_tokens(body) - 50,
+                "output_tokens": 20,
+                "cache_read_input_tokens": 40,
+                "cache_creation_input_tokens": 10,
+            },
         }
 
 

@@ -79,6 +79,26 @@ class Says:
 
 
 @dataclass(frozen=True)
+class CutPrompt:
+    """Replies validly, after cutting the prompt to so many tokens, which the reply reports.
+
+    Attributes:
+        tokens: Context length.
+        text: The reply, or None for the server's own.
+    """
+
+    tokens: int
+    text: str | None = None
+
+    def act(self, exchange: Exchange) -> None:
+        """Reply."""
+        text = exchange.answer(exchange.asked) if self.text is None else self.text
+        whole = exchange.envelope.complete(exchange.asked.body, text)
+        name = "prompt_tokens" if "prompt_tokens" in whole["usage"] else "input_tokens"
+        exchange.send_json(whole | {"usage": {name: self.tokens, "output_tokens": 20, "completion_tokens": 20}})
+
+
+@dataclass(frozen=True)
 class Status:
     """Replies with an HTTP error.
 

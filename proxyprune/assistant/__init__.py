@@ -1,0 +1,5 @@
+"""Tools with which an assistant drives pruning, over the Model Context Protocol or in the same process, and recorded sessions."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,194 @@
+"""Tools that judge plans: `measure`, `compare`, `history`, `apply`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from proxyprune.assistant.arguments import ApplyArguments, CompareArguments, HistoryArguments, MeasureArguments
+from proxyprune.assistant.context import CallContext
+from proxyprune.assistant.folder import NETWORKS
+from proxyprune.assistant.state import BASE, ONE_SHOT
+from proxyprune.assistant.tools.decide import check_within_budget, plan_summary
+from proxyprune.errors import AssistantError, CallLimitError, InputError
+from proxyprune.measuring.wall_time import run_seconds
+from proxyprune.result import PruneResult
+from proxyprune.saving.network_folder import save
+
+
+def measure(context: CallContext, arguments: MeasureArguments) -> dict[str, Any]:
+    """Build the network of a plan and measure it. What was measured before is not measured again.
+
+    Raises:
+        CallLimitError: If no measurement is left, or the time of the call is over.
+        MissingNeedError: If there is nothing to measure with.
+    """
+    if arguments.plan != BASE:
+        context.state.plan(arguments.plan)
+    kinds = tuple(dict.fromkeys(arguments.what))
+    again = _measured(context, arguments.plan, kinds, recovery=arguments.recovery)
+    values = context.state.measured[arguments.plan, arguments.recovery]
+    base = context.state.measured.get((BASE, False), {})
+    return {
+        "plan": arguments.plan,
+        "recovery": arguments.recovery,
+        **{kind: values[kind] for kind in kinds},
+        "base": {kind: base[kind] for kind in kinds if kind in base},
+        "one_shot": _one_shot_values(context, kinds, recovery=arguments.recovery),
+        "measured_before": again,
+        "measurements_left": context.bounds.measurements - context.state.measurements,
+    }
+
+
+def compare(context: CallContext, arguments: CompareArguments) -> dict[str, Any]:
+    """Set plans side by side: cost, blocks, and what was measured. Nothing is measured.
+
+    Raises:
+        InputError: If fewer than two plans are named.
+    """
+    names = tuple(dict.fromkeys(arguments.plans))
+    if len(names) < 2:
+        raise InputError("Name two or more different plans.")
+    plans = {name: context.state.plan(name) for name in names}
+    summaries = {name: plan_summary(context.task, plan) for name, plan in plans.items()}
+    blocks = {block for summary in summaries.values() for block in summary["blocks"]}
+    return {
+        "plans": {name: _row(context, name) for name in names},
+        "blocks": {
+            block: [summaries[name]["blocks"].get(block, 1.0) for name in names]
+            for block in context.task.graph.block_by_id
+            if block in blocks
+        },
+        "order": list(names),
+    }
+
+
+def history(context: CallContext, arguments: HistoryArguments) -> dict[str, Any]:
+    """List rankings, plans, measurements and saved networks, and what is left of the session's limits."""
+    state, bounds = context.state, context.bounds
+    return {
+        "base": state.measured.get((BASE, False), {}),
+        "best": _best(context),
+        "plans": {name: _row(context, name) for name in list(state.plans)[-arguments.last :]},
+        "rankings": {name: state.rankings[name].scorer for name in list(state.rankings)[-arguments.last :]},
+        "networks": dict(state.networks),
+        "left": {
+            "calls": max(0, bounds.calls - context.calls),
+            "measurements": bounds.measurements - state.measurements,
+            "networks": bounds.networks - len(state.networks),
+        },
+    }
+
+
+def apply(context: CallContext, arguments: ApplyArguments) -> dict[str, Any]:
+    """Save the network of a plan in the workspace, unless the one-shot plan has a lower loss on held-out data.
+
+    Raises:
+        AssistantError: If the one-shot plan is better, or the plan costs more than the budget.
+        CallLimitError: If no network, or no measurement that is needed, is left.
+        InputError: If the name cannot be used.
+    """
+    state, task = context.state, context.task
+    made = state.plan(arguments.plan)
+    folder = state.folder.network(arguments.name)
+    if len(state.networks) >= context.bounds.networks:
+        raise CallLimitError(f"All {context.bounds.networks} networks of this session are saved.")
+    check_within_budget(task, made)
+    losses = _guard(context, arguments.plan, recovery=arguments.recovery)
+    result = _built(context, arguments.plan, recovery=arguments.recovery)
+    save(result, folder)
+    state.note_network(arguments.name, arguments.plan)
+    place = (Path(NETWORKS) / arguments.name).as_posix()
+    return {"plan": arguments.plan, "network": arguments.name, "folder": place, "recovery": arguments.recovery, **losses}
+
+
+def _guard(context: CallContext, plan: str, *, recovery: bool) -> dict[str, Any]:
+    """Measure a plan and the one-shot plan, and raise if the latter is better."""
+    if context.task.data is None:
+        return {"loss": None, "one_shot_loss": None}
+    losses = {}
+    for name in dict.fromkeys((plan, ONE_SHOT)):
+        _measured(context, name, ("loss",), recovery=recovery)
+        losses[name] = context.state.measured[name, recovery]["loss"]
+    if _or_inf(losses[plan]) > _or_inf(losses[ONE_SHOT]):
+        raise AssistantError(
+            f"Plan {plan!r} has the held-out loss {losses[plan]}, the one-shot plan {ONE_SHOT!r} has {losses[ONE_SHOT]}. A network worse "
+            f"than the one-shot plan is not saved. Apply {ONE_SHOT!r}, or a better plan; history names the best."
+        )
+    return {"loss": losses[plan], "one_shot_loss": losses[ONE_SHOT]}
+
+
+def _measured(context: CallContext, plan: str, kinds: Collection[str], *, recovery: bool) -> bool:
+    """Measure what is missing, and return True if nothing was."""
+    known = context.state.measured.get((plan, recovery), {})
+    missing = [kind for kind in kinds if kind not in known]
+    if not missing:
+        return True
+    context.state.check_measurements(context.bounds.measurements)
+    context.state.note_spent()
+    model = _network(context, plan, recovery=recovery)
+    for kind in missing:
+        context.state.note_measured(plan, recovery, {kind: _value(context, model, kind)})
+    return False
+
+
+def _network(context: CallContext, plan: str, *, recovery: bool) -> nn.Module:
+    if plan != BASE:
+        return _built(context, plan, recovery=recovery).model
+    task = context.task
+    return task.trained(task.model, context.deadline) if recovery else task.model
+
+
+def _built(context: CallContext, plan: str, *, recovery: bool) -> PruneResult:
+    ranking = context.state.rankings[context.state.ranking_of[plan]]
+    return context.task.built(context.state.plan(plan), ranking, recovery=recovery, deadline=context.deadline)
+
+
+def _value(context: CallContext, model: nn.Module, kind: str) -> Any:
+    context.deadline.check()
+    if kind == "loss":
+        return context.task.loss(model, context.deadline)
+    if kind == "quality":
+        return context.task.quality_of(model)
+    return list(run_seconds(context.task.model, model, context.task.inputs))
+
+
+def _one_shot_values(context: CallContext, kinds: Collection[str], *, recovery: bool) -> dict[str, Any]:
+    known = context.state.measured.get((ONE_SHOT, recovery), {})
+    return {kind: known[kind] for kind in kinds if kind in known}
+
+
+def _row(context: CallContext, name: str) -> dict[str, Any]:
+    """One plan in a list: cost, and what was measured without and with recovery."""
+    made = context.state.plan(name)
+    return {
+        "ranking": context.state.ranking_of[name],
+        "scorer": made.scorer,
+        "mode": made.mode,
+        "macs": made.macs,
+        "params": made.params,
+        "removed_blocks": len(made.removed_blocks),
+        "cut": context.state.measured.get((name, False), {}),
+        "recovered": context.state.measured.get((name, True), {}),
+    }
+
+
+def _best(context: CallContext) -> dict[str, Any]:
+    """Plan with the lowest loss, without and with recovery."""
+    found = {}
+    for recovery, label in ((False, "cut"), (True, "recovered")):
+        losses = {
+            plan: values["loss"]
+            for (plan, recovered), values in context.state.measured.items()
+            if recovered == recovery and plan != BASE and "loss" in values
+        }
+        found[label] = min(losses, key=lambda plan: _or_inf(losses[plan])) if losses else None
+    return found
+
+
+def _or_inf(loss: float | None) -> float:
+    return math.inf if loss is None else loss

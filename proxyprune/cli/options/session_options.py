@@ -1,0 +1,57 @@
+"""Options of `proxyprune mcp` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxyprune.cli.options.shared import file_option, gathered
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Options of a tool server.
+
+    Attributes:
+        workspace: Folder of the session, or None for a name after the model file.
+        replay: Folder of a recorded session to answer from, or None.
+        calls: Tool calls that are answered.
+        measurements: Networks that are built and measured.
+        networks: Networks that are saved.
+        seconds_per_call: Time after which a call stops.
+        show_source: Whether the assistant may read the source code of blocks.
+    """
+
+    workspace: Path | None
+    replay: Path | None
+    calls: int
+    measurements: int
+    networks: int
+    seconds_per_call: float
+    show_source: bool
+
+
+def _limit(name: str, default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+
+
+_OPTIONS = (
+    file_option("--workspace", "FOLDER", "The one folder that is written to (default: FILE-session). A session in it goes on."),
+    file_option("--replay", "FOLDER", "Answer from the session recorded there, without a model."),
+    _limit("--calls", 1000, "Tool calls that are answered."),
+    _limit("--measurements", 64, "Networks that are built and measured."),
+    _limit("--networks", 8, "Networks that are saved."),
+    click.option(
+        "--seconds-per-call", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, help="Time of one call."
+    ),
+    click.option(
+        "--source/--no-source", "show_source", default=True, show_default=True, help="Show the assistant the source code of blocks."
+    ),
+)
+
+session_options = gathered("how", SessionOptions, _OPTIONS)
+"""Give a command the options of `SessionOptions`, as its argument `how`."""
