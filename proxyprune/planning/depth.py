@@ -25,7 +25,8 @@ def removal_order(graph: ModelGraph, ranking: Ranking, kept: Collection[str]) ->
     """
     position = {block.id: index for index, block in enumerate(graph.blocks)}
     free = [block.id for block in graph.blocks if block.removable and block.id not in kept]
-    return sorted(free, key=lambda block: (ranking.scores[block], -position[block]))
+    scores = ranking.removal_scores or ranking.scores
+    return sorted(free, key=lambda block: (scores[block], -position[block]))
 
 
 def solve_depth(leaving: Sequence[str], price: BlockPrice, limit: int) -> frozenset[str] | None:

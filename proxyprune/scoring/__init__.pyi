@@ -7,6 +7,7 @@ from .contract import NEEDS as NEEDS, Scorer as Scorer, ScoringContext as Scorin
 from .ranking import Ranking as Ranking
 from .registry import ScorerInfo as ScorerInfo, find as find, scorers as scorers
 from .run_scorer import check_ranking as check_ranking, score as score
+from .tools.block_influence import REMOVAL_NOTE as REMOVAL_NOTE, BlockInfluence as BlockInfluence
 from .tools.calibration import Calibration as Calibration, untouched as untouched
 from .tools.channel_importance import group_importance as group_importance
 from .tools.gradients import differentiable_parameters as differentiable_parameters, weight_times_gradient as weight_times_gradient
