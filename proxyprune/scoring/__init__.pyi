@@ -3,6 +3,7 @@ from .builtin.ablation import AblationScorer as AblationScorer
 from .builtin.magnitude import MagnitudeScorer as MagnitudeScorer, magnitude_l1 as magnitude_l1, magnitude_l2 as magnitude_l2
 from .builtin.random import RandomScorer as RandomScorer
 from .builtin.taylor import TaylorScorer as TaylorScorer
+from .builtin.torch_pruning import TorchPruningScorer as TorchPruningScorer
 from .contract import NEEDS as NEEDS, Scorer as Scorer, ScoringContext as ScoringContext, model_given as model_given
 from .ranking import Ranking as Ranking
 from .registry import ScorerInfo as ScorerInfo, find as find, scorers as scorers

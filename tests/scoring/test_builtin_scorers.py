@@ -207,6 +207,9 @@ def test_the_built_in_scorers_are_listed_first_and_work() -> None:
         "taylor": ("gradients",),
         "ablation": ("loss",),
         "random": (),
+        **dict.fromkeys(("tp_magnitude", "tp_lamp", "tp_fpgm", "tp_bn_scale", "tp_random"), ("weights",)),
+        **dict.fromkeys(("tp_taylor", "tp_hessian"), ("gradients",)),
+        "tp_activation": ("loss",),
         "openai": ("network",),
         "anthropic": ("network",),
         "local": ("network",),
@@ -776,7 +779,7 @@ def test_taylor_does_not_let_the_channels_of_a_head_cancel() -> None:
     assert group_importance(weights, [flattened], "channels")["values.weight:0"].tolist() == [0.0, 2.0]
 
 
-@pytest.mark.parametrize("name", ["taylor", "magnitude"])
+@pytest.mark.parametrize("name", ["taylor", "magnitude", "tp_taylor"])
 def test_blocks_leave_by_influence_and_the_ranking_says_so(name: str) -> None:
     """Scorers of channels get removal scores where whole blocks may leave and batches are there, and a note about it."""
     network = attention_network()
