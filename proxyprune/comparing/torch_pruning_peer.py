@@ -118,7 +118,7 @@ def _pruned(peer: str, ratio: float, task: PeerTask) -> nn.Module:
     small = copied(task.model, {}).eval()
     if peer == "torch-pruning-taylor":
         for batch in task.batches:
-            (task.loss_fn(small, batch) / len(task.batches)).backward()
+            torch.autograd.backward(task.loss_fn(small, batch) / len(task.batches))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = torch_pruning.pruner.BasePruner(
