@@ -580,6 +580,15 @@ def test_blocks_leave_by_their_removal_scores() -> None:
     assert make_plan(graph, swapped, 0.7).kept == make_plan(graph, ranking, 0.7).kept
 
 
+def test_a_group_of_large_atoms_never_keeps_less_than_its_share() -> None:
+    """With equal scores, three heads of 32 channels keep at least the share that 96 single channels keep."""
+    for target in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5):
+        graph = chain([Layer(3, channels=32), Layer(96), Layer(3, channels=32), Layer(96)])
+        plan = make_plan(graph, ranking_of(graph, [0.5] * 5), target)
+        heads, singles = (min(share(plan, graph.groups[index].id, graph) for index in pair) for pair in ((0, 2), (1, 3)))
+        assert heads >= singles - 0.06
+
+
 def _scaled(graph: ModelGraph, factors: dict[str, int]) -> ModelGraph:
     """The same graph with some blocks made more expensive."""
     polynomial = graph.cost.mac_terms
