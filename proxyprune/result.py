@@ -38,6 +38,7 @@ class Report:
         block_params: Block -> (parameters before, parameters after).
         made_with: Package -> version.
         seconds: Measured wall time of one run before and after, or None when nobody measured it.
+        thop_macs: What thop counts before and after; None where it fails, or where nobody counted.
         unreached: Parameters that the example call does not reach; they stay whole.
         not_followed: Attribute -> why it kept its value although it equals a size that changed. Code that the example inputs do not reach
             (training, a cache, a method that fuses layers) may read it.
@@ -61,6 +62,7 @@ class Report:
     unreached: tuple[str, ...] = ()
     not_followed: Mapping[str, str] = field(default_factory=dict, repr=False)
     compensation: CompensationReport | None = field(default=None, repr=False)
+    thop_macs: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

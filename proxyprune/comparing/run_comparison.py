@@ -17,13 +17,14 @@ from scipy import stats
 from torch import nn
 
 from proxyprune.api import prune_ranked, trace
+from proxyprune.comparing.torch_pruning_peer import PeerTask, check_peers, peer_network
 from proxyprune.comparing.values import Case, Cell, Comparison, Scoring
 from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import InputError, ProxyPruneError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, held_out_loss, recovered, weights_digest
 from proxyprune.measuring.journal import Journal, opened
-from proxyprune.planning.budget import Target
+from proxyprune.planning.budget import Target, parse_budget
 from proxyprune.planning.request import CutKeywords, PlanRequest
 from proxyprune.scoring import Brief, Scorer, find, score
 from proxyprune.scoring.ranking import Ranking
@@ -127,6 +128,7 @@ def compare(
     recovery: Recovery | None = None,
     calibration: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    peers: Sequence[str] = (),
     quality: Quality | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
@@ -148,6 +150,8 @@ def compare(
         recovery: The short fine-tuning that follows every cut; None measures without one.
         calibration: How many of the batches a scorer sees, drawn anew for each seed; None shows it all of them.
         seeds: Every scorer, case and recovery is repeated with each.
+        peers: Pruners of other libraries that cut the same network to the same budgets: "torch-pruning-magnitude" and
+            "torch-pruning-taylor". Where one fails, its cells have an error.
         quality: Another measure of a network, taken at the end of each cell.
         journal: File that every measurement is appended to, so that a killed comparison can go on; None keeps nothing.
         resume: Whether to go on with the measurements in `journal`.
@@ -165,7 +169,7 @@ def compare(
         TypeError: If a keyword is unknown.
     """
     check_keywords(compare, keywords, CompareKeywords)
-    arms = _arms(scorers)
+    arms, peers = _arms(scorers), check_peers(peers)
     chosen = tuple(cases) if cases is not None else tuple(Case(mode, target) for mode in modes for target in targets)
     _check(chosen, seeds)
     cuts = PlanRequest.of(chosen[0].target, **picked(CutKeywords, keywords))
@@ -179,6 +183,13 @@ def compare(
         oracle = score(graph, "ablation", model=model, batches=data.held_out, loss_fn=data.loss_fn, example_inputs=example_inputs)
         base = tuple(record.cell(UNPRUNED, Case("width", 1.0), seed, partial(_unpruned, task, seed)) for seed in seeds)
         scorings, cells = _all_measured(task, arms, seeds, oracle, record)
+        cells += [
+            record.cell(peer, case, seed, partial(_peer_measured, task, peer, case, seed))
+            for peer in peers
+            for seed in seeds
+            for case in requests
+        ]
+    order = [*arms, *peers]
     return Comparison(
         model_class=graph.model_class,
         fingerprint=graph.fingerprint,
@@ -186,8 +197,8 @@ def compare(
         base=base,
         oracle=oracle,
         scorings=scorings,
-        cells=tuple(sorted(cells, key=lambda cell: (list(arms).index(cell.scorer), chosen.index(Case(cell.mode, cell.target))))),
-        settings={**task.settings(), "scorers": list(arms), "seeds": list(seeds)},
+        cells=tuple(sorted(cells, key=lambda cell: (order.index(cell.scorer), chosen.index(Case(cell.mode, cell.target))))),
+        settings={**task.settings(), "scorers": list(arms), "seeds": list(seeds), **({"peers": list(peers)} if peers else {})},
         notes=() if data.note is None else (data.note,),
         graph=graph,
     )
@@ -313,6 +324,25 @@ def _measured(task: _ComparisonTask, scoring: Scoring, case: Case) -> Cell:
     except ProxyPruneError as error:
         return replace(empty, seconds=time.perf_counter() - started, error=str(error))
     return replace(cell, macs=result.plan.macs, params=result.plan.params, seconds=time.perf_counter() - started)
+
+
+def _peer_measured(task: _ComparisonTask, peer: str, case: Case, seed: int) -> Cell:
+    """Cut with another library and measure; whatever it or its network raises becomes the cell's error."""
+    empty = Cell(peer, case.mode, case.target, seed)
+    if case.mode != "width":
+        return replace(empty, error="torch-pruning's pruner narrows widths; it removes no blocks.")
+    started = time.perf_counter()
+    metric = task.anyone.metric
+    base = task.graph.params if metric == "params" else task.graph.macs
+    limit = parse_budget(case.target, base=base, metric=metric).limit
+    batches = calibration_of(task.data.batches, task.calibration, seed)
+    try:
+        small = peer_network(peer, PeerTask(task.model, task.inputs, metric, base, limit, batches, task.data.loss_fn))
+        cell = _judged(task, small.model, empty)
+    except Exception as error:  # noqa: BLE001  another library's failure is a result here
+        text = next(iter(str(error).strip().splitlines()), "no message")
+        return replace(empty, seconds=time.perf_counter() - started, error=f"{type(error).__name__}: {text[:200]}")
+    return replace(cell, macs=small.macs, params=small.params, seconds=time.perf_counter() - started)
 
 
 def _unpruned(task: _ComparisonTask, seed: int) -> Cell:

@@ -163,7 +163,7 @@ def _reach(names: Names, graph: ModelGraph, matched: frozenset[str]) -> frozense
 def _kept_blocks(names: Names, graph: ModelGraph, firm: frozenset[str]) -> Iterable[str]:
     around = {prefix for name in firm for prefix in names.prefixes(name)}
     for block in graph.blocks:
-        if names.inside(block.id, firm) or block.id in around or any(group in firm for group in block.groups):
+        if names.inside(block.id, firm) or block.id in around or any(group in firm for group in block.inner):
             yield block.id
 
 

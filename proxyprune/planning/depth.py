@@ -30,7 +30,8 @@ def removal_order(graph: ModelGraph, ranking: Ranking, kept: Collection[str], re
     """
     position = {block.id: index for index, block in enumerate(graph.blocks)}
     free = [blocks for blocks in removable if blocks.isdisjoint(kept)]
-    score = {blocks: sum(ranking.scores[block] for block in sorted(blocks)) / len(blocks) for blocks in free}
+    scores = ranking.removal_scores or ranking.scores
+    score = {blocks: sum(scores[block] for block in sorted(blocks)) / len(blocks) for blocks in free}
     return sorted(free, key=lambda blocks: (score[blocks], -min(position[block] for block in blocks)))
 
 

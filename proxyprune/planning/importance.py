@@ -46,11 +46,11 @@ def block_importance(graph: ModelGraph, ranking: Ranking) -> dict[str, float]:
 
 
 def importance_by_group(graph: ModelGraph, ranking: Ranking) -> NDArray[np.float64]:
-    """Importance of each prunable group, [groups]: the mean over the blocks that own a part of it."""
+    """Importance of each prunable group, [groups]: the largest of the blocks that own a part of it, since its cut narrows all of them."""
     blocks = block_importance(graph, ranking)
     rest = sum(blocks.values()) / max(len(blocks), 1)
     owners = [[blocks[block] for block in group.blocks if block in blocks] or [rest] for group in graph.prunable]
-    return np.array([round(sum(values) / len(values), 12) for values in owners], dtype=np.float64)
+    return np.array([round(max(values), 12) for values in owners], dtype=np.float64)
 
 
 def comparable_channels(graph: ModelGraph, ranking: Ranking) -> bool:

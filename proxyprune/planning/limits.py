@@ -19,10 +19,11 @@ class Limits:
 
     Attributes:
         keep: What must stay exactly as it is. A group is kept when any of its members is matched, so a kept module keeps its input
-            width as well as its output width; a block with a match inside is not removed.
+            width as well as its output width; a block with a match inside is not removed. A matched group keeps a block from being
+            removed only if it lies in that block alone; the width of a residual stream stays without the blocks that it passes.
         floors: Least that stays, by pattern: a fraction (float, 0 to 1) or a number of channels (int). Reaches the groups that live
             entirely inside what is matched, or, when there are none, every group that touches it. The highest match counts. A block with
-            a floor above 0 is not removed.
+            a floor above 0 is not removed; for groups this holds as for keep.
         ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
         round_to: Channels of each cut group should be a multiple of this.
     """

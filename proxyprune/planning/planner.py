@@ -345,6 +345,8 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
             f"The plan stays {gap:,} {budget.unit} ({budget.share(gap):.2%} of the base) below the target: "
             f"{coarse} and the limits gave nothing closer."
         )
+    if mode == "both" and not choice.removed:
+        notes.append(f"Mode 'both' removed no block, so this plan narrows widths only: {_why_no_block(problem)}.")
     if mode == "depth":
         if problem.request.limits.ceilings:
             notes.append("Ceilings limit widths; mode 'depth' does not use them.")
@@ -356,6 +358,17 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
     if unrounded:
         notes.append(f"No multiple of {problem.request.limits.round_to} channels was possible for {_some(unrounded)}.")
     return tuple(notes)
+
+
+def _why_no_block(problem: _Problem) -> str:
+    removable = [block.id for block in problem.graph.blocks if block.removable]
+    if not removable:
+        return "the network has no block that can be removed"
+    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks)
+    if not leaving:
+        return f"keep patterns or floors hold all {len(removable)} removable blocks"
+    share = problem.budget.share(problem.budget.base - problem.price_blocks(leaving[:1]))
+    return f"the least important removable block, '{leaving[0]}', saves {share:.1%} of the base, too much beside the cut asked for"
 
 
 def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:

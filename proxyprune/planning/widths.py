@@ -2,9 +2,10 @@
 
 Widths come from one total order of single steps, and there are two ways to make it.
 
-From the importance of blocks: group g keeps the fraction lam ** (1.5 - importance_g) of its atoms, rounded to a count that it can have; as
-lam falls from 1 to 0 the groups lose one step after the other, and that succession is the order. Groups of equal importance therefore
-shrink alike, the most important one loses (in logarithms) a third of what the least important one does, and nothing falls below its floor.
+From the importance of blocks: group g keeps the fraction lam ** (1.5 - importance_g) of its atoms, rounded up to a count that it can
+have; as lam falls from 1 to 0 the groups lose one step after the other, and that succession is the order. Groups of equal importance
+therefore shrink alike, the most important one loses (in logarithms) a third of what the least important one does, and nothing falls below
+its floor.
 
 From channel scores that are in one unit for the whole network: the step that loses least for what it saves goes first.
 
@@ -104,17 +105,18 @@ class Steps:
 def order_steps(allowed: Sequence[SharedWidths], of_groups: NDArray[np.float64]) -> Steps:
     """Order the single steps of all units by the lam at which the family takes them.
 
-    The step from count a to count b is taken where lam ** (1.5 - importance) passes their mean. Steps that happen together: the less
-    important unit first, then the later one. The importance of a unit is the mean over its groups.
+    The step from count a to count b is taken where lam ** (1.5 - importance) falls to b: a group of a few large atoms (heads) never keeps
+    less than its share for being coarse. Steps that happen together: the less important unit first, then the later one. The importance of a
+    unit is the mean over its groups.
     """
     importance = np.array([of_groups[list(entry.groups)].mean() for entry in allowed], dtype=np.float64)
     owner, phase, moment = [], [], []
     for index, entry in enumerate(allowed):
-        middle = ((entry.counts[:-1] + entry.counts[1:]) / (2.0 * entry.atoms)).mean(axis=1)
-        owner.append(np.full(len(middle), index, dtype=np.int64))
+        reached = (entry.counts[1:] / entry.atoms).mean(axis=1)
+        owner.append(np.full(len(reached), index, dtype=np.int64))
         phase.append(entry.phases[1:])
         # Rounded, so that the last bit of a platform's logarithm decides nothing.
-        moment.append(np.round(-np.log(middle) / (1.5 - importance[index]), 10))
+        moment.append(np.round(-np.log(reached) / (1.5 - importance[index]), 10))
     owners = np.concatenate(owner) if owner else np.zeros(0, np.int64)
     keys = (-owners, importance[owners], np.concatenate(moment), np.concatenate(phase)) if owner else ()
     order = np.lexsort(keys) if owner else owners

@@ -80,6 +80,10 @@ def _facts(result: Result) -> Iterator[Fact]:
         yield Fact("blocks", str(len(structure.blocks)), f"{counted(structure.skips, 'skip connection')}")
     if result.ranking is not None and (result.search is None or result.ranking.confidence is not None):
         yield _confidence(result.ranking)
+    if result.figures is not None and result.figures.thop_macs is not None:
+        before, after = result.figures.thop_macs
+        counted_by = f"{quantity(before)} → {quantity(after)}, as papers count: no attention products"
+        yield Fact("MACs left, by thop", share(after, before) or "–", counted_by)
     if result.figures is not None and result.figures.seconds is not None:
         before_s, after_s = result.figures.seconds
         yield Fact("measured time left", share(after_s, before_s), "one run on the example inputs")

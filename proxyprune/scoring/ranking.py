@@ -15,7 +15,7 @@ from proxyprune.support.files import write_named
 
 SCHEMA = 1
 
-_ORDER = ("scorer", "seed", "confidence", "scores", "channel_scores", "comparable_channels", "notes", "unreliable")
+_ORDER = ("scorer", "seed", "confidence", "scores", "channel_scores", "comparable_channels", "removal_scores", "notes", "unreliable")
 """Fields in the order of the file."""
 
 
@@ -31,6 +31,8 @@ class Ranking:
             orders its atoms by the magnitude of all coupled slices.
         comparable_channels: Whether channel scores of different groups are in one unit and add up (an estimate of the loss that the
             network loses, say), so that planning may weigh channels of one group against those of another.
+        removal_scores: Importance in [0, 1] of every block as a whole, which decides the blocks that modes "depth" and "both" remove;
+            empty where `scores` decide that too. Channel scores added up over a block do not estimate what the whole block does.
         seed: Seed it was made with.
         notes: Sentences for the reader (how it was made, what to beware of).
         unreliable: Why the ranking should not decide anything (repeated answers agree no better than chance, say), or None. Planning
@@ -45,9 +47,10 @@ class Ranking:
     notes: tuple[str, ...] = ()
     unreliable: str | None = None
     comparable_channels: bool = False
+    removal_scores: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for block, score in self.scores.items():
+        for block, score in (*self.scores.items(), *self.removal_scores.items()):
             if not is_number(score, 0.0, 1.0):
                 raise InvalidScoreError(
                     f"Scorer '{self.scorer}' gave block '{block}' the score {score!r}; expected a finite number in [0, 1]. "
@@ -62,7 +65,7 @@ class Ranking:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the schema number."""
         fields = to_plain(self)
-        return {"schema": SCHEMA} | {name: fields[name] for name in _ORDER}
+        return {"schema": SCHEMA} | {name: fields[name] for name in _ORDER if name != "removal_scores" or fields[name]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ranking:

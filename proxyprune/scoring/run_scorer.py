@@ -72,7 +72,7 @@ def score(
 
         check_weights(model, values_needed=any("model" in NEEDS[need] for need in judge.needs))
     try:
-        ranking = _scored(judge, graph, context)
+        ranking = _with_removal(judge, graph, context, _scored(judge, graph, context))
     except ProxyPruneError:
         raise
     except Exception as error:
@@ -91,6 +91,23 @@ def _scored(judge: Scorer, graph: ModelGraph, context: ScoringContext) -> Rankin
 
     with unchanged(context.model):
         return judge.score(graph, context)
+
+
+def _with_removal(judge: Scorer, graph: ModelGraph, context: ScoringContext, ranking: Ranking) -> Ranking:
+    """Add removal scores to a ranking made from channels, where there are batches to measure blocks on.
+
+    A scorer that reads no batches costs an extra pass over them, so this happens only when whole blocks may leave.
+    """
+    wanted = context.brief.mode != "width" or any("batches" in NEEDS[need] for need in judge.needs)
+    measurable = context.model is not None and bool(context.batches) and context.loss_fn is not None
+    if not isinstance(ranking, Ranking) or ranking.removal_scores or not ranking.channel_scores or not (wanted and measurable):
+        return ranking
+    if not any(block.removable for block in graph.blocks):
+        return ranking
+    from proxyprune.scoring.tools.block_influence import REMOVAL_NOTE, influence_scores  # imports torch
+
+    scores = influence_scores(graph, judge.name, context)
+    return dataclasses.replace(ranking, removal_scores=scores, notes=(*ranking.notes, REMOVAL_NOTE))
 
 
 def check_ranking(graph: ModelGraph, ranking: object, scorer: str) -> Ranking:
@@ -121,6 +138,7 @@ def check_ranking(graph: ModelGraph, ranking: object, scorer: str) -> Ranking:
         ranking,
         scores={block: _block_score(scorer, block, ranking.scores[block]) for block in wanted},
         channel_scores=_channel_scores(graph, ranking.channel_scores, scorer),
+        removal_scores=_removal_scores(wanted, ranking.removal_scores, scorer),
         confidence=_confidence(scorer, ranking.confidence),
     )
 
@@ -155,6 +173,15 @@ def _block_score(scorer: str, block: str, value: object) -> float:
     if not is_number(value, 0.0, 1.0):
         raise InvalidScoreError(f"Scorer '{scorer}' gave block '{block}' the score {value!r}; expected a finite number in [0, 1].")
     return float(value)
+
+
+def _removal_scores(wanted: list[str], scores: Mapping[str, float], scorer: str) -> dict[str, float]:
+    if scores and scores.keys() != set(wanted):
+        raise InvalidScoreError(
+            f"Scorer '{scorer}' must give a removal score to each of the {len(wanted)} blocks or to none; found {len(scores)}: "
+            f"{_list(sorted(set(wanted) ^ scores.keys()))} missing or unknown. Use the ids of graph.blocks."
+        )
+    return {block: _block_score(scorer, block, scores[block]) for block in wanted if scores}
 
 
 def _confidence(scorer: str, value: object) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
+import torch
 from subject import subject
 
 import proxyprune as pp
@@ -244,3 +245,53 @@ def test_the_plot_is_drawn(tmp_path):
 
     plot_comparison(comparison(), tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_torch_pruning_is_an_arm_beside_the_scorers():
+    """Its pruner meets the same budget by our counter and is measured like the others; in mode depth its cell has an error."""
+    peers = ("torch-pruning-magnitude", "torch-pruning-taylor")
+    found = run(("magnitude",), peers=peers, seeds=(0,))
+    cells = {(cell.scorer, cell.mode): cell for cell in found.cells}
+    for peer in peers:
+        width, depth = cells[peer, "width"], cells[peer, "depth"]
+        assert width.error is None
+        assert 0.3 * found.base_macs < width.macs <= 0.6 * found.base_macs
+        assert width.recovered_loss > 0
+        assert "removes no blocks" in depth.error
+    assert [summary.scorer for summary in found.summary()][:3] == ["magnitude", *peers]
+    assert found.settings["peers"] == list(peers)
+    with pytest.raises(InputError, match="expected one of torch-pruning-magnitude"):
+        run(("magnitude",), peers=("nni",))
+
+
+class Shuffle(torch.nn.Module):
+    """Swap the halves of a hidden layer by reshaping; torch-pruning leaves an odd number of channels there."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.middle, self.down = torch.nn.Linear(6, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, 5)
+
+    def forward(self, x):
+        halves = self.middle(self.up(x)).reshape(len(x), 2, -1)
+        return self.down(halves.roll(1, 1).reshape(len(x), -1))
+
+
+def test_a_peer_that_fails_is_a_cell_with_an_error():
+    """Whatever the other library or its network raises is in the cell, and the scorers go on."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 6), torch.randint(0, 5, (4,))) for _ in range(2)]
+    found = pp.compare(
+        Shuffle(),
+        torch.zeros(1, 6),
+        ("magnitude",),
+        cases=(Case("width", 0.6),),
+        seeds=(0,),
+        recovery=pp.Recovery(0),
+        batches=batches,
+        loss_fn=lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        peers=("torch-pruning-magnitude",),
+    )
+    ours, theirs = found.cells
+    assert ours.error is None
+    assert theirs.error is not None
+    assert theirs.loss is None

@@ -11,8 +11,9 @@ import pytest
 import torch
 from handbuilt import Layer, chain, parallel, ranking_of
 from hypothesis import assume, given, strategies as st
+from subject import subject
 
-from proxyprune import ModelGraph, PrunePlan, make_plan
+from proxyprune import ModelGraph, PrunePlan, make_plan, trace
 from proxyprune.errors import InputError, InvalidScoreError, KeepPatternError, TargetError, WeightsError
 from proxyprune.planning.budget import parse_budget
 from proxyprune.planning.constraints import lattice
@@ -531,6 +532,61 @@ def test_both_removes_more_blocks_when_widths_are_held() -> None:
     plan = make_plan(graph, ranking_of(graph), 0.35, mode="both", floors={"block0": 1.0, "block1": 0.9})
     assert len(plan.removed_blocks) >= 2
     assert plan.macs <= plan.target_macs
+
+
+def test_the_residual_width_can_be_held_without_holding_every_block() -> None:
+    """Keeping or flooring the width of the stream by its group leaves every residual block removable; a block's own width holds it."""
+    graph = trace(subject().model, torch.zeros(1, 3, 8, 8))
+    stream = next(group.id for group in graph.prunable if len(group.blocks) > 4)
+    inner = next(group.id for group in graph.prunable if group.blocks == ("blocks.1",))
+    for limit in ({"keep": (stream,)}, {"floors": {stream: 0.9}}):
+        plan = make_plan(graph, ranking_of(graph), 0.8, mode="depth", **limit)
+        assert plan.removed_blocks
+        both = make_plan(graph, ranking_of(graph), 0.5, mode="both", **limit)
+        assert both.removed_blocks
+        assert len(both.kept.get(stream, range(12))) >= 11
+    low = [0.0 if block.id == "blocks.1" else 1.0 for block in graph.blocks]
+    assert make_plan(graph, ranking_of(graph, low), 0.9, mode="depth").removed_blocks == ("blocks.1",)
+    assert "blocks.1" not in make_plan(graph, ranking_of(graph, low), 0.9, mode="depth", keep=(inner,)).removed_blocks
+
+
+@pytest.mark.parametrize(
+    ("graph", "limits", "reason"),
+    [
+        (chain([Layer(32), Layer(32)]), {}, "no block that can be removed"),
+        (parallel(3), {"floors": {"block*": 0.1}}, "hold all 3 removable blocks"),
+        (parallel(2), {}, "saves"),
+    ],
+)
+def test_both_says_when_it_did_nothing_but_width(graph: ModelGraph, limits: dict[str, Any], reason: str) -> None:
+    """A plan of mode "both" without a removed block gives the reason in its notes; one with blocks has no such note."""
+    plan = make_plan(graph, ranking_of(graph), 0.9, mode="both", **limits)
+    assert not plan.removed_blocks
+    assert any("Mode 'both' removed no block" in note and reason in note for note in plan.notes)
+    deeper = make_plan(parallel(6), ranking_of(parallel(6)), 0.5, mode="both")
+    assert deeper.removed_blocks
+    assert not any("Mode 'both'" in note for note in deeper.notes)
+
+
+def test_blocks_leave_by_their_removal_scores() -> None:
+    """Where a ranking has removal scores, they decide which blocks leave; widths still follow the other scores."""
+    graph = parallel(4)
+    opposite = {block.id: 1.0 - index / 10 for index, block in enumerate(graph.blocks)}
+    rising = [index / 10 for index in range(len(graph.blocks))]
+    ranking = ranking_of(graph, rising)
+    assert make_plan(graph, ranking, 0.7, mode="depth").removed_blocks[0] == "block0"
+    swapped = replace(ranking, removal_scores=opposite)
+    assert make_plan(graph, swapped, 0.7, mode="depth").removed_blocks[-1] == "block3"
+    assert make_plan(graph, swapped, 0.7).kept == make_plan(graph, ranking, 0.7).kept
+
+
+def test_a_group_of_large_atoms_never_keeps_less_than_its_share() -> None:
+    """With equal scores, three heads of 32 channels keep at least the share that 96 single channels keep."""
+    for target in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5):
+        graph = chain([Layer(3, channels=32), Layer(96), Layer(3, channels=32), Layer(96)])
+        plan = make_plan(graph, ranking_of(graph, [0.5] * 5), target)
+        heads, singles = (min(share(plan, graph.groups[index].id, graph) for index in pair) for pair in ((0, 2), (1, 3)))
+        assert heads >= singles - 0.06
 
 
 def _scaled(graph: ModelGraph, factors: dict[str, int]) -> ModelGraph:

@@ -207,6 +207,9 @@ def test_the_built_in_scorers_are_listed_first_and_work() -> None:
         "taylor": ("gradients",),
         "ablation": ("loss",),
         "random": (),
+        **dict.fromkeys(("tp_magnitude", "tp_lamp", "tp_fpgm", "tp_bn_scale", "tp_random"), ("weights",)),
+        **dict.fromkeys(("tp_taylor", "tp_hessian"), ("gradients",)),
+        "tp_activation": ("loss",),
         "openai": ("network",),
         "anthropic": ("network",),
         "local": ("network",),
@@ -761,6 +764,46 @@ def test_taylor_is_exact_where_the_loss_is_linear() -> None:
     for name, value in (("two", 2.0), ("three", 3.0), ("four", 4.0)):
         assert ranking.channel_scores[f"{name}.up.weight:0"] == pytest.approx([2 * 0.25 * value, 2 * 0.75 * value], rel=1e-5)
     assert sorted(["two", "three", "four"], key=ranking.scores.__getitem__) == ["two", "three", "four"]
+
+
+def test_taylor_does_not_let_the_channels_of_a_head_cancel() -> None:
+    """A head whose two channels contribute +3 and -3 matters three times as much as one of twice +1; summed up it would be worth 0."""
+    weights = {"values.weight": torch.tensor([[3.0], [-3.0], [1.0], [1.0]]), "out.weight": torch.tensor([[3.0, -3.0, 1.0, 1.0]])}
+    positions = np.array([[0, 1], [2, 3]])
+    members = (Member("values.weight", 0, positions), Member("out.weight", 1, positions))
+    group = ChannelGroup("values.weight:0", 4, 2, members, None, 2)
+    assert group_importance(weights, [group], "net")["values.weight:0"].tolist() == [0.0, 4.0]
+    assert group_importance(weights, [group], "channels")["values.weight:0"].tolist() == [12.0, 4.0]
+    one_channel = ChannelGroup("values.weight:0", 4, 2, members[:1], None, 2, 1)
+    flattened = dataclasses.replace(one_channel, width=2)
+    assert group_importance(weights, [flattened], "channels")["values.weight:0"].tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["taylor", "magnitude", "tp_taylor"])
+def test_blocks_leave_by_influence_and_the_ranking_says_so(name: str) -> None:
+    """Scorers of channels get removal scores where whole blocks may leave and batches are there, and a note about it."""
+    network = attention_network()
+    graph = trace(network.model, network.example_inputs)
+    brief = pp.scoring.Brief(mode="depth")
+    given = {"model": network.model, "batches": network.batches, "loss_fn": network.loss_fn, "brief": brief}
+    ranking = score(graph, name, **given)
+    influence = score(graph, "block_influence", **given)
+    assert ranking.removal_scores == influence.scores
+    assert sum("block influence" in note for note in ranking.notes) == 1
+    assert Ranking.from_dict(ranking.to_dict()) == ranking
+
+
+def test_removal_scores_are_left_to_scorers_of_blocks_and_to_chance() -> None:
+    """Ablation measures blocks itself, random stays random, and magnitude without batches has none; a width plan costs no extra pass."""
+    network = attention_network()
+    graph = trace(network.model, network.example_inputs)
+    brief = pp.scoring.Brief(mode="depth")
+    given = {"model": network.model, "batches": network.batches, "loss_fn": network.loss_fn}
+    assert not score(graph, "ablation", **given, brief=brief).removal_scores
+    chance = score(graph, "random", **given, brief=brief)
+    assert chance.removal_scores == chance.scores
+    assert not score(graph, "magnitude", model=network.model, brief=brief).removal_scores
+    assert not score(graph, "magnitude", **given).removal_scores
 
 
 def test_taylor_takes_the_absolute_value_of_each_batch() -> None:

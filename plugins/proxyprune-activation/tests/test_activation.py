@@ -76,8 +76,8 @@ class Layers(nn.Module):
         return self.head(self.up(self.grouped(x).relu()).mean((2, 3)))
 
 
-def test_wanda_is_weight_times_input_size():
-    """Channel scores equal |w| * rms(x), summed over the slices that leave, for all kinds of layers."""
+def test_wanda_is_the_relative_error_of_the_readers():
+    """Channel scores equal the sum of (w * rms(x))**2 over the weights that read a channel, relative to the reader's output."""
     torch.manual_seed(0)
     model = Layers().eval()
     graph = pp.trace(model, torch.zeros(1, 4, 4, 4))
@@ -89,12 +89,12 @@ def test_wanda_is_weight_times_input_size():
         pooled = model.up(hidden).mean((2, 3))
         sizes = {"grouped": x, "up": hidden, "head": pooled[:, :, None, None]}
         rms = {name: value.double().square().mean((0, 2, 3)).sqrt() for name, value in sizes.items()}
-        grouped = model.grouped.weight.double().abs() * rms["grouped"].reshape(2, 1, 2).repeat(1, 4, 1).reshape(8, 2, 1, 1)
-        up = model.up.weight.double().abs() * rms["up"].reshape(-1, 1, 1, 1)
-        head = model.head.weight.double().abs() * rms["head"]
+        power = {"up": model.up(hidden).double().square().sum(1).mean(), "head": model.head(pooled).double().square().sum(1).mean()}
+        up = (model.up.weight.double() * rms["up"].reshape(-1, 1, 1, 1)).square() / power["up"]
+        head = (model.head.weight.double() * rms["head"]).square() / power["head"]
     by_width = {len(scores): torch.tensor(scores, dtype=torch.float64) for scores in ranking.channel_scores.values()}
-    assert torch.allclose(by_width[6], up.sum((0, 2, 3)) + head.sum(0), rtol=1e-4)
-    pairs = (grouped.sum((1, 2, 3)) + up.sum((1, 2, 3))).reshape(2, 4).sum(0)  # one channel of each convolution group leaves at a time
+    assert torch.allclose(by_width[6], head.sum(0), rtol=1e-4)
+    pairs = up.sum((1, 2, 3)).reshape(2, 4).sum(0)  # one channel of each convolution group leaves at a time
     assert torch.allclose(by_width[4], pairs, rtol=1e-4)
 
 
@@ -107,3 +107,44 @@ def test_a_dead_input_makes_its_weights_worthless():
     graph = pp.trace(model, torch.zeros(1, 4))
     ranking = pp.score(graph, "wanda", model=model, batches=[torch.randn(8, 4)], loss_fn=mean_square)
     assert next(iter(ranking.channel_scores.values()))[2] == 0.0
+
+
+class Stream(nn.Module):
+    """A residual branch that adds a share of the stream, behind a layer outside of it."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.branch = Branch(size)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.branch(self.stem(x)))
+
+
+class Branch(nn.Module):
+    """x + size * down(relu(up(x)))."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.up, self.down, self.size = nn.Linear(8, 16), nn.Linear(16, 8), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.size * self.down(self.up(x).relu())
+
+
+def test_channels_of_a_residual_block_count_with_its_share_of_the_stream():
+    """A branch that adds a hundredth as much has hidden channels worth about a ten-thousandth; in its own layer their shares are equal."""
+    scores = {}
+    for size in (1.0, 0.01):
+        torch.manual_seed(0)
+        model = Stream(size).eval()
+        graph = pp.trace(model, torch.zeros(1, 4))
+        assert graph.block_by_id["branch"].removable
+        batches = [torch.randn(64, 4, generator=torch.Generator().manual_seed(1))]
+        ranking = pp.score(graph, WandaScorer(), model=model, batches=batches, loss_fn=mean_square)
+        assert ranking.comparable_channels
+        scores[size] = torch.tensor(ranking.channel_scores["branch.up.weight:0"])
+    ratio = scores[0.01] / scores[1.0]
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0.0)
+    assert 1e-5 < float(ratio.mean()) < 1e-3

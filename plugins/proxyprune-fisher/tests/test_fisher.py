@@ -11,7 +11,7 @@ from proxyprune_fisher import FisherScorer, fisher_batch, samples_of
 from torch import Tensor, nn
 
 import proxyprune as pp
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, ScoringError
 from proxyprune.testing import check_scorer
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -109,3 +109,16 @@ def test_options_are_checked(options):
     """Unknown options are refused when the scorer is made."""
     with pytest.raises(InputError, match="Expected"):
         FisherScorer(**options)
+
+
+def test_a_loss_that_needs_several_samples_is_referred_to_fisher_batch():
+    """Batch norm in training mode fails on one sample; the error names fisher_batch, which works, and whose own errors do not."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+    graph = pp.trace(model, torch.randn(2, 3))
+    batches = [torch.randn(5, 3)]
+    with pytest.raises(ScoringError, match=r"more than 1 value per channel.*use 'fisher_batch'"):
+        pp.score(graph, FisherScorer(), model=model, batches=batches, loss_fn=mean_output)
+    assert pp.score(graph, fisher_batch(), model=model, batches=batches, loss_fn=mean_output).channel_scores
+    with pytest.raises(ScoringError) as caught:
+        pp.score(graph, fisher_batch(), model=model, batches=[torch.full((5, 3), torch.nan)], loss_fn=mean_output)
+    assert "fisher_batch'," not in str(caught.value)

@@ -37,6 +37,7 @@ def compare_scorers(
                 modes=listed_names(what.modes),
                 recovery=recovery.recovery(DEFAULT_RECOVERY_STEPS),
                 calibration=what.calibration,
+                peers=what.peer,
                 seeds=range(source.seed, source.seed + what.seeds),
                 **source.trace_keywords,
                 journal=what.journal,

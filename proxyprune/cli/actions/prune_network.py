@@ -17,10 +17,10 @@ from proxyprune.cli.options.prune_files import PruneFiles
 from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import Output, output
 from proxyprune.cli.output.tables import compensation_table, pinned_table, remarks, summary_table, widths_table
-from proxyprune.cli.output.thop_count import thop_macs
 from proxyprune.errors import InvalidScoreError, MissingNeedError, PlanFormatError, StorageError
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.thop_count import thop_macs
 from proxyprune.measuring.wall_time import run_seconds
 from proxyprune.modelfile import split_spec
 from proxyprune.planning.plan import PrunePlan
@@ -139,6 +139,8 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
     if files.timed:
         with out.stage("Measuring time"):
             result = _timed(built, result)
+    with out.stage("Counting with thop"):
+        result = _counted_by_thop(built, result)
     replaced = (destination / MANIFEST).is_file()
     with out.stage(f"Saving to {destination}"):
         save(result, destination)
@@ -147,14 +149,11 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
         with out.stage(f"Saving to {files.save_pretrained}, and loading it without proxyprune"):
             save_pretrained(result, files.save_pretrained, command=shlex.join(["proxyprune", *sys.argv[1:]]))
         plotted = (*plotted, f"Plain folder: {files.save_pretrained}. Load it with {_plain_class(result)}.from_pretrained.")
-    with out.stage("Counting with thop"):
-        before, after = thop_macs(built.model, built.inputs), thop_macs(result.model, built.inputs)
-    by_thop = None if before is None or after is None else (before, after)
     line = f'small = pp.load("{destination}", load_model_file("{built.source.model}").build_model)'
     out.show(
         widths_table(result.graph, result.plan),
         pinned_table(result.graph),
-        summary_table(result.plan, conventional=result.report.conventional_macs, thop=by_thop),
+        summary_table(result.plan, conventional=result.report.conventional_macs, thop=result.report.thop_macs),
         compensation_table(result.report.compensation),
         *remarks(result.graph, (*judge.notes(result.ranking), *result.report.notes), result.ranking.confidence),
         *(f"• Attribute '{name}' {why}" for name, why in result.report.not_followed.items()),
@@ -173,7 +172,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
             "schema": _SCHEMA,
             "plan": result.plan.to_dict(),
             "report": result.report.to_dict(),
-            "thop_macs": by_thop,
+            "thop_macs": result.report.thop_macs,
             "folder": str(destination),
             **({} if files.save_pretrained is None else {"plain_folder": str(files.save_pretrained)}),
         }
@@ -187,6 +186,13 @@ def _plain_class(result: PruneResult) -> str:
 def _timed(built: Built, result: PruneResult) -> PruneResult:
     seconds = run_seconds(built.model, result.model, built.inputs)
     return replace(result, report=replace(result.report, seconds=seconds))
+
+
+def _counted_by_thop(built: Built, result: PruneResult) -> PruneResult:
+    before, after = thop_macs(built.model, built.inputs), thop_macs(result.model, built.inputs)
+    if before is None or after is None:
+        return result
+    return replace(result, report=replace(result.report, thop_macs=(before, after)))
 
 
 def _time_line(result: PruneResult) -> str | None:

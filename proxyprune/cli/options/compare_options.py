@@ -20,6 +20,7 @@ class CompareOptions:
         targets: Budgets, separated by commas.
         modes: Modes, separated by commas.
         seeds: How many seeds, from --seed on.
+        peer: Pruners of other libraries.
         calibration: Batches that a scorer sees, or None for all.
         journal: File of the measurements, or None to keep none.
         resume: Go on with it.
@@ -30,6 +31,7 @@ class CompareOptions:
     targets: str
     modes: str
     seeds: int
+    peer: tuple[str, ...]
     calibration: int | None
     journal: Path | None
     resume: bool
@@ -49,6 +51,12 @@ _OPTIONS = (
     click.option("--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the base, or amounts."),
     click.option("--modes", default="width", show_default=True, metavar="MODE,...", help="width, depth, both."),
     click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions, with seeds from --seed on."),
+    click.option(
+        "--peer",
+        multiple=True,
+        type=click.Choice(["torch-pruning-magnitude", "torch-pruning-taylor"]),
+        help="Another library's pruner beside the scorers, at the same budgets; may be repeated.",
+    ),
     click.option("--calibration", type=click.IntRange(min=1), metavar="N", help="Let scorers see N batches, drawn for each seed (all)."),
     file_option("--journal", "FILE", "Where every measurement is kept as it comes."),
     click.option("--resume", is_flag=True, help="Go on with the measurements in the journal."),

@@ -75,7 +75,7 @@ def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple
     Args:
         plan: The plan.
         conventional: MACs before and after without attention products, as papers count.
-        thop: What thop itself counts, when it is installed.
+        thop: What thop itself counts; None where it fails.
     """
     table = _table(f"Plan: {plan.scorer} scores, mode {plan.mode}, seed {plan.seed}")
     for heading in ("", "before", "after", "left", "target", "gap to target"):

@@ -12,7 +12,7 @@ from proxyprune.reporting.read.json_fields import Fields, as_number, fail
 class Figures:
     """What report.json holds; the attributes are those of `proxyprune.api.Report`, `block_macs` being its `blocks`.
 
-    Those that came later may be missing: parameters by block, versions, and the time of a run, which is measured on request.
+    Those that came later may be missing: parameters by block, versions, thop's count, and the time of a run, which is measured on request.
     """
 
     base_macs: int
@@ -31,6 +31,7 @@ class Figures:
     unreached: tuple[str, ...] = ()
     not_followed: Mapping[str, str] = field(default_factory=dict)
     compensation: CompensationRecord | None = None
+    thop_macs: tuple[int, int] | None = None
 
     @classmethod
     def read(cls, data: Fields) -> Figures:
@@ -42,6 +43,7 @@ class Figures:
         both = data.items("conventional_macs")
         conventional = data.pair_of(both, "conventional_macs") if both else None
         timed = data.items("seconds")
+        by_thop = data.items("thop_macs")
         return cls(
             base_macs=data.count("base_macs"),
             macs=data.count("macs"),
@@ -58,6 +60,7 @@ class Figures:
             seconds=(as_number(timed[0], data.where), as_number(timed[1], data.where)) if len(timed) == 2 else None,
             unreached=data.texts("unreached"),
             not_followed=data.text_map("not_followed"),
+            thop_macs=data.pair_of(by_thop, "thop_macs") if by_thop else None,
             compensation=CompensationRecord.read(data.fields("compensation")) if data.has("compensation") else None,
         )
 

@@ -26,8 +26,10 @@ class RandomScorer:
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
         """Draw one number for each block and each atom."""
+        blocks = {block.id: _draw(context.seed, "block", block.id, 1)[0] for block in graph.blocks}
         return Ranking(
-            scores={block.id: _draw(context.seed, "block", block.id, 1)[0] for block in graph.blocks},
+            scores=blocks,
+            removal_scores=blocks,  # a control: nothing may be measured in their place
             scorer=self.name,
             channel_scores={group.id: _draw(context.seed, "group", group.id, group.atoms) for group in graph.prunable},
             seed=context.seed,

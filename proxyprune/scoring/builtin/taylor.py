@@ -13,6 +13,7 @@ from proxyprune.errors import InputError, MissingNeedError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.contract import ScoringContext
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.scoring.tools.block_influence import REMOVAL_NOTE, BlockInfluence
 from proxyprune.scoring.tools.calibration import Calibration
 from proxyprune.scoring.tools.channel_importance import FloatArray, group_importance
 from proxyprune.scoring.tools.gradients import differentiable_parameters, weight_times_gradient
@@ -24,9 +25,10 @@ from proxyprune.scoring.tools.weights import parameters_by_block
 class TaylorScorer:
     """First-order change of the loss when channels are set to zero, averaged over calibration batches.
 
-    An atom gets, added up over its members, |sum of w * dL/dw over the slice|. A block gets the same added up over the rows of all its
-    parameters: what its channels contribute together, brought to [0, 1) by `half_saturation`. Absolute values are taken for each batch, so
-    batches do not cancel.
+    An atom gets, added up over its members, |sum of w * dL/dw over the slice|. In an atom of several channels, such as an attention head,
+    every channel has its own absolute value: over thousands of weights the products cancel, and heads would look expendable. A block gets
+    the same added up over the rows of all its parameters, brought to [0, 1) by `half_saturation`; which whole blocks leave is decided by
+    their influence instead, measured in the same passes. Absolute values are taken for each batch, so batches do not cancel.
 
     It misleads where the loss is not close to linear in a channel: at a minimum of the batch's loss all gradients vanish, and a channel
     that is vital but saturated looks expendable. Few or unusual batches give a noisy ranking.
@@ -36,7 +38,8 @@ class TaylorScorer:
 
     Source:
         Molchanov et al. 2019, arXiv:1906.10771, the joint contribution (sum of g_m w_m)**2 of a set of parameters. Deviations: the absolute
-        value instead of the square; the slices of all coupled members, not only those of the layer that makes the channel.
+        value instead of the square; the slices of all coupled members, not only those of the layer that makes the channel; large atoms by
+        channel.
     """
 
     unused: str = "error"
@@ -52,8 +55,10 @@ class TaylorScorer:
         calibration = Calibration.of(self, context)
         count = len(calibration.batches)
         contributions = _Contributions(graph, calibration.model)
-        for index in range(count):
-            contributions.add(weight_times_gradient(calibration, index))
+        influence = BlockInfluence(graph, calibration.model)
+        with influence.measured():
+            for index in range(count):
+                contributions.add(weight_times_gradient(calibration, index))
         if self.unused == "error":
             contributions.refuse_unreached()
         mode = "training" if calibration.model.training else "evaluation"
@@ -64,8 +69,9 @@ class TaylorScorer:
                 group: tuple(significant(value) for value in (total / count).tolist()) for group, total in contributions.atoms.items()
             },
             comparable_channels=True,
+            removal_scores=influence.scores,
             seed=context.seed,
-            notes=(f"First-order Taylor over {count} calibration batches, model in {mode} mode.",),
+            notes=(f"First-order Taylor over {count} calibration batches, model in {mode} mode.", REMOVAL_NOTE),
         )
 
 
@@ -83,7 +89,7 @@ class _Contributions:
     def add(self, products: Mapping[str, Tensor]) -> None:
         """Add the weight * gradient products of one batch."""
         self._reached |= products.keys()
-        for group, values in group_importance(products, self._groups, "net").items():
+        for group, values in group_importance(products, self._groups, "channels").items():
             self.atoms[group] += values
         rows = _row_sums(products)
         for block, names in self._inside.items():

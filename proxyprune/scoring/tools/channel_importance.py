@@ -30,12 +30,12 @@ class Statistic:
 
     Attributes:
         element: Elementwise map; writes into its second argument, which is of the same shape.
-        member: Applied to the sum over one member's slice, [atoms].
+        member: Combine the sums over one member's positions, [atoms, positions], given the channels of an atom; returns [atoms].
         total: Applied to the sum over members, [atoms].
     """
 
     element: Callable[[Tensor, Tensor], Tensor]
-    member: Callable[[FloatArray], FloatArray]
+    member: Callable[[FloatArray, int], FloatArray]
     total: Callable[[FloatArray], FloatArray]
 
 
@@ -43,12 +43,26 @@ def _same(values: FloatArray) -> FloatArray:
     return values
 
 
+def _summed(values: FloatArray, channels: int) -> FloatArray:
+    return np.asarray(values.sum(axis=1), dtype=np.float64)
+
+
+def _net(values: FloatArray, channels: int) -> FloatArray:
+    return np.abs(_summed(values, channels))
+
+
+def _net_by_channel(values: FloatArray, channels: int) -> FloatArray:
+    return _net(values, channels) if channels == 1 else _summed(np.abs(values), channels)
+
+
 STATISTICS: Mapping[str, Statistic] = {
-    "l1": Statistic(lambda values, out: torch.abs(values, out=out), _same, _same),
-    "l2": Statistic(lambda values, out: torch.mul(values, values, out=out), _same, np.sqrt),
-    "net": Statistic(lambda values, out: values, np.abs, _same),
+    "l1": Statistic(lambda values, out: torch.abs(values, out=out), _summed, _same),
+    "l2": Statistic(lambda values, out: torch.mul(values, values, out=out), _summed, np.sqrt),
+    "net": Statistic(lambda values, out: values, _net, _same),
+    "channels": Statistic(lambda values, out: values, _net_by_channel, _same),
 }
-"""l1: sum of |v|. l2: root of the sum of squares. net: |sum of v| in each member, added up over the members (v = weight * gradient)."""
+"""l1: sum of |v|. l2: root of the sum of squares. net: |sum of v| in each member, added up over the members (v = weight * gradient).
+channels: as net, with each channel of an atom (a row of a head) apart, so that the channels of a large atom do not cancel."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ def group_importance(state: Mapping[str, Tensor], groups: Iterable[ChannelGroup]
     totals = {group.id: np.zeros(group.atoms, dtype=np.float64) for group in groups}
     for group, member in cut:
         values = sums[member.parameter, member.dim]
-        totals[group.id] += rule.member(values[member.positions].sum(axis=1))
+        totals[group.id] += rule.member(values[member.positions], group.atom_channels)
     return {group: rule.total(values) for group, values in totals.items()}
 
 

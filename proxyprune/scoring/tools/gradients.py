@@ -13,7 +13,13 @@ from proxyprune.scoring.tools.weights import all_finite
 
 
 def weight_times_gradient(calibration: Calibration, index: int) -> dict[str, Tensor]:
-    """Elementwise w * dL/dw on one batch, by every name of each parameter that the loss depends on.
+    """Elementwise w * dL/dw on one batch, by every name of each parameter that the loss depends on; errors as of `loss_gradients`."""
+    products = {parameter: parameter.detach() * gradient for parameter, gradient in loss_gradients(calibration, index).items()}
+    return {name: products[parameter] for name, parameter in differentiable_parameters(calibration.model) if parameter in products}
+
+
+def loss_gradients(calibration: Calibration, index: int) -> dict[nn.Parameter, Tensor]:
+    """dL/dw on one batch, dense, of each parameter that the loss depends on.
 
     Raises:
         MissingNeedError: If the loss does not depend on the model through autograd.
@@ -28,8 +34,7 @@ def weight_times_gradient(calibration: Calibration, index: int) -> dict[str, Ten
         calibration.finite(loss, index)
         gradients = _gradients(calibration.scorer, loss, unique, index)
     _check_finite(calibration.scorer, names, gradients, index)
-    products = {id(p): p.detach() * g for p, g in zip(unique, gradients, strict=True) if g is not None}
-    return {name: products[id(parameter)] for name, parameter in names.items() if id(parameter) in products}
+    return {parameter: gradient for parameter, gradient in zip(unique, gradients, strict=True) if gradient is not None}
 
 
 def _gradients(scorer: str, loss: Tensor, parameters: list[nn.Parameter], index: int) -> list[Tensor | None]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from proxyprune import ModelGraph, ScoringContext
-from proxyprune.errors import InputError
+from proxyprune.errors import InputError, ScoringError
 from proxyprune.scoring import (
+    REMOVAL_NOTE,
+    BlockInfluence,
     Calibration,
     Ranking,
     differentiable_parameters,
@@ -71,8 +75,10 @@ class FisherScorer:
         inside = parameters_by_block((block.id for block in graph.blocks), names)
         blocks = dict.fromkeys(inside, 0.0)
         atoms = {group.id: np.zeros(group.atoms) for group in graph.prunable}
+        influence = BlockInfluence(graph, calibration.model)
         for index in range(count):
-            products = weight_times_gradient(calibration, index)
+            with influence.measured(), _naming_batch(self.per):
+                products = weight_times_gradient(calibration, index)
             for group, values in group_importance(products, graph.prunable, "l2").items():
                 atoms[group] += values**2
             squares = {name: float(product.double().square().sum()) for name, product in products.items()}
@@ -84,9 +90,27 @@ class FisherScorer:
             scorer=self.name,
             channel_scores={group: tuple(significant(value) for value in (total * halved).tolist()) for group, total in atoms.items()},
             comparable_channels=True,
+            removal_scores=influence.scores,
             seed=context.seed,
-            notes=(f"Diagonal empirical Fisher over the gradients of {count} {'samples' if self.per == 'sample' else 'batches'}.",),
+            notes=(
+                f"Diagonal empirical Fisher over the gradients of {count} {'samples' if self.per == 'sample' else 'batches'}.",
+                REMOVAL_NOTE,
+            ),
         )
+
+
+@contextlib.contextmanager
+def _naming_batch(per: str) -> Iterator[None]:
+    """Name `fisher_batch` in the error of a loss that fails on a batch of one sample."""
+    try:
+        yield
+    except ScoringError as error:
+        if per != "sample":
+            raise
+        raise ScoringError(
+            f"{error} Scorer 'fisher' calls loss_fn with batches of one sample. If the loss needs several (batch norm in training mode, a "
+            "contrastive loss), use 'fisher_batch', which is FisherScorer(per=\"batch\")."
+        ) from error
 
 
 def fisher_batch() -> FisherScorer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments
+from proxyprune.tracing.module_state import unchanged
 
 
 class _ByPosition(nn.Module):
@@ -26,20 +26,18 @@ class _ByPosition(nn.Module):
 
 
 def thop_macs(model: nn.Module, example_inputs: ExampleInputs) -> int | None:
-    """Multiply-accumulates by thop's convention: modules only, so no attention products; None without thop, or where thop fails.
+    """Multiply-accumulates by thop's convention: modules only, so no attention products; None where thop fails.
 
     Args:
-        model: Not changed; a copy is counted.
+        model: Unchanged afterwards, training modes included; what thop stores on its modules is taken off again.
         example_inputs: As for `proxyprune.trace`.
     """
-    try:
-        from thop import profile
-    except ImportError:
-        return None
+    from thop import profile
+
     args, kwargs = call_arguments(example_inputs)
-    wrapped = _ByPosition(copy.deepcopy(model), tuple(kwargs), len(args))
+    wrapped = _ByPosition(model, tuple(kwargs), len(args))
     try:
-        with torch.no_grad():
+        with unchanged(model), torch.no_grad():
             macs, _ = profile(wrapped, inputs=(*args, *kwargs.values()), verbose=False)
     except Exception:  # noqa: BLE001  a yardstick that does not fit a network is left out; the exact count does not depend on it
         return None
