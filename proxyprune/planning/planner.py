@@ -364,11 +364,12 @@ def _why_no_block(problem: _Problem) -> str:
     removable = [block.id for block in problem.graph.blocks if block.removable]
     if not removable:
         return "the network has no block that can be removed"
-    leaving = removal_order(problem.graph, problem.ranking, problem.resolved.kept_blocks)
+    leaving = problem.leaving
     if not leaving:
         return f"keep patterns or floors hold all {len(removable)} removable blocks"
-    share = problem.budget.share(problem.budget.base - problem.price_blocks(leaving[:1]))
-    return f"the least important removable block, '{leaving[0]}', saves {share:.1%} of the base, too much beside the cut asked for"
+    first = sorted(leaving[0])
+    share = problem.budget.share(problem.budget.base - problem.price_blocks(first))
+    return f"the least important removable block, '{' with '.join(first)}', saves {share:.1%} of the base, too much beside the cut asked for"
 
 
 def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
