@@ -113,6 +113,8 @@ def sensible(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "plans": lambda: [f"p{draw.randrange(8)}" for _ in range(draw.randrange(4))],
         "what": lambda: [draw.choice(("loss", "seconds", "quality"))],
         "recovery": lambda: draw.random() < 0.3,
+        "compensate": lambda: draw.random() < 0.2,
+        "uniform": lambda: draw.random() < 0.1,
         "last": lambda: draw.choice((1, 20)),
         "name": lambda: draw.choice(("a", "b", "net-1", "..", "a/b", "/tmp/x")),
     }
