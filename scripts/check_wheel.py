@@ -53,6 +53,7 @@ WORKS: tuple[tuple[str, str], ...] = (
     ("describe --model net.py", "pinned"),
     ("score --model net.py", "magnitude"),
     ("score --model net.py --scorer taylor --plot ranking.png", "taylor"),
+    ("mcp --model net.py --workspace session", EXTRA.format("mcp")),
     ("score --model net.py --scorer openai --llm-model NAME --dry-run", "tokens"),
     ("prune --model net.py --target 0.6 --out small", "small"),
     ("report small", "report.html"),

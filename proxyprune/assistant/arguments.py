@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from proxyprune.assistant.treatment import Treatment
 from proxyprune.errors import InputError
 from proxyprune.planning.request import ALLOCATIONS, MODES
 from proxyprune.support.checks import is_number, listed
@@ -85,6 +86,7 @@ class PlanArguments:
     keep: tuple[str, ...] = _field("Names or patterns of blocks, groups, modules or parameters that must stay as they are.", ())
     floors: Mapping[str, float | int] = _field("Pattern -> least that stays: a fraction (0.5) or a number of channels (32).", {})
     ceilings: Mapping[str, float | int] = _field("Pattern -> most that stays, in the same units.", {})
+    uniform: bool = _field("Repeated layers keep equal widths, so that the config of a transformers or diffusers class fits.", False)
     round_to: int | None = _field("Widths become a multiple of this.", None, minimum=1)
     allocation: str | None = _field("Where widths come from: channels, blocks, or auto.", None, enum=list(ALLOCATIONS))
 
@@ -95,7 +97,13 @@ class MeasureArguments:
 
     plan: str = _field('Name of a plan, or "base" for the unpruned network.', _REQUIRED)
     what: tuple[str, ...] = _field("What to measure: loss and quality on held-out data, seconds of one run.", ("loss",), values=list(KINDS))
+    compensate: bool = _field("Refit the remaining weights in closed form before measuring.", False)
     recovery: bool = _field("Fine-tune shortly before measuring.", False)
+
+    @property
+    def treatment(self) -> Treatment:
+        """What is done to the network after the cut."""
+        return Treatment(self.compensate, self.recovery)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,13 @@ class ApplyArguments:
 
     plan: str = _field("Name of the plan.", _REQUIRED)
     name: str = _field("Name for the saved network: letters, digits, '-' and '_'.", _REQUIRED)
+    compensate: bool = _field("Refit the remaining weights in closed form before saving.", False)
     recovery: bool = _field("Fine-tune shortly before saving.", False)
+
+    @property
+    def treatment(self) -> Treatment:
+        """What is done to the network after the cut."""
+        return Treatment(self.compensate, self.recovery)
 
 
 def parsed(kind: type[T], arguments: Any) -> T:

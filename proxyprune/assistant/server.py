@@ -34,8 +34,8 @@ def make_server(open_caller: Callable[[], Caller]) -> Server[Any]:
         MissingExtraError: If the SDK is not installed.
     """
     with explained("The tool server"):
-        import mcp_types as types
         from anyio import CapacityLimiter, to_thread
+        from mcp import types
         from mcp.server import Server
 
     caller = _OpenedOnce(open_caller)

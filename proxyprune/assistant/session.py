@@ -18,6 +18,7 @@ from proxyprune.assistant.folder import KIND, SessionFolder
 from proxyprune.assistant.state import BASE, State
 from proxyprune.assistant.task import PruningTask
 from proxyprune.assistant.tool_table import tool_named
+from proxyprune.assistant.treatment import Treatment
 from proxyprune.errors import CallLimitError, InputError, JournalError, ProxyPruneError, ScoringError
 from proxyprune.measuring.journal import Journal, opened
 from proxyprune.planning.planner import plan_for
@@ -159,7 +160,7 @@ def _begin(task: PruningTask, bounds: Bounds, state: State) -> None:
     loss = task.loss(task.model, deadline)
     if loss is None:
         raise ScoringError("The held-out loss of the unpruned model is not finite, so nothing can be compared with it. Look at the loss.")
-    state.note_measured(BASE, False, {"loss": loss})
+    state.note_measured(BASE, Treatment().label, {"loss": loss})
 
 
 def _repeat(journal: Journal, state: State) -> int:

@@ -29,7 +29,8 @@ class State:
         rankings: By name: "r0" is the one-shot ranking.
         plans: By name: "p0" is the one-shot plan.
         ranking_of: Plan -> the ranking that it was made from.
-        measured: (plan, with recovery) -> values.
+        measured: (plan, label of the treatment) -> values: "loss", "quality" or "seconds" -> a number, a pair of seconds (before, after),
+            or None if it is not finite.
         networks: Saved network -> its plan.
         measurements: Networks that were built and measured.
     """
@@ -38,7 +39,7 @@ class State:
     rankings: dict[str, Ranking] = field(default_factory=dict)
     plans: dict[str, PrunePlan] = field(default_factory=dict)
     ranking_of: dict[str, str] = field(default_factory=dict)
-    measured: dict[tuple[str, bool], dict[str, Any]] = field(default_factory=dict)
+    measured: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     networks: dict[str, str] = field(default_factory=dict)
     measurements: int = 0
     _events: list[Event] = field(default_factory=list)
@@ -68,9 +69,9 @@ class State:
         self._events.append({"event": "plan", "name": name, "ranking": ranking})
         return name, True
 
-    def note_measured(self, plan: str, recovery: bool, values: Mapping[str, Any]) -> None:
+    def note_measured(self, plan: str, treatment: str, values: Mapping[str, Any]) -> None:
         """Keep what was measured of a plan."""
-        self._note({"event": "measured", "plan": plan, "recovery": recovery, "values": dict(values)})
+        self._note({"event": "measured", "plan": plan, "treatment": treatment, "values": dict(values)})
 
     def note_spent(self) -> None:
         """Count one measurement."""
@@ -134,7 +135,7 @@ class State:
     def _take(self, event: Event) -> None:
         match event["event"]:
             case "measured":
-                self.measured.setdefault((event["plan"], event["recovery"]), {}).update(event["values"])
+                self.measured.setdefault((event["plan"], event["treatment"]), {}).update(event["values"])
             case "spent":
                 self.measurements += 1
             case "network":

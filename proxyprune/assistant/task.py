@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from proxyprune.api import trace
+from proxyprune.api import compensate, trace
 from proxyprune.applying.apply import apply
 from proxyprune.assistant.bounds import Deadline
+from proxyprune.assistant.treatment import Treatment
 from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import InputError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.graph.model_graph import ModelGraph
@@ -26,7 +27,7 @@ from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import scorers
 from proxyprune.scoring.run_scorer import score
 from proxyprune.support.keywords import check_keywords, picked
-from proxyprune.tracing.model_call import ExampleInputs, evaluation
+from proxyprune.tracing.model_call import Call, ExampleInputs, evaluation
 from proxyprune.tracing.module_state import unchanged
 
 _OTHER_MACHINE = "network"
@@ -69,6 +70,7 @@ class PruningTask:
         example_inputs: ExampleInputs,
         target: Target = 0.6,
         *,
+        also: Sequence[Call] = (),
         quality: Callable[[nn.Module], float] | None = None,
         recovery: Recovery | None = None,
         seed: int = 0,
@@ -81,6 +83,7 @@ class PruningTask:
             model: The network.
             example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
             target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G"): the most that any plan of the session may cost.
+            also: Further example calls, as for `trace`.
             quality: quality(model) -> number, larger is better.
             recovery: The short fine-tuning; None takes 50 steps.
             seed: All randomness follows from it.
@@ -96,7 +99,7 @@ class PruningTask:
         goal = PlanRequest.of(target, **picked(PlanKeywords, keywords))
         given = picked(DataKeywords, keywords)
         data = Data.of(**given) if given.get("batches") is not None and given.get("loss_fn") is not None else None
-        graph = trace(model, example_inputs, **picked(TraceKeywords, keywords))
+        graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
         return cls(model, example_inputs, graph, goal, data, quality, recovery or Recovery(50), seed, show_source)
 
     @cached_property
@@ -136,13 +139,16 @@ class PruningTask:
             brief=self.goal.brief(),
         )
 
-    def built(self, plan: PrunePlan, ranking: Ranking, *, recovery: bool, deadline: Deadline) -> PruneResult:
-        """Cut the network as planned, verify it and fine-tune it if asked."""
+    def built(self, plan: PrunePlan, ranking: Ranking, *, treatment: Treatment, deadline: Deadline) -> PruneResult:
+        """Cut the network as planned, verify it, and treat it as asked."""
         applied = apply(self.model, plan, self.inputs, graph=self.graph)
         deadline.check()
-        model = self.trained(applied.model, deadline) if recovery else applied.model
-        report = make_report(self.graph, plan, applied.not_followed)
-        return PruneResult(model, plan, ranking, report, applied.surgery, self.graph)
+        report = make_report(self.graph, plan, applied.not_followed, config_note=applied.config_note)
+        result = PruneResult(applied.model, plan, ranking, report, applied.surgery, self.graph, self.inputs)
+        if treatment.compensate:
+            data = self._required(deadline)
+            result = compensate(result, self.model, data.batches, data.loss_fn, seed=self.seed, inplace=True)
+        return replace(result, model=self.trained(result.model, deadline)) if treatment.recovery else result
 
     def trained(self, model: nn.Module, deadline: Deadline) -> nn.Module:
         """Return a copy of a network after the recovery."""

@@ -15,7 +15,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "prices": ("genai_prices",),
     "local": ("llama_cpp",),
-    "mcp": ("mcp", "mcp_types"),
+    "mcp": ("mcp",),
 }
 """Extra -> names under which its packages are imported."""
 

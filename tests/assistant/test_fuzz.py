@@ -19,7 +19,7 @@ from proxyprune import errors
 from proxyprune.assistant import TOOLS, Bounds, PruningTask, Replay, Session
 from proxyprune.support.strict_json import loads
 
-CALLS = int(os.environ.get("PROXYPRUNE_FUZZED_CALLS", "1500"))
+CALLS = int(os.environ.get("PROXYPRUNE_FUZZED_CALLS", "1000"))
 """`PROXYPRUNE_FUZZED_CALLS=10000` runs the full number."""
 
 STRANGE: tuple[Any, ...] = (
@@ -110,9 +110,11 @@ def sensible(draw: random.Random) -> dict[str, Callable[[], Any]]:
         "round_to": lambda: draw.choice((1, 2, 4)),
         "allocation": lambda: draw.choice(("auto", "blocks", "channels")),
         "plan": plan,
-        "plans": lambda: [plan() for _ in range(draw.randrange(4))],
+        "plans": lambda: [f"p{draw.randrange(8)}" for _ in range(draw.randrange(4))],
         "what": lambda: [draw.choice(("loss", "seconds", "quality"))],
         "recovery": lambda: draw.random() < 0.3,
+        "compensate": lambda: draw.random() < 0.2,
+        "uniform": lambda: draw.random() < 0.1,
         "last": lambda: draw.choice((1, 20)),
         "name": lambda: draw.choice(("a", "b", "net-1", "..", "a/b", "/tmp/x")),
     }

@@ -107,6 +107,15 @@ def test_tools_are_listed_before_anything_is_read():
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
+def test_the_session_of_the_docs_is_replayed(mode):
+    """The recorded session in examples/ is answered byte for byte through a client, with every socket blocked."""
+    command = [sys.executable, "-c", REPLAY, str(ROOT / "examples" / "session"), mode]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == "0"
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
 def test_a_recorded_session_is_replayed_without_a_network(tmp_path, mode):
     """A client in the same process replays a session byte for byte with every socket blocked, and torch is not needed for it."""
     network = subject()
@@ -172,7 +181,9 @@ def test_a_killed_server_loses_nothing_that_was_answered(measured_file, tmp_path
 
     past = anyio.run(go_on)
     assert len(past["rankings"]) == 1 + sum('"has_channel_scores"' in answer for answer in recorded)
-    assert past["plans"]["p0"]["cut"] == {"loss": next(json.loads(text)["loss"] for text in answers if '"measured_before"' in text)}
+    assert past["plans"]["p0"]["measured"]["cut"] == {
+        "loss": next(json.loads(text)["loss"] for text in answers if '"measured_before"' in text)
+    }
 
 
 def test_what_the_command_needs(tmp_path):

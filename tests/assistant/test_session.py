@@ -139,6 +139,17 @@ class TestTools:
         assert (again["measured_before"], again["measurements_left"]) == (True, 63)
         assert answered(session, "measure", plan="p0", recovery=True)["loss"] != found["loss"]
 
+    def test_compensation_is_a_treatment(self, session):
+        """A refit is measured beside the bare cut, and the saved network is the refitted one."""
+        bare = answered(session, "measure", plan="p0")["loss"]
+        found = answered(session, "measure", plan="p0", compensate=True)
+        assert found["treatment"] == "compensated"
+        assert found["loss"] != bare
+        assert answered(session, "history")["plans"]["p0"]["measured"] == {"cut": {"loss": bare}, "compensated": {"loss": found["loss"]}}
+        assert answered(session, "apply", plan="p0", name="n", compensate=True)["loss"] == found["loss"]
+        report = json.loads((session._state.folder.path / "networks" / "n" / "report.json").read_text())
+        assert report["compensation"] is not None
+
     def test_time_and_quality(self, tmp_path):
         """Both are measured when asked for; a missing quality function is named."""
         with Session.open(task(quality=True), tmp_path / "w") as opened:
@@ -153,7 +164,7 @@ class TestTools:
         other = answered(session, "plan", keep=["blocks.0"])["plan"]
         losses = {plan: answered(session, "measure", plan=plan)["loss"] for plan in (ONE_SHOT, other)}
         found = answered(session, "compare", plans=[ONE_SHOT, other])
-        assert found["plans"][other]["cut"]["loss"] == losses[other]
+        assert found["plans"][other]["measured"]["cut"]["loss"] == losses[other]
         assert found["blocks"]["blocks.0"][1] == 1.0
         past = answered(session, "history")
         assert past["best"]["cut"] == min(losses, key=losses.get)

@@ -39,6 +39,7 @@ HEAVY = (
     "thop",
     "rich",
     "jinja2",
+    "mcp",
 )
 
 

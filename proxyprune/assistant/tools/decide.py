@@ -122,6 +122,7 @@ def _request(task: PruningTask, arguments: PlanArguments) -> PlanRequest:
         mode=goal.mode if arguments.mode is None else arguments.mode,
         allocation=goal.allocation if arguments.allocation is None else arguments.allocation,
         limits=limits,
+        uniform=goal.uniform or arguments.uniform,
     )
     asked = task.budget_of(request)
     if asked.limit > task.budget.limit:

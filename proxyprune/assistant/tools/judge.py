@@ -14,10 +14,13 @@ from proxyprune.assistant.context import CallContext
 from proxyprune.assistant.folder import NETWORKS
 from proxyprune.assistant.state import BASE, ONE_SHOT
 from proxyprune.assistant.tools.decide import check_within_budget, plan_summary
+from proxyprune.assistant.treatment import LABELS, Treatment
 from proxyprune.errors import AssistantError, CallLimitError, InputError
 from proxyprune.measuring.wall_time import run_seconds
 from proxyprune.result import PruneResult
 from proxyprune.saving.network_folder import save
+
+UNTREATED = Treatment().label
 
 
 def measure(context: CallContext, arguments: MeasureArguments) -> dict[str, Any]:
@@ -30,15 +33,15 @@ def measure(context: CallContext, arguments: MeasureArguments) -> dict[str, Any]
     if arguments.plan != BASE:
         context.state.plan(arguments.plan)
     kinds = tuple(dict.fromkeys(arguments.what))
-    again = _measured(context, arguments.plan, kinds, recovery=arguments.recovery)
-    values = context.state.measured[arguments.plan, arguments.recovery]
-    base = context.state.measured.get((BASE, False), {})
+    again = _measured(context, arguments.plan, kinds, treatment=arguments.treatment)
+    values = context.state.measured[arguments.plan, arguments.treatment.label]
+    base = context.state.measured.get((BASE, UNTREATED), {})
     return {
         "plan": arguments.plan,
-        "recovery": arguments.recovery,
+        "treatment": arguments.treatment.label,
         **{kind: values[kind] for kind in kinds},
         "base": {kind: base[kind] for kind in kinds if kind in base},
-        "one_shot": _one_shot_values(context, kinds, recovery=arguments.recovery),
+        "one_shot": _one_shot_values(context, kinds, treatment=arguments.treatment),
         "measured_before": again,
         "measurements_left": context.bounds.measurements - context.state.measurements,
     }
@@ -71,7 +74,7 @@ def history(context: CallContext, arguments: HistoryArguments) -> dict[str, Any]
     """List rankings, plans, measurements and saved networks, and what is left of the session's limits."""
     state, bounds = context.state, context.bounds
     return {
-        "base": state.measured.get((BASE, False), {}),
+        "base": state.measured.get((BASE, UNTREATED), {}),
         "best": _best(context),
         "plans": {name: _row(context, name) for name in list(state.plans)[-arguments.last :]},
         "rankings": {name: state.rankings[name].scorer for name in list(state.rankings)[-arguments.last :]},
@@ -98,22 +101,22 @@ def apply(context: CallContext, arguments: ApplyArguments) -> dict[str, Any]:
     if len(state.networks) >= context.bounds.networks:
         raise CallLimitError(f"All {context.bounds.networks} networks of this session are saved.")
     check_within_budget(task, made)
-    losses = _guard(context, arguments.plan, recovery=arguments.recovery)
-    result = _built(context, arguments.plan, recovery=arguments.recovery)
+    losses = _guard(context, arguments.plan, treatment=arguments.treatment)
+    result = _built(context, arguments.plan, treatment=arguments.treatment)
     save(result, folder)
     state.note_network(arguments.name, arguments.plan)
     place = (Path(NETWORKS) / arguments.name).as_posix()
-    return {"plan": arguments.plan, "network": arguments.name, "folder": place, "recovery": arguments.recovery, **losses}
+    return {"plan": arguments.plan, "network": arguments.name, "folder": place, "treatment": arguments.treatment.label, **losses}
 
 
-def _guard(context: CallContext, plan: str, *, recovery: bool) -> dict[str, Any]:
+def _guard(context: CallContext, plan: str, *, treatment: Treatment) -> dict[str, Any]:
     """Measure a plan and the one-shot plan, and raise if the latter is better."""
     if context.task.data is None:
         return {"loss": None, "one_shot_loss": None}
     losses = {}
     for name in dict.fromkeys((plan, ONE_SHOT)):
-        _measured(context, name, ("loss",), recovery=recovery)
-        losses[name] = context.state.measured[name, recovery]["loss"]
+        _measured(context, name, ("loss",), treatment=treatment)
+        losses[name] = context.state.measured[name, treatment.label]["loss"]
     if _or_inf(losses[plan]) > _or_inf(losses[ONE_SHOT]):
         raise AssistantError(
             f"Plan {plan!r} has the held-out loss {losses[plan]}, the one-shot plan {ONE_SHOT!r} has {losses[ONE_SHOT]}. A network worse "
@@ -122,30 +125,30 @@ def _guard(context: CallContext, plan: str, *, recovery: bool) -> dict[str, Any]
     return {"loss": losses[plan], "one_shot_loss": losses[ONE_SHOT]}
 
 
-def _measured(context: CallContext, plan: str, kinds: Collection[str], *, recovery: bool) -> bool:
+def _measured(context: CallContext, plan: str, kinds: Collection[str], *, treatment: Treatment) -> bool:
     """Measure what is missing, and return True if nothing was."""
-    known = context.state.measured.get((plan, recovery), {})
+    known = context.state.measured.get((plan, treatment.label), {})
     missing = [kind for kind in kinds if kind not in known]
     if not missing:
         return True
     context.state.check_measurements(context.bounds.measurements)
     context.state.note_spent()
-    model = _network(context, plan, recovery=recovery)
+    model = _network(context, plan, treatment=treatment)
     for kind in missing:
-        context.state.note_measured(plan, recovery, {kind: _value(context, model, kind)})
+        context.state.note_measured(plan, treatment.label, {kind: _value(context, model, kind)})
     return False
 
 
-def _network(context: CallContext, plan: str, *, recovery: bool) -> nn.Module:
+def _network(context: CallContext, plan: str, *, treatment: Treatment) -> nn.Module:
     if plan != BASE:
-        return _built(context, plan, recovery=recovery).model
+        return _built(context, plan, treatment=treatment).model
     task = context.task
-    return task.trained(task.model, context.deadline) if recovery else task.model
+    return task.trained(task.model, context.deadline) if treatment.recovery else task.model
 
 
-def _built(context: CallContext, plan: str, *, recovery: bool) -> PruneResult:
+def _built(context: CallContext, plan: str, *, treatment: Treatment) -> PruneResult:
     ranking = context.state.rankings[context.state.ranking_of[plan]]
-    return context.task.built(context.state.plan(plan), ranking, recovery=recovery, deadline=context.deadline)
+    return context.task.built(context.state.plan(plan), ranking, treatment=treatment, deadline=context.deadline)
 
 
 def _value(context: CallContext, model: nn.Module, kind: str) -> Any:
@@ -157,13 +160,13 @@ def _value(context: CallContext, model: nn.Module, kind: str) -> Any:
     return list(run_seconds(context.task.model, model, context.task.inputs))
 
 
-def _one_shot_values(context: CallContext, kinds: Collection[str], *, recovery: bool) -> dict[str, Any]:
-    known = context.state.measured.get((ONE_SHOT, recovery), {})
+def _one_shot_values(context: CallContext, kinds: Collection[str], *, treatment: Treatment) -> dict[str, Any]:
+    known = context.state.measured.get((ONE_SHOT, treatment.label), {})
     return {kind: known[kind] for kind in kinds if kind in known}
 
 
 def _row(context: CallContext, name: str) -> dict[str, Any]:
-    """One plan in a list: cost, and what was measured without and with recovery."""
+    """One plan in a list: cost, and what was measured after each treatment."""
     made = context.state.plan(name)
     return {
         "ranking": context.state.ranking_of[name],
@@ -172,21 +175,21 @@ def _row(context: CallContext, name: str) -> dict[str, Any]:
         "macs": made.macs,
         "params": made.params,
         "removed_blocks": len(made.removed_blocks),
-        "cut": context.state.measured.get((name, False), {}),
-        "recovered": context.state.measured.get((name, True), {}),
+        "measured": {label: values for label in LABELS if (values := context.state.measured.get((name, label)))},
     }
 
 
 def _best(context: CallContext) -> dict[str, Any]:
-    """Plan with the lowest loss, without and with recovery."""
+    """Plan with the lowest loss, by treatment."""
     found = {}
-    for recovery, label in ((False, "cut"), (True, "recovered")):
+    for wanted in LABELS:
         losses = {
             plan: values["loss"]
-            for (plan, recovered), values in context.state.measured.items()
-            if recovered == recovery and plan != BASE and "loss" in values
+            for (plan, label), values in context.state.measured.items()
+            if label == wanted and plan != BASE and "loss" in values
         }
-        found[label] = min(losses, key=lambda plan: _or_inf(losses[plan])) if losses else None
+        if losses:
+            found[wanted] = min(losses, key=lambda plan: _or_inf(losses[plan]))
     return found
 
 
