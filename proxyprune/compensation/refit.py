@@ -55,7 +55,7 @@ class CompensationSettings:
 
     buffer_bytes: int = BUFFER_BYTES
     weighted: bool = True
-    sources: tuple[str, ...] = (DENSE, PRUNED)
+    sources: tuple[str, ...] = (DENSE,)
     waves: int = 1
 
     def __post_init__(self) -> None:

@@ -89,6 +89,17 @@ class TestGuard:
         assert report.tried > report.before
         assert not report.accepted
 
+    def test_second_round(self):
+        """A second round, on the inputs of the cut network, is kept if it is better; the result is never worse than one round."""
+        model = network()
+        result = pruned(model)
+        once, twice = (
+            pp.compensate(result, model, noise(64, 6), settings=pp.CompensationSettings(sources=sources)).report.compensation
+            for sources in (("dense",), ("dense", "pruned"))
+        )
+        assert twice.passes == 2
+        assert twice.after <= once.after < once.before
+
     def test_norm_statistics_are_estimated_again(self):
         """Wrong running statistics are replaced where that helps, and the buffers keep the new values."""
         torch.manual_seed(0)
@@ -160,7 +171,7 @@ class TestCallersThings:
 
         def failing(candidate: nn.Module, batch: Tensor) -> Tensor:
             calls.append(0)
-            if len(calls) > 27:
+            if len(calls) > 12:
                 raise RuntimeError("the disk is full")
             return candidate(batch).square().mean()
 
@@ -172,7 +183,7 @@ class TestCallersThings:
 class TestMemory:
     """Sums stay within the buffer."""
 
-    @pytest.mark.parametrize(("buffer_bytes", "passes"), [(1 << 30, 2), (1, 4)])
+    @pytest.mark.parametrize(("buffer_bytes", "passes"), [(1 << 30, 1), (1, 2)])
     def test_buffer(self, buffer_bytes, passes):
         """A small buffer needs more runs of the networks, and yields as good a network."""
         model = network()
@@ -181,7 +192,7 @@ class TestMemory:
         report = fixed.report.compensation
         assert report.passes == passes
         assert report.after < 0.7 * report.before
-        assert passes > 2 or report.buffer_bytes <= buffer_bytes
+        assert passes > 1 or report.buffer_bytes <= buffer_bytes
 
 
 class TestRejected:
