@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from proxyprune.assistant import arguments as given
+import proxyprune.assistant.arguments as given
 from proxyprune.assistant.arguments import parsed, schema_of
 from proxyprune.assistant.context import CallContext
 from proxyprune.assistant.tools import decide, judge, read_network
