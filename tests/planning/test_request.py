@@ -19,17 +19,30 @@ from proxyprune.scoring import Brief
 
 INPUTS = torch.zeros(1, 4)
 PLANNED = {"metric", "round_to", "keep", "floors", "ceilings", "allocation", "uniform", "accept_uncosted"}
-TRACED = {"norm_groups", "conv_groups"}
+TRACED = {"norm_groups", "conv_groups", "adapter_ranks"}
 MEASURED = {"batches", "loss_fn", "held_out", "training_loss_fn"}
 KEYWORDS: dict[Callable[..., Any], set[str]] = {
     pp.trace: {"probe", "also"} | TRACED,
     pp.make_plan: {"mode", "model", "options", "accept_unreliable"} | PLANNED,
-    pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief", "also"} | PLANNED | TRACED,
-    pp.search: {"rounds", "patience", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress"}
+    pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief", "also", "compensate"} | PLANNED | TRACED,
+    pp.search: {"rounds", "patience", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress", "also"}
     | PLANNED
     | TRACED
     | MEASURED,
-    pp.compare: {"targets", "modes", "cases", "recovery", "calibration", "seeds", "quality", "journal", "resume", "progress"}
+    pp.compare: {
+        "targets",
+        "modes",
+        "cases",
+        "recovery",
+        "calibration",
+        "seeds",
+        "peers",
+        "quality",
+        "journal",
+        "resume",
+        "progress",
+        "also",
+    }
     | PLANNED
     | TRACED
     | MEASURED,
