@@ -369,7 +369,7 @@ def _why_no_block(problem: _Problem) -> str:
         return f"keep patterns or floors hold all {len(removable)} removable blocks"
     first = sorted(leaving[0])
     share = problem.budget.share(problem.budget.base - problem.price_blocks(first))
-    return f"the least important removable block, '{' with '.join(first)}', saves {share:.1%} of the base, too much beside the cut asked for"
+    return f"the least important removable block, '{' with '.join(first)}', saves {share:.1%} of the base, too much for the cut asked for"
 
 
 def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
