@@ -370,7 +370,7 @@ def _why_no_block(problem: _Problem) -> str:
     first = sorted(leaving[0])
     share = problem.budget.share(problem.budget.base - problem.price_blocks(first))
     named = f"'{' with '.join(first)}'"
-    return f"the least important removable block, {named}, saves {share:.1%} of the base, too much beside the cut asked for"
+    return f"the least important removable block, {named}, saves {share:.1%} of the base, too much for the cut asked for"
 
 
 def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
