@@ -152,7 +152,7 @@ def test_the_branch_that_runs_is_counted():
         num_experts_per_tok=PICKED,
     )
     model = randomise(transformers.Qwen3NextForCausalLM(config).eval())
-    graph = pp.trace(model, INPUTS, probe=False)
+    graph = pp.trace(model, INPUTS | {"use_cache": True}, probe=False)
     assert not graph.uncosted_ops
     assert counted(model) == graph.macs
 
