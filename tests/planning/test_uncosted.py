@@ -14,7 +14,7 @@ from proxyprune.cli import main
 from proxyprune.errors import TargetError
 
 
-class Distances(nn.Module):
+class Chained(nn.Module):
     """A codebook lookup: products of a chain have no cost rule."""
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ def test_a_target_of_macs_is_rejected_when_macs_are_unknown():
     with pytest.raises(
         TargetError, match=r"MACs of aten\.linalg_multi_dot are unknown.*register_rule.*metric='params'.*accept_uncosted=True"
     ):
-        pp.prune(Distances(), X, 0.6)
+        pp.prune(Chained(), X, 0.6)
 
 
 def test_it_is_planned_when_that_is_accepted():
     """The notes of the plan name the ops whose MACs are in no figure."""
-    plan = pp.prune(Distances(), X, 0.6, accept_uncosted=True).plan
+    plan = pp.prune(Chained(), X, 0.6, accept_uncosted=True).plan
     assert any("aten.linalg_multi_dot" in note for note in plan.notes)
 
 
@@ -51,18 +51,18 @@ def test_search_and_comparison_pass_it_on():
     """Both plan for networks with unknown MACs when that is accepted, and fail or report the reason otherwise."""
     given = {"batches": [X, X, X], "loss_fn": squared}
     with pytest.raises(TargetError, match="are unknown"):
-        pp.search(Distances(), X, 0.6, "random", rounds=1, start="magnitude", **given)
-    found = pp.search(Distances(), X, 0.6, "random", rounds=1, start="magnitude", accept_uncosted=True, **given)
+        pp.search(Chained(), X, 0.6, "random", rounds=1, start="magnitude", **given)
+    found = pp.search(Chained(), X, 0.6, "random", rounds=1, start="magnitude", accept_uncosted=True, **given)
     assert found.best.plan.macs <= found.best.plan.target_macs
     for accepted in (False, True):
-        compared = pp.compare(Distances(), X, ("magnitude",), targets=(0.6,), seeds=(0,), accept_uncosted=accepted, **given)
+        compared = pp.compare(Chained(), X, ("magnitude",), targets=(0.6,), seeds=(0,), accept_uncosted=accepted, **given)
         (cell,) = compared.cells
         assert (cell.error is None) == accepted
 
 
 def test_parameters_are_known_all_the_same():
     """A target of parameters needs no MACs; the note is there, because the plan's MACs lack the op's."""
-    plan = pp.prune(Distances(), X, 0.6, metric="params").plan
+    plan = pp.prune(Chained(), X, 0.6, metric="params").plan
     assert plan.params <= 0.6 * plan.base_params
     assert any("aten.linalg_multi_dot" in note for note in plan.notes)
 
@@ -77,7 +77,7 @@ def test_a_registered_cost_makes_it_whole():
         return kept_whole(walk, node, "is part of a chain in", macs=(Term(rows * columns * width),))
 
     with pp.register_rule("aten::linalg_multi_dot", rule):
-        result = pp.prune(Distances(), X, 0.6)
+        result = pp.prune(Chained(), X, 0.6)
     assert result.graph.macs == 6 * (8 * 32 + 32 * 8 + 5 * 8 + 5 * 4)
     assert not any("aten.linalg_multi_dot" in note for note in result.plan.notes)
 
@@ -86,8 +86,8 @@ def test_the_command_has_the_option(tmp_path):
     """`proxyprune prune` fails with the message, and plans with --accept-uncosted."""
     file = tmp_path / "net.py"
     file.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_uncosted import Distances, X\n\n"
-        "def build_model():\n    return Distances()\n\ndef example_inputs():\n    return X\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_uncosted import Chained, X\n\n"
+        "def build_model():\n    return Chained()\n\ndef example_inputs():\n    return X\n"
     )
     command = ["prune", "--model", str(file), "--scorer", "magnitude", "--plan-only", "--out", str(tmp_path / "out")]
     refused = CliRunner().invoke(main, command)
