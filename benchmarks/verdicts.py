@@ -316,16 +316,29 @@ def measured_macs(model: nn.Module, inputs: Inputs) -> int:
     """Return the multiply-accumulates that FlopCounterMode counts, with everything switched off that hides matrix products from it.
 
     The default attention kernel, the fused path of nn.TransformerEncoder and oneDNN's LSTM are single ops that it counts as nothing.
+    Grouped products of experts have no formula in torch; each row is multiplied with the matrix of one expert.
     """
     frozen = copy.deepcopy(model).requires_grad_(False)  # the counter fails on a parameter that is passed to a module
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with quiet(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.backends.mkldnn.flags(enabled=False):
+        counter = FlopCounterMode(display=False, custom_mapping=grouped_products())
+        with quiet(), sdpa_kernel(SDPBackend.MATH), counter, torch.backends.mkldnn.flags(enabled=False):
             outputs(frozen, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2
+
+
+def grouped_products() -> dict[Any, Callable[..., int]]:
+    """Return the formulas of the grouped products that this process has ops for."""
+    own = getattr(getattr(torch.ops, "transformers", None), "grouped_mm_fallback", None)  # only once transformers is imported
+    return {op: _grouped_flops for op in (torch.ops.aten._grouped_mm, own) if op is not None}
+
+
+def _grouped_flops(rows: Any, matrices: Any, *others: Any, **options: Any) -> int:
+    """Count two operations for each entry of a row [rows, in] and each column of its matrix [experts, in, out]."""
+    return int(2 * rows[0] * rows[1] * matrices[2])
 
 
 @contextmanager

@@ -39,17 +39,19 @@ def couple(program: Program, options: Options, model: nn.Module, amendments: Ame
         model: The traced module, for the few classes in `adapters`.
         amendments: Dimensions to pin or to tie, found by probing.
     """
-    scout, factored = _walk_all(program, options, _start(program, model, amendments), [None] * len(program.programs))
+    scout, factored = _walk_all(program, options, _start(program, model, amendments), [None] * len(program.programs), model)
     if not any(factored):
         return form_groups(program, scout, options)
-    walked, _ = _walk_all(program, options, _start(program, model, amendments), _choose(scout.labels, factored))
+    walked, _ = _walk_all(program, options, _start(program, model, amendments), _choose(scout.labels, factored), model)
     return form_groups(program, walked, options)
 
 
-def _walk_all(program: Program, options: Options, start: _Start, choices: Sequence[Choices | None]) -> tuple[Walked, list[list[Factored]]]:
+def _walk_all(
+    program: Program, options: Options, start: _Start, choices: Sequence[Choices | None], model: nn.Module
+) -> tuple[Walked, list[list[Factored]]]:
     """Walk the program and those of further calls with the same labels, so that a cut is valid for all of them."""
     walks = [_walk(one, options, start, chosen) for one, chosen in zip(program.programs, choices, strict=True)]
-    pin_unreached(program, start.leaves, start.labels)
+    pin_unreached(program, model, start.leaves, start.labels, [walked.outcomes for walked, _ in walks])
     if options.adapter_ranks == "keep":
         pin_adapters(program, start.leaves, start.labels)
     first, *others = (walked for walked, _ in walks)

@@ -173,7 +173,7 @@ def load(folder: str | Path, factory: Factory) -> nn.Module:
         surgery = _read_surgery(where / SURGERY)
         tensors = _read_weights(where / WEIGHTS)
     model = _build(factory)
-    _check_structure(model, manifest.structure)
+    _check_structure(model, manifest.structure, {cut.parameter for cut in surgery.cuts})
     blueprint = find_blueprint(model)
     perform(model, surgery)
     _fill(model, tensors | {alias: tensors[name] for alias, name in manifest.shared.items() if name in tensors}, where)
@@ -299,15 +299,20 @@ def _build(factory: Factory) -> nn.Module:
     return model
 
 
-def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]]) -> None:
+def _check_structure(model: nn.Module, structure: Mapping[str, tuple[int, ...]], cut: Collection[str]) -> None:
+    """Raise if the factory's model is not what was pruned.
+
+    A buffer outside the state dict is not saved, and a forward may give it another size; its size matters only if it is cut.
+    """
     tensors = dict(named_state(model))
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_wrapper(model, found, structure)
+    unsaved = {name for name, _ in model.named_buffers()} - set(model.state_dict(keep_vars=True))
     known = {id(tensor) for name, tensor in tensors.items() if name in structure}
     differences = [
         f"'{name}' has shape {found[name]} instead of {shape}"
         for name, shape in structure.items()
-        if name in found and found[name] != shape
+        if name in found and found[name] != shape and (name in cut or name not in unsaved)
     ]
     differences += [f"'{name}' is new" for name, tensor in tensors.items() if id(tensor) not in known]
     differences += [f"'{name}' is missing" for name in structure if name not in found]

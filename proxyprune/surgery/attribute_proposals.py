@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
+from proxyprune.surgery.perform import stored_value
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import AttributeChange
 from proxyprune.tracing.nodes import arguments, output_shapes
@@ -197,10 +198,10 @@ class AttributeProposals:
 
 
 def get_attribute(module: nn.Module, path: Path) -> Any:
-    """Return the value at an attribute path."""
+    """Return the value at an attribute path, as it is stored."""
     value: Any = module
     for part in path:
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
+        value = value[part] if isinstance(value, dict) else stored_value(value, part)
     return value
 
 

@@ -96,15 +96,19 @@ class DryRun:
     def _as_when_traced(self, mode: WholeOps | None, calls: Sequence[PredictedCall]) -> Iterator[None]:
         """Enter the mode, and let the run take the branches that the traced one took."""
         prediction = calls[0].prediction if calls else None
-        if prediction is None or not prediction.graph.program.on_values:
+        if prediction is None or prediction.graph.program.exporting:
             with as_if_exporting(), mode or contextlib.nullcontext():
                 yield
             return
         mode = mode or WholeOps()
         on_meta = self.empty.mode is None
+        reported = ReportedDevice(self._device) if on_meta and self._device is not None else contextlib.nullcontext()
+        if not prediction.graph.program.on_values:
+            with reported, mode:
+                yield
+            return
         mode.decisions = Decisions(((call.node, call.shapes or output_shapes(call.node)) for call in calls), on_meta=on_meta)
         reads = (node for node in prediction.graph.program.calls if node.target is read_values and not prediction.is_removed(node))
-        reported = ReportedDevice(self._device) if on_meta and self._device is not None else contextlib.nullcontext()
         with RepeatedValues(reads), reported, mode:
             yield
 

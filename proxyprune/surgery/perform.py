@@ -167,12 +167,18 @@ def set_attribute(module: nn.Module, path: tuple[str, ...], value: int | tuple[i
     """Set an attribute; objects on the way (a config shared by many modules) are copied for this module alone."""
     holder: Any = module
     for part in path[:-1]:
-        own = copy.copy(getattr(holder, part))
+        own = copy.copy(stored_value(holder, part))
         object.__setattr__(holder, part, own) if not isinstance(holder, nn.Module) else setattr(holder, part, own)
         holder = own
     if isinstance(holder, dict):
         holder[path[-1]] = value
         return
-    current = getattr(holder, path[-1])
+    current = stored_value(holder, path[-1])
     after: Any = list(value) if isinstance(current, list) and isinstance(value, tuple) else value
     setattr(holder, path[-1], after)
+
+
+def stored_value(holder: Any, name: str) -> Any:
+    """Return an attribute as it is stored, where it is: the code of a property or of `__getattribute__` may raise, or compute."""
+    stored = object.__getattribute__(holder, "__dict__")
+    return stored[name] if name in stored else getattr(holder, name)

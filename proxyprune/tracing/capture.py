@@ -94,11 +94,20 @@ def capture(model: nn.Module, example_inputs: Call) -> Program:
     training = isinstance(example_inputs, TrainingCall)
     with _without_log_of_failures():
         try:
-            program = record(model, args, kwargs, training=training) or _exported(model, args, kwargs, example_inputs)
+            program = _recorded(model, args, kwargs, training=training) or _exported(model, args, kwargs, example_inputs)
         except SizesFromValues:
             program = _recorded_on_values(model, args, kwargs, example_inputs)
     _check_outputs(model, program)
     return program
+
+
+def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Program | None:
+    """Record the forward of an ordinary call; if that reads values, its branch for export, which often does not."""
+    with contextlib.suppress(SizesFromValues):
+        ordinary = record(model, args, kwargs, training=training, exporting=False)
+        if ordinary is not None:
+            return ordinary
+    return record(model, args, kwargs, training=training)
 
 
 def capture_on_values(model: nn.Module, example_inputs: Call) -> Program:

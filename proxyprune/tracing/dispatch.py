@@ -14,6 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher, no_python_dispatche
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.overrides import TorchFunctionMode
 
+from proxyprune.tracing.empty_ops import run_once
 from proxyprune.tracing.values import Decisions
 
 
@@ -62,7 +63,7 @@ class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one op, or return the result that was decided for it."""
-        return func(*args, **kwargs) if self.decisions is None else self.decisions.run(func, args, kwargs)
+        return run_once(func, args, kwargs) if self.decisions is None else self.decisions.run(func, args, kwargs)
 
 
 class ReportedDevice(TorchFunctionMode):

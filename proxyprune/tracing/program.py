@@ -37,6 +37,7 @@ class Program:
         repeated: Modules whose forward runs more than once.
         further: Further example calls of the same model, which a cut must also be valid for.
         on_values: True for a program recorded on real tensors, whose branches and sizes the values of the example inputs decided.
+        exporting: True if the forward ran while `torch.compiler.is_exporting()` was true, so that it took its branch for export.
     """
 
     graph: Graph = field(repr=False)
@@ -50,6 +51,7 @@ class Program:
     repeated: frozenset[str]
     further: tuple[FurtherCall, ...] = ()
     on_values: bool = False
+    exporting: bool = True
 
     @property
     def calls(self) -> Iterator[Node]:
@@ -111,4 +113,5 @@ def assemble(
         classes={name: type(module).__name__ for name, module in model.named_modules()},
         repeated=repeated,
         on_values=on_values,
+        exporting=not on_values,
     )

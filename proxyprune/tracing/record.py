@@ -8,6 +8,7 @@ The tests hold the two programs equal on the whole zoo.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ _UNSURE = frozenset(f"aten::{name}" for name in "lift_fresh scalar_tensor set_ r
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program | None:
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False, exporting: bool = True
+) -> Program | None:
     """The program of a model, or None where torch.export has to look.
 
     Args:
@@ -41,6 +44,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         args: Positional arguments, on the model's device.
         kwargs: Named arguments, likewise.
         training: Run in training mode.
+        exporting: Let the forward take its branch for export, where it has one. Otherwise it takes the branch of an ordinary call.
 
     Raises:
         SizesFromValues: If the values of a tensor decide a size, which torch.export does not follow either.
@@ -57,13 +61,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         with (
             module_stack(blank) as modules,
             evaluation(blank, training=training),
-            as_if_exporting(),
+            as_if_exporting() if exporting else contextlib.nullcontext(),
             _without_cudnn(),
             ReportedDevice(device),
         ):
             recording = Recording(modules)
             recording.start(blank, inputs)
-            recorder = _ProgramRecorder(recording)
+            recorder = _ProgramRecorder(recording, constants=not exporting)
             with recorder:
                 results = list(tensors_of(blank(*inputs[0], **inputs[1])))
         if not recorder.sure:
@@ -76,7 +80,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
     if before != _tensors_held(blank):
         return None
     recording.leave_out_unread_detach()
-    return assemble(model, recording.graph, recording.placeholders, recording.owners, frozenset(recording.repeated))
+    program = assemble(model, recording.graph, recording.placeholders, recording.owners, frozenset(recording.repeated))
+    return replace(program, exporting=exporting)
 
 
 def _without_cudnn() -> contextlib.AbstractContextManager[None]:
@@ -105,14 +110,17 @@ class _ProgramRecorder(WholeOps):  # type: ignore[no-untyped-call]  # torch leav
             out whether values decide a size.
     """
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, *, constants: bool) -> None:
         super().__init__()
         self.recording = recording
+        self.constants = constants
         self.empty_ops = EmptyOps()
         self.sure = True
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Write one op down."""
+        if self.constants and func is torch.ops.aten.lift_fresh.default and not self.recording.is_known(args[0]):
+            return self.recording.constant(args[0])
         if _decides_a_size(func, args):
             raise SizesFromValues
         if func._schema.name in _READS or torch.Tag.data_dependent_output in func.tags:

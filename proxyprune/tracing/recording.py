@@ -60,7 +60,7 @@ class Recording:
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> Node:
         """Write one op down, with what it returned; the elements of several results get a node each."""
         node = self.call(func, args, kwargs)
-        if isinstance(result, Tensor) and not node.all_input_nodes:
+        if isinstance(result, Tensor) and (not node.all_input_nodes or _is_factory(func)):
             node.meta["val"] = torch.empty_like(result)
             self.fresh[result] = node
         elif isinstance(result, Tensor):
@@ -95,6 +95,18 @@ class Recording:
         if node is None:
             raise RunAborted
         return node
+
+    def is_known(self, tensor: Tensor) -> bool:
+        """Return True if an op or a placeholder made the tensor."""
+        return id(tensor) in self.nodes or self.fresh.get(tensor) is not None  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def constant(self, tensor: Tensor) -> Tensor:
+        """Note a tensor that Python code filled with numbers (`torch.tensor`), and return an empty one in its place."""
+        empty = emptied(tensor)
+        node = self.graph.get_attr(f"constant_{len(self.alive)}")
+        node.meta["val"] = torch.empty_like(empty)
+        self.fresh[empty] = node
+        return empty
 
     def argument(self, value: Any) -> Any:
         """Return a call's argument with nodes for tensors."""
@@ -146,3 +158,9 @@ class ValueRecording(Recording):
             self.constants += 1
             self.made(tensor, node)
         return node
+
+
+def _is_factory(func: Any) -> bool:
+    """Return True for zeros_like, new_zeros and their kin, which read nothing but a shape and a type of their argument."""
+    name = str(func._schema.name).removeprefix("aten::")
+    return name.endswith("_like") or name.startswith("new_")

@@ -20,7 +20,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.empty_ops import EmptyOps, emptied, layout_of, on_meta
+from proxyprune.tracing.empty_ops import EmptyOps, emptied, layout_of, on_meta, run_once
 
 DECIDED = "decided"
 """Key in the metadata of a node whose result does not follow from shapes."""
@@ -175,7 +175,7 @@ class Decisions:
             if (func, number) in self._results:
                 node, shapes = self._results[func, number]
                 return self._result(node.meta["val"], shapes, next(tensors_of((args, kwargs)), None))
-        return func(*args, **kwargs)
+        return run_once(func, args, kwargs)
 
     def _result(self, noted: Any, shapes: Sequence[tuple[int, ...]], near: Tensor | None) -> Any:
         device = torch.device("meta") if self._on_meta else near.device if near is not None else torch.device("cpu")

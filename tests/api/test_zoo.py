@@ -61,7 +61,7 @@ UNREACHABLE_BY_DEPTH: dict[tuple[str, float], str] = {
 COARSE = {"manual_group_norm": "its handwritten norms take whole groups from both convolutions"}
 """Networks in which a plan may miss the target by more than 1 % of the base, because no step of theirs is small enough."""
 
-UNSUPPORTED = {"vq_model": ("aten.cdist",)}
+UNSUPPORTED: dict[str, tuple[str, ...]] = {}
 """Networks with ops that have no rule; FlopCounterMode does not count these either."""
 
 THOP_DIFFERS = {

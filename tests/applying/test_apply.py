@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import NETWORKS, run, to_tensors
+from zoo import NETWORKS, measured_macs, run, to_tensors
 
 import proxyprune as pp
 from proxyprune import Surgery
@@ -203,12 +203,23 @@ def test_verification_sees_a_wrong_attribute() -> None:
 
 
 def test_a_plan_made_before_a_flag_was_toggled_names_the_flag() -> None:
-    """`config.use_cache` changes the outputs, and with them the structure; the message says so, and the flag stays as the caller set it."""
+    """`config.output_hidden_states` adds outputs, and with them pins; the message says so, and the flag stays as the caller set it."""
+    network = NETWORKS["llama_gqa"]
+    model, inputs = network.build(), network.inputs()
+    model.config.output_hidden_states = False
+    _, plan = plan_for(model, inputs)
+    model.config.output_hidden_states = True
+    with pytest.raises(PlanMismatchError, match=r"config\.output_hidden_states = False, and it is True now\. Set it as it was"):
+        pp.apply_plan(model, plan, inputs)
+    assert model.config.output_hidden_states is True
+
+
+def test_a_plan_is_valid_with_and_without_a_cache() -> None:
+    """A cache is no tensor that the network returns, so `config.use_cache` changes no group, and the plan is applied either way."""
     network = NETWORKS["llama_gqa"]
     model, inputs = network.build(), network.inputs()
     model.config.use_cache = False
     _, plan = plan_for(model, inputs)
     model.config.use_cache = True
-    with pytest.raises(PlanMismatchError, match=r"config\.use_cache = False, and it is True now\. Set it as it was"):
-        pp.apply_plan(model, plan, inputs)
-    assert model.config.use_cache is True
+    pruned = pp.apply_plan(model, plan, inputs)
+    assert measured_macs(pruned, inputs) == plan.macs

@@ -128,3 +128,63 @@ def test_rows_written_by_number_keep_their_channels():
     assert not result.graph.unsupported_ops
     assert [cut.parameter for cut in result.surgery.cuts] == ["first.weight", "first.bias", "last.weight"]
     assert_equals_masking(model, result.model, result.graph, result.plan, inputs)
+
+
+def test_the_branch_that_runs_is_counted():
+    """A gated delta net solves a triangular system, and multiplies instead where it is exported: the plan counts the run."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3NextConfig(
+        vocab_size=64,
+        hidden_size=WIDTH,
+        intermediate_size=HIDDEN,
+        moe_intermediate_size=HIDDEN,
+        shared_expert_intermediate_size=HIDDEN,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=EXPERTS,
+        num_experts_per_tok=PICKED,
+    )
+    model = randomise(transformers.Qwen3NextForCausalLM(config).eval())
+    graph = pp.trace(model, INPUTS | {"use_cache": True}, probe=False)
+    assert not graph.uncosted_ops
+    assert counted(model) == graph.macs
+
+
+class ForbiddenSize:
+    """A configuration that raises when a size is read from the whole, and stores it all the same."""
+
+    def __init__(self) -> None:
+        self.hidden, self.heads = 16, 4
+
+    def __getattribute__(self, name: str):
+        if name == "hidden":
+            raise LookupError("'hidden' varies across layers")
+        return object.__getattribute__(self, name)
+
+
+class Configured(nn.Module):
+    """Keeps such a configuration, and reads one size of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ForbiddenSize()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.first(x).unflatten(-1, (self.config.heads, -1))
+        return self.last((heads * heads.softmax(-1)).flatten(-2))
+
+
+def test_an_attribute_that_may_not_be_read_does_not_stop_pruning():
+    """Sizes are looked up where they are stored, so that no code of the caller's configuration raises through."""
+    model, inputs = Configured().eval(), (torch.randn(2, 8),)
+    result = pp.prune(model, inputs, 0.8)
+    assert result.model(*inputs).shape == (2, 4)
+    assert result.plan.macs < result.graph.macs

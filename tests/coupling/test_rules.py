@@ -372,12 +372,9 @@ def test_what_a_cut_would_change_is_pinned(name: str) -> None:
 
 UNSUPPORTED: dict[str, tuple[Case, str]] = {
     "bilinear": (tokens(lambda m, x: m.pair(x, x), pair=lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH)), "aten.bilinear"),
-    "cdist": (tokens(lambda m, x: x * torch.cdist(x, x).mean(-1, keepdim=True)), "aten.cdist"),
+    "multi_dot": (tokens(lambda m, x: torch.linalg.multi_dot([x[0], x[0].T, x[0]])[None]), "aten.linalg_multi_dot"),
     "kron": (tokens(lambda m, x: x + torch.kron(m.a, m.b), a=(4,), b=(4,)), "aten.kron"),
-    "scatter_reduce": (
-        tokens(lambda m, x: torch.zeros_like(x).scatter_reduce(1, torch.zeros_like(x).long(), x, "amax")),
-        "aten.scatter_reduce",
-    ),
+    "trapezoid": (tokens(lambda m, x: x * torch.trapezoid(x)[..., None]), "aten.trapezoid"),
     "renorm": (tokens(lambda m, x: x.renorm(2, 0, 1.0)), "aten.renorm"),
     "inverse": (tokens(lambda m, x: x + torch.linalg.inv(m.w)[0], w=lambda: nn.Parameter(torch.eye(WIDTH))), "aten.linalg_inv"),
     "rot90": (tokens(lambda m, x: x.rot90(2, (1, 2))), "aten.rot90"),

@@ -148,3 +148,36 @@ def test_a_cached_lookup_is_right_whether_the_model_was_run_before_or_not(*, use
         fresh = result.model(x)
     assert torch.equal(once, again)
     assert torch.allclose(once, fresh, atol=1e-6)
+
+
+class Tower(nn.Module):
+    """A residual MLP."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what two layers compute."""
+        return x + self.down(self.up(x).relu())
+
+
+class TwoTowers(nn.Module):
+    """Two towers of equal sizes, one of which a call may leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.text, self.image, self.head = nn.Linear(8, 16), Tower(16, 32), Tower(16, 32), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
+        """Join the towers."""
+        hidden = self.text(self.read(x))
+        return self.head(hidden if image is None else hidden + self.image(image))
+
+
+def test_a_hidden_width_inside_another_module_is_shared_with_nothing() -> None:
+    """The stream may meet the second tower and stays; the hidden width of the first one never leaves it, and is cut."""
+    model, x = TwoTowers().eval(), torch.randn(1, 8)
+    result = pp.prune(model, x, 0.7)
+    assert {change.parameter for change in result.surgery.cuts} == {"text.up.weight", "text.up.bias", "text.down.weight"}
+    result.model(x, torch.randn(1, 16))

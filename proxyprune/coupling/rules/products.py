@@ -398,6 +398,32 @@ def grouped_matmul(walk: Walk, node: Node) -> Outcome:
     return Outcome(outputs=((None, columns),), macs=(macs,), zero=zero)
 
 
+def solve_triangular(walk: Walk, node: Node) -> Outcome:
+    """linalg_solve_triangular(a, b): a [..., n, n] is inverted, columns of b [..., n, columns] are solved one by one.
+
+    A solve costs no MACs here: the reference counter, like the literature, has no formula for it.
+    """
+    matrix, values = tensor_argument(node, 0), tensor_argument(node, 1)
+    left = bool(arguments(node)["left"])
+    axes = walk.axes(values)
+    solved, columns = (axes[-2], axes[-1]) if left else (axes[-1], axes[-2])
+    walk.pin((*walk.axes(matrix)[-2:], solved), node, "is solved for in")
+    batch = _batch_axes(walk, node, matrix, values, output_shapes(node)[0][:-2])
+    last = (None, columns) if left else (columns, None)
+    return Outcome(outputs=((*batch, *last),), zero=walk.zero(values))
+
+
+def distances(walk: Walk, node: Node) -> Outcome:
+    """cdist(a, b): differences along the last dimension, exact where both are zero; no products that the reference counter counts."""
+    tensors = tensor_argument(node, 0), tensor_argument(node, 1)
+    features = [walk.axes(tensor)[-1] for tensor in tensors]
+    walk.labels.equate(features[0], features[1], walk.where(node))
+    if not all(map(walk.zero, tensors)):
+        walk.pin(features, node, NOT_ZERO)
+    batch = _batch_axes(walk, node, *tensors, output_shapes(node)[0][:-2])
+    return Outcome(outputs=((*batch, *(walk.axes(tensor)[-2] for tensor in tensors)),))
+
+
 def recurrent(walk: Walk, node: Node) -> Outcome:
     """lstm, gru, rnn and their cells: gates are packed in one matrix and the state is carried along, so nothing inside is cut.
 
@@ -417,6 +443,8 @@ RULES: dict[str, Rule] = {
     "aten.einsum": einsum,
     **dict.fromkeys(ops("tensordot inner outer ger"), tensor_product),
     **dict.fromkeys(("aten._grouped_mm", "transformers.grouped_mm_fallback"), grouped_matmul),
+    "aten.linalg_solve_triangular": solve_triangular,
+    "aten.cdist": distances,
     "aten.scaled_dot_product_attention": attention,
     **dict.fromkeys(ops("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"), convolution),
     **dict.fromkeys(ops("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"), recurrent),
