@@ -102,7 +102,7 @@ class Recording:
 
     def constant(self, tensor: Tensor) -> Tensor:
         """Note a tensor that Python code filled with numbers (`torch.tensor`), and return an empty one in its place."""
-        empty = emptied(tensor)
+        empty: Tensor = emptied(tensor)
         node = self.graph.get_attr(f"constant_{len(self.alive)}")
         node.meta["val"] = torch.empty_like(empty)
         self.fresh[empty] = node
