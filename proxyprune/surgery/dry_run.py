@@ -101,12 +101,12 @@ class DryRun:
                 yield
             return
         mode = mode or WholeOps()
-        on_meta = self.empty.mode is None
-        reported = ReportedDevice(self._device) if on_meta and self._device is not None else contextlib.nullcontext()
         if not prediction.graph.program.on_values:
-            with reported, mode:
+            with mode:
                 yield
             return
+        on_meta = self.empty.mode is None
+        reported = ReportedDevice(self._device) if on_meta and self._device is not None else contextlib.nullcontext()
         mode.decisions = Decisions(((call.node, call.shapes or output_shapes(call.node)) for call in calls), on_meta=on_meta)
         reads = (node for node in prediction.graph.program.calls if node.target is read_values and not prediction.is_removed(node))
         with RepeatedValues(reads), reported, mode:

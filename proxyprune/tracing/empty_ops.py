@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.support.nested import tensors_of
 
@@ -42,7 +43,8 @@ class EmptyOps:
 
 def run_once(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an op, also on empty tensors of a type for which torch has a kernel but no rule of shapes."""
-    if func is torch.ops.aten._grouped_mm.default and args[0].is_meta and (args[0].dim(), args[1].dim()) == (2, 3):
+    without_data = func is torch.ops.aten._grouped_mm.default and (args[0].is_meta or isinstance(args[0], FakeTensor))
+    if without_data and (args[0].dim(), args[1].dim()) == (2, 3):
         return args[0].new_empty(args[0].shape[0], args[1].shape[2], dtype=kwargs.get("out_dtype"))
     return func(*args, **kwargs)
 

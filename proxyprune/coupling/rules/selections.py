@@ -105,8 +105,20 @@ def index_add(walk: Walk, node: Node) -> Outcome:
     return written_in_place(walk, node, Outcome(outputs=(tuple(axes),), zero=walk.zero(target) and walk.zero(source)))
 
 
+def index_fill(walk: Walk, node: Node) -> Outcome:
+    """index_fill(x, dim, ids, value): rows along dim are filled by number with one value; other dimensions go on."""
+    target, ids = tensor_argument(node, 0), tensor_argument(node, 2)
+    axes = list(walk.axes(target))
+    if not axes:
+        return kept_whole(walk, node, "is filled by position in")
+    dim = int(arguments(node)["dim"]) % len(axes)
+    walk.pin((axes[dim], *walk.axes(ids)), node, "is filled by position in")
+    axes[dim] = None
+    return written_in_place(walk, node, Outcome(outputs=(tuple(axes),), zero=walk.zero(target) and node.args[3] in (0, 0.0)))
+
+
 def scatter(walk: Walk, node: Node) -> Outcome:
-    """scatter(x, dim, ids, source or value), scatter_add: dimension dim is filled by number, the other ones meet where they are as long."""
+    """scatter(x, dim, ids, source or value), with a reduction or not: dim is filled by number, the others meet where they are as long."""
     tensors = node.all_input_nodes
     target, dim = tensor_argument(node, 0), int(arguments(node)["dim"])
     shapes = [list(walk.shape(tensor)) for tensor in tensors]
@@ -143,7 +155,8 @@ RULES: dict[str, Rule] = {
     "aten.where": where,
     **dict.fromkeys(ops("masked_scatter masked_scatter_"), masked_scatter),
     **dict.fromkeys(in_place(ops("index_add index_copy")), index_add),
-    **dict.fromkeys(in_place(ops("scatter scatter_add")), scatter),
+    **dict.fromkeys(in_place(ops("index_fill")), index_fill),
+    **dict.fromkeys(in_place(ops("scatter scatter_add scatter_reduce")), scatter),
     "aten.multinomial": drawn,
     **dict.fromkeys(ops("ctc_loss _ctc_loss"), loss_of_sequences),
     "aten.index": masked_index,

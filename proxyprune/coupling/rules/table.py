@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from proxyprune.coupling.rules import detection, joins, norms, pointwise, products, reductions, selections, shapes, writes
+from proxyprune.coupling.rules import detection, joins, norms, pointwise, products, reductions, selections, shapes
 from proxyprune.coupling.rules.walk import Rule
 
 TABLE: dict[str, Rule] = {
@@ -18,7 +18,6 @@ TABLE: dict[str, Rule] = {
     **reductions.RULES,
     **selections.RULES,
     **detection.RULES,
-    **writes.RULES,
 }
 
 
