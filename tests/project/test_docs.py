@@ -44,11 +44,11 @@ def test_there_is_something_to_check():
     ids=lambda value: value if isinstance(value, str) else "-".join(value[1:3]),
 )
 def test_proxyprune_commands_parse(page, words):
-    """Every command line in the docs is accepted by the parser, and the example files that it names exist."""
+    """Every command line in the docs is accepted by the parser, and the example files and folders that it names exist."""
     parse(words[1:])
     for word in words[2:]:
         if word.startswith("examples/"):
-            assert (ROOT / word.partition(":")[0]).is_file()
+            assert (ROOT / word.partition(":")[0]).exists()
 
 
 @pytest.mark.parametrize("words", [words for _, words in COMMANDS if words[0] == "make"], ids=" ".join)
