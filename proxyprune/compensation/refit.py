@@ -19,7 +19,7 @@ from proxyprune.compensation.ridge import Solution, ridge
 from proxyprune.errors import InputError, MissingNeedError
 from proxyprune.support.nested import tensors_of
 
-STRENGTHS = (1e-4, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge strengths, relative to the mean square of an input; the held-out batches choose one for each layer."""
 
 BUFFER_BYTES = 512 * 2**20
