@@ -156,7 +156,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=result.report.thop_macs),
         compensation_table(result.report.compensation),
         *remarks(result.graph, (*judge.notes(result.ranking), *result.report.notes), result.ranking.confidence),
-        *(f"• Attribute '{name}' {why}" for name, why in result.report.not_followed.items()),
+        _attributes_line(result),
         judge.listener.table(),
         _time_line(result),
         *plotted,
@@ -193,6 +193,16 @@ def _counted_by_thop(built: Built, result: PruneResult) -> PruneResult:
     if before is None or after is None:
         return result
     return replace(result, report=replace(result.report, thop_macs=(before, after)))
+
+
+def _attributes_line(result: PruneResult) -> str | None:
+    """Return how many attributes kept an old size, with the first of them; there can be several in every module."""
+    found = list(result.report.not_followed.items())
+    if not found:
+        return None
+    (name, why), *others = found
+    more = f" report.json and the HTML report list {len(others)} more of this kind." if others else ""
+    return f"• Attribute '{name}' {why}{more}"
 
 
 def _time_line(result: PruneResult) -> str | None:
