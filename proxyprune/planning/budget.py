@@ -114,7 +114,7 @@ def _read(target: Target) -> Fraction:
             raise TargetError(f"Cannot read the target {target!r}; {_EXPECTED}.")
         number = Fraction(match["number"].replace("_", ""))
         return number / 100 if match["suffix"] == "%" else number * _SUFFIX[match["suffix"].upper()]
-    if not _is_number(target) or not math.isfinite(target):
+    if not _is_number(target) or not (isinstance(target, int) or math.isfinite(target)):  # isfinite cannot take an int above 1e308
         raise TargetError(f"Cannot use the target {target!r} of type {type(target).__name__}; {_EXPECTED}.")
     # repr, not the binary value: 0.6 means six tenths.
     return Fraction(int(target)) if target == int(target) else Fraction(repr(float(target)))
