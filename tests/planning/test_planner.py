@@ -95,6 +95,7 @@ def test_targets_are_read_exactly(target: Any, limit: int) -> None:
         1.7,
         2.5,
         60.0,
+        10**400,
         "1.7x",
         "1.7",
         " 2.5 ",
