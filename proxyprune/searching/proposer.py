@@ -63,7 +63,14 @@ class History:
         rounded = {block: round(min(1.0, max(0.0, float(scores[block]))), DECIMALS) for block in self.start.scores}
         channels = self._leaning(rounded) if self.start.comparable_channels else self.start.channel_scores
         return replace(
-            self.start, scores=rounded, scorer=proposer, channel_scores=channels, confidence=None, notes=(note,), unreliable=None
+            self.start,
+            scores=rounded,
+            scorer=proposer,
+            channel_scores=channels,
+            removal_scores={},  # the proposed scores decide which blocks leave, too
+            confidence=None,
+            notes=(note,),
+            unreliable=None,
         )
 
     def _leaning(self, scores: Mapping[str, float]) -> dict[str, tuple[float, ...]]:

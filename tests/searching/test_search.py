@@ -382,7 +382,8 @@ def test_depth_is_searched_too():
     removable = [block.id for block in result.graph.blocks if block.removable]
     assert len(removable) == 4
     for entry in result.rounds:
-        lowest = sorted(removable, key=lambda block: entry.ranking.scores[block])
+        importance = entry.ranking.removal_scores or entry.ranking.scores
+        lowest = sorted(removable, key=lambda block: importance[block])
         assert 0 < len(entry.plan.removed_blocks) < 4
         assert set(entry.plan.removed_blocks) == set(lowest[: len(entry.plan.removed_blocks)])
         assert not entry.plan.kept

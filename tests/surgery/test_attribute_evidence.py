@@ -84,8 +84,8 @@ def test_settings_that_equal_a_width_stay(name: str, unread: str) -> None:
     assert not any(unread in change.path for change in result.surgery.attributes)
 
 
-class Fused(nn.Module):
-    """Holds a width that only `fuse` reads."""
+class Described(nn.Module):
+    """Holds a width that only `describe` reads, and not as a size of a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class Fused(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(torch.relu(self.inner(x)))
 
-    def fuse(self) -> Tensor:
-        return torch.eye(self.channels)
+    def describe(self) -> str:
+        return f"{self.channels} channels"
 
 
 def test_a_width_that_only_another_method_reads_is_listed() -> None:
     """The traced forward says nothing about it, so it stays, and the report names it with its value and the new width."""
-    result = pp.prune(nn.Sequential(Fused()), torch.randn(1, 3, 8, 8), 0.6)
+    result = pp.prune(nn.Sequential(Described()), torch.randn(1, 3, 8, 8), 0.6)
     assert result.model[0].channels == 16
     assert set(result.report.not_followed) == {"0.channels"}
