@@ -144,7 +144,8 @@ def _allowed(group: ChannelGroup, least: int | None, most: int, round_to: int) -
             f"Group '{group.id}' has {group.atoms} atoms of {group.atom_channels} channels in steps of {group.step}: its floor "
             f"({least or int(lattice(group)[-1])} atoms) and ceiling ({most} atoms) leave no width. Lower the floor or raise the ceiling."
         )
-    rounded = ((counts * group.atom_channels) % round_to == 0) | (counts == group.atoms)
+    multiple = min(round_to, group.atoms * group.atom_channels + 1)  # a larger one has no multiple here
+    rounded = ((counts * group.atom_channels) % multiple == 0) | (counts == group.atoms)
     # Unrounded counts come after the last rounded one, as a last resort.
     last = int(counts[rounded][-1]) if rounded.any() else int(counts[0]) + 1
     usable = rounded | (counts < last)
