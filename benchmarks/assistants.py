@@ -1,4 +1,4 @@
-"""What do the tools give an assistant? Scripted assistants over a real MCP client, on the three networks of fashion.py.
+"""Measure what the tools give an assistant: scripted assistants over a real MCP client, on the three networks of fashion.py.
 
 Each assistant gets the same number of measurements, the same one-shot plan (Taylor) and the same short recovery before each measurement. It
 sees what the tools answer and nothing else. The plan that it applies is judged on a third split that nothing has seen, after a longer
@@ -44,7 +44,7 @@ SEEDS = (0, 1, 2)
 MEASUREMENTS = 12
 SEARCH_STEPS, FINAL_STEPS = 10, 40
 FACTOR = 2.0
-"""What a channel's score is multiplied by when the assistant's score of its block rises by a half."""
+"""Factor of a channel's score when the assistant's score of its block rises by a half."""
 ONE_SHOT = "one-shot taylor"
 COLUMNS = ("network", "assistant", "loss", "gain", "lowest gain", "seeds")
 
@@ -58,7 +58,7 @@ class Tools:
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """Return the answer; an error has the key "error"."""
         result = await self.client.call_tool(tool, arguments)
-        answer: dict[str, Any] = json.loads(result.content[0].text)  # type: ignore[union-attr]
+        answer: dict[str, Any] = json.loads(result.content[0].text)  # type: ignore[union-attr]  # the tools answer with text only
         return answer
 
     async def measured(self, scores: Mapping[str, float]) -> tuple[str, float] | None:

@@ -76,7 +76,7 @@ SCALES: Mapping[str, Scale] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where an experiment lives: runs, results of each arm, and what it was made with."""
+    """The folder of an experiment: runs, results of each arm, and its settings."""
 
     scale: Scale
     folder: Path

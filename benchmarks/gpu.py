@@ -1,4 +1,4 @@
-"""What one GPU shows in ten minutes: training throughput, sampling time against MACs, kill and resume, and the experiment at 32 pixels.
+"""Measure one GPU in ten minutes: training throughput, sampling time against MACs, kill and resume, and the experiment at 32 pixels.
 
     python benchmarks/gpu.py                                  # on a machine with a GPU
     python benchmarks/gpu.py --parts speed resume             # without the experiment
@@ -45,7 +45,7 @@ GO, READY = "go", "ready"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is.
+    """Sizes of networks, batches and repetitions.
 
     Attributes:
         unet: Settings of the U-Net, beside those that both sizes share.

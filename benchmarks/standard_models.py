@@ -1,4 +1,4 @@
-"""Which small networks of transformers and diffusers stay plain ones after pruning with uniform=True, and what uniformity costs in budget.
+"""Prune small networks of transformers and diffusers with uniform=True, and load each as a plain one; the budget that uniformity costs.
 
     python benchmarks/standard_models.py            # several minutes
 

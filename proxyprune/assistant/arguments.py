@@ -18,7 +18,7 @@ from proxyprune.support.dataclass_json import from_plain
 T = TypeVar("T")
 
 KINDS = ("loss", "quality", "seconds")
-"""What can be measured."""
+"""Names of the figures that `measure` takes."""
 
 
 def _field(description: str, default: Any, **schema: Any) -> Any:
@@ -102,7 +102,7 @@ class MeasureArguments:
 
     @property
     def treatment(self) -> Treatment:
-        """What is done to the network after the cut."""
+        """The treatment of the network after the cut."""
         return Treatment(self.compensate, self.recovery)
 
 
@@ -131,7 +131,7 @@ class ApplyArguments:
 
     @property
     def treatment(self) -> Treatment:
-        """What is done to the network after the cut."""
+        """The treatment of the network after the cut."""
         return Treatment(self.compensate, self.recovery)
 
 
@@ -141,7 +141,7 @@ def parsed(kind: type[T], arguments: Any) -> T:
     Raises:
         InputError: If a name is missing or unknown, or a value has the wrong type or range; all mistakes are listed.
     """
-    names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]  # `kind` is a dataclass; a type variable cannot say so
     found = from_plain(
         kind,
         {} if arguments is None else arguments,

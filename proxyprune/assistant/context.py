@@ -1,4 +1,4 @@
-"""What one tool call works with."""
+"""The context of one tool call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from proxyprune.assistant.task import PruningTask
 
 @dataclass(frozen=True)
 class CallContext:
-    """What one tool call works with.
+    """The context of one tool call.
 
     Attributes:
         task: The network, the goal and the data.

@@ -78,7 +78,7 @@ class Session:
                 content, is_error = self._content(tool, arguments), False
             except ProxyPruneError as error:
                 content, is_error = error_content(error), True
-            except Exception as error:
+            except Exception as error:  # a defect is logged as the answer that the client receives, and raised
                 self._log(tool, arguments, Answer(self._text(error_content(error)), is_error=True), started)
                 raise
             answer = Answer(self._text(content), is_error)

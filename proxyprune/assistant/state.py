@@ -1,4 +1,4 @@
-"""What a session has found out so far. It follows from the events in the log, so a killed session goes on where it stopped."""
+"""The results of a session so far. They follow from the events in the log, so a killed session goes on where it stopped."""
 
 from __future__ import annotations
 

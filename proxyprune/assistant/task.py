@@ -39,7 +39,7 @@ class TaskKeywords(PlanKeywords, TraceKeywords, DataKeywords, total=False):
 
 @dataclass(frozen=True)
 class PruningTask:
-    """What an assistant is asked to prune, and how it is judged.
+    """A network to prune, and the measures that judge the result.
 
     Attributes:
         model: The network; it stays as it is.

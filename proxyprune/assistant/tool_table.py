@@ -89,7 +89,7 @@ Prune one network to a budget. Begin with describe. Plan "p0" is the one-shot pl
 Blocks get importances in [0, 1] (score), a solver turns a ranking into widths within the budget (plan), and held-out data decide (measure).
 You can constrain plans (floors, ceilings, keep), change your scores after a measurement, and look at history. End with apply.
 """
-"""What an assistant reads when it connects."""
+"""Instructions that a client receives when it connects."""
 
 
 def tool_named(name: str) -> Tool:

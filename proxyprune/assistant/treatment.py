@@ -1,4 +1,4 @@
-"""What is done to a network after the cut, before it is measured or saved."""
+"""The treatment of a network after the cut, before it is measured or saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done to a network after the cut.
+    """The treatment of a network after the cut.
 
     Attributes:
         compensate: Refit the remaining weights in closed form.

@@ -130,7 +130,7 @@ def survey(networks: Networks, readers: Sequence[Reader], data: CalibrationData)
 
 @dataclass(frozen=True)
 class Pass:
-    """How one run over the batches sums moments.
+    """Settings of one run over the batches that sums moments.
 
     Attributes:
         from_dense: Take the features from the dense network too, restricted to what stays; the pruned network is not run.

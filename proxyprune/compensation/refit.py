@@ -42,7 +42,7 @@ REST = 1e-10
 
 @dataclass(frozen=True)
 class CompensationSettings:
-    """How a compensation is carried out; the defaults are what measurements chose.
+    """Settings of a compensation; measurements chose the defaults.
 
     Attributes:
         buffer_bytes: Memory for sums; more layers are refitted in one run of the networks if it is large.

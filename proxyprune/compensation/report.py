@@ -1,4 +1,4 @@
-"""What a compensation did, as numbers and sentences."""
+"""The result of a compensation, as numbers and sentences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RefittedLayer:
 
 @dataclass(frozen=True)
 class CompensationReport:
-    """Which layers were refitted, and what that changed on batches that the fit did not see.
+    """The layers that were refitted, and the change on batches that the fit did not see.
 
     Attributes:
         measure: Of the whole network, on the held-out batches: "loss", or "relative output error" to the unpruned network.

@@ -64,7 +64,7 @@ class Blueprint:
         """Build the config object, as `from_pretrained` reads it from a file."""
         content = copy.deepcopy(self.config)
         with _quiet():
-            return content if self.config_kind is None else self.config_kind.from_dict(content)  # type: ignore[attr-defined]
+            return content if self.config_kind is None else self.config_kind.from_dict(content)  # type: ignore[attr-defined]  # a config class of transformers
 
     def build(self, device: str = "meta", config: Any = None) -> nn.Module:
         """Build the network; its weights are random, or absent on the meta device.
@@ -80,7 +80,7 @@ class Blueprint:
                 model = kind(config)
             else:
                 model = kind.from_config(config) if hasattr(kind, "from_config") else kind(**config)
-        return model.eval()  # type: ignore[no-any-return]
+        return model.eval()  # type: ignore[no-any-return]  # the class is known at run time only
 
     def try_build(self) -> nn.Module | None:
         """Build the network without data; None if the class rejects the config."""

@@ -128,7 +128,7 @@ def _filled(config: StandardConfig, pruned: nn.Module) -> nn.Module | None:
     if generation is not None:
         network.generation_config = copy.deepcopy(generation)
     device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
-    return network.to(device).eval()  # type: ignore[no-any-return]
+    return network.to(device).eval()  # type: ignore[no-any-return]  # the class is known at run time only
 
 
 def _gives(network: nn.Module, call: InnerCall) -> bool:
