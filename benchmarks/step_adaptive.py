@@ -152,6 +152,7 @@ _MEASURED = {
 _MEASURED_80 = {**_MEASURED, "budgets.target": 0.79}
 _FORMULA_80 = {"budgets.method": "formula", "budgets.target": 0.79, "budgets.capacity": "clean"}
 _SINGLE_80 = {"intervals.count": 1, "budgets.method": "even", "budgets.target": 0.79}
+_ENERGY = {"intervals.method": "complexity", "intervals.monitor": "energy", "intervals.exponent": 0.5}
 ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
@@ -167,6 +168,11 @@ ARMS: Mapping[str, Arm] = {
     "formula_80_noisy": Arm("formula, 80 %, order reversed", {**_FORMULA_80, "budgets.capacity": "noisy"}),
     "formula_80_random": Arm("formula, 80 %, random scorer", {**_FORMULA_80, "pruning.scorer": "random"}),
     "measured_80_distil": Arm("measured, 80 %, distilled", {**_MEASURED_80, "experts.teacher": "base", "experts.teacher_weight": 0.3}),
+    "energy_full": Arm("full-size experts, intervals of equal energy", {"budgets.method": "full", **_ENERGY}),
+    "energy_80": Arm("formula, intervals of equal energy, 80 %", {**_FORMULA_80, **_ENERGY}),
+    "burden_80": Arm(
+        "budgets by energy, equal dB, 80 %", {**_FORMULA_80, **_ENERGY, "intervals.method": "equal-db", "budgets.method": "complexity"}
+    ),
     "base_60": Arm("full base, 60 % of the training", _WHOLE, shared=False, compute=0.6),
     "base_125": Arm("full base, 125 % of the training", _WHOLE, shared=False, compute=1.25),
 }

@@ -178,9 +178,9 @@ def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Setup, Layo
     if run is not None and found is not None:
         check_settings(RunFolder(run), config)
         return setup, found
-    if "measured" in (config.intervals.method, config.budgets.method):
+    if {"measured", "complexity"} & {config.intervals.method, config.budgets.method}:
         raise InputError(
-            "Measured intervals and budgets are decided on a trained base, so there is nothing to show yet. Run "
+            "Intervals and budgets that are measured (complexity too) are decided on a trained base, so there is nothing to show yet. Run "
             f"`proxyprune diffusion train --stage layout --out {run or 'FOLDER'}` with these settings, and give that folder as --run."
         )
     return setup, decide(setup, None)

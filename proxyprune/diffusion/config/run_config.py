@@ -74,9 +74,12 @@ class IntervalConfig:
 
     Attributes:
         count: Number of intervals N.
-        method: "uniform" in t, "equal-db", "dynamic" (least absolute deviation of clipped dB), or "measured" on the base model.
-        bins: Bins of timesteps that "measured" looks at.
+        method: "uniform" in t, "equal-db", "dynamic" (least absolute deviation of clipped dB), "measured" (gradients of the base), or
+            "complexity" (equal burden, measured on the base with two passes of a few images).
+        bins: Bins of timesteps that "measured" and "complexity" look at.
         images: Images in each bin.
+        monitor: What "complexity" measures: "acceleration" of the sampling path, or Dirichlet "energy" of the flow.
+        exponent: The density of the burden is the monitor to this power.
         loss_weight: Weight of the loss beside the gradients' direction in "measured".
         margin: How far an expert's training reaches into its neighbours, as a share of its own timesteps; it samples its own only.
     """
@@ -85,6 +88,8 @@ class IntervalConfig:
     method: str = "equal-db"
     bins: int = 16
     images: int = 64
+    monitor: str = "acceleration"
+    exponent: float = 0.5
     loss_weight: float = 0.5
     margin: float = 0.0
 
@@ -94,14 +99,15 @@ class BudgetConfig:
     """How much compute each interval gets.
 
     Attributes:
-        method: "formula", "measured", "full" (no pruning), or "even" (the target for every interval).
+        method: "formula", "measured", "complexity" (in proportion to the burden of each interval), "full" (no pruning), or "even" (the
+            target for every interval).
         target: Mean sampling MACs over the sampler's timesteps, as a fraction of the base.
         capacity: Which end the formula favours: "clean" (low noise) or "noisy".
         k: k of the formula; None solves it from the target.
         sampler_steps: Steps of the sampler that the mean is taken over.
         sampler: That sampler, which the pipeline then has: a short name ("ddim", "dpm++", ...) or a class of diffusers. None takes DDIM, or
             Euler for flow matching.
-        sizes: Fractions that "measured" tries; the smallest is the least that an expert may get.
+        sizes: Fractions that "measured" tries; the smallest is the least that an expert may get, by "complexity" too.
         trial_steps: Recovery steps of each trial, of the whole network; a smaller one gets as much compute, so more of them, unless
             compute.saved_to_recovery is off. None takes as many as cost a fiftieth of the reference's compute, all trials together, and
             up to a twentieth for trials of twenty steps.

@@ -14,8 +14,9 @@ _DECAYS = ("cosine", "linear", "constant")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "noise.schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "flow"),
     "noise.prediction": ("epsilon", "v_prediction", "sample", "flow"),
-    "intervals.method": ("uniform", "equal-db", "dynamic", "measured"),
-    "budgets.method": ("formula", "measured", "full", "even"),
+    "intervals.method": ("uniform", "equal-db", "dynamic", "measured", "complexity"),
+    "intervals.monitor": ("acceleration", "energy"),
+    "budgets.method": ("formula", "measured", "complexity", "full", "even"),
     "budgets.capacity": ("clean", "noisy"),
     "budgets.damage": ("relative", "absolute"),
     "budgets.damage_per": ("step", "interval"),
@@ -69,6 +70,7 @@ ABOVE_ZERO = (
     *(f"{stage}.{name}" for stage in ("base", "experts") for name in _OF_A_STAGE),
     "noise.clip_db",
     "noise.shift",
+    "intervals.exponent",
     "run.divergence",
 )
 """Finite and above 0; a clip and a gamma may be None."""
@@ -144,9 +146,10 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     weights, count = values["compute.expert_weights"], values["intervals.count"]
     if weights and len(weights) != count:
         found.append(f"compute.expert_weights must hold {count} weights, found {len(weights)}")
-    if values["intervals.method"] == "measured" and values["intervals.bins"] < count:
+    if values["intervals.method"] in ("measured", "complexity") and values["intervals.bins"] < count:
         found.append(f"intervals.bins must be at least intervals.count ({count}) to measure intervals, found {values['intervals.bins']}")
-    if values["budgets.method"] == "measured" and 0.0 < values["budgets.target"] < min(values["budgets.sizes"], default=0.0):
+    by_size = values["budgets.method"] in ("measured", "complexity")
+    if by_size and 0.0 < values["budgets.target"] < min(values["budgets.sizes"], default=0.0):
         found.append(f"budgets.sizes must hold a size of at most budgets.target ({values['budgets.target']}) to measure budgets")
     if values["budgets.sampler_steps"] > values["noise.timesteps"] >= 1:
         found.append(

@@ -180,6 +180,25 @@ def dynamic(schedule: NoiseSchedule, count: int, clip_db: float = 20.0) -> Inter
     return Intervals.at(best_cuts(absolute_deviation(schedule.clipped_db(clip_db)), count), schedule, "dynamic")
 
 
+def balanced(schedule: NoiseSchedule, count: int, burden: FloatArray) -> Intervals:
+    """Split the process so that every interval carries the same burden, as nearly as timesteps divide.
+
+    Args:
+        schedule: The process.
+        count: Intervals.
+        burden: Share of each timestep, [T], summing to 1.
+
+    Raises:
+        InputError: If one timestep carries more than an interval's share, so that an interval would be empty.
+    """
+    reached = np.concatenate([[0.0], np.cumsum(burden)])  # before each timestep
+    cuts = []
+    for share in (k / count for k in range(1, count)):
+        above = int(np.searchsorted(reached, share))
+        cuts.append(above if reached[above] - share <= share - reached[above - 1] else above - 1)
+    return Intervals.at(cuts, schedule, "complexity")
+
+
 def absolute_deviation(values: FloatArray) -> FloatArray:
     """Cost of every segment of monotone values: sum of |value - median|; [T + 1, T + 1], inf where there is no segment."""
     total = len(values)

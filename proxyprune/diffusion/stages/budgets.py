@@ -15,6 +15,8 @@ from typing import Any
 from proxyprune.errors import InputError, TargetError
 from proxyprune.support.dataclass_json import from_plain, to_plain
 
+_HALVINGS = 60  # of the range of a scale; beyond the precision of a float
+
 
 @dataclass(frozen=True)
 class Budgets:
@@ -159,6 +161,32 @@ def _undominated(states: list[tuple[int, float, tuple[Option, ...]]]) -> list[tu
         if not kept or state[1] < kept[-1][1]:
             kept.append(state)
     return kept
+
+
+def by_burden(target: float, steps: Sequence[int], burdens: Sequence[float], smallest: float) -> Budgets:
+    """Budgets in proportion to what each interval carries, between the smallest size and the whole network.
+
+    Args:
+        target: Mean fraction over the sampler's steps.
+        steps: Sampler steps in each interval.
+        burdens: Of each interval, above 0, in any unit.
+        smallest: Least that an expert may get.
+
+    Raises:
+        TargetError: If the target is below the smallest size.
+    """
+    if target < smallest:
+        raise TargetError(f"budgets.target is {target}, and the smallest size is {smallest}; add a smaller one to budgets.sizes.")
+
+    def fractions(scale: float) -> tuple[float, ...]:
+        return tuple(min(1.0, max(smallest, scale * burden)) for burden in burdens)
+
+    low, high = 0.0, 1.0 / min(burdens)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if weighted_mean(fractions(middle), steps) <= target else (low, middle)
+    note = f"In proportion to the burden of each interval: {', '.join(f'{burden / math.fsum(burdens):.0%}' for burden in burdens)}."
+    return Budgets(fractions(low), tuple(steps), "complexity", None, (note,))
 
 
 def by_measurement(

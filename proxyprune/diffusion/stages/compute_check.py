@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.stages.base_complexity import complexity_macs
 from proxyprune.diffusion.stages.judging import scoring_macs
 from proxyprune.diffusion.stages.layout import check_size, decide
 from proxyprune.diffusion.stages.trials import trial_macs
@@ -33,7 +34,7 @@ def check_compute(setup: Setup, looks: float) -> None:
         return
     left = setup.limit_macs - int(compute.base_share * setup.limit_macs)
     fractions = (min(config.budgets.sizes),) * config.intervals.count
-    if "measured" in (config.intervals.method, config.budgets.method):
+    if {"measured", "complexity"} & {config.intervals.method, config.budgets.method}:
         setup.sampler_snr()
         check_size(setup, config.budgets.target)  # some expert will be as small
     else:
@@ -41,6 +42,8 @@ def check_compute(setup: Setup, looks: float) -> None:
     cost = 0
     if config.intervals.method == "measured":
         cost += training_macs(setup.base_macs, config.intervals.bins * config.intervals.images)
+    if "complexity" in (config.intervals.method, config.budgets.method) and config.intervals.count > 1:
+        cost += complexity_macs(setup)
     if config.budgets.method == "measured" and config.intervals.count > 1:
         cost += trial_macs(setup, looks)
     if cost >= left:

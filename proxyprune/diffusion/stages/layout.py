@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from proxyprune.diffusion.process.intervals import Interval, Intervals, dynamic, equal_db, uniform
+from proxyprune.diffusion.process.complexity import Complexity
+from proxyprune.diffusion.process.intervals import Interval, Intervals, balanced, dynamic, equal_db, uniform
 from proxyprune.diffusion.process.noise_schedule import FloatArray
 from proxyprune.diffusion.process.objective import Losses
 from proxyprune.diffusion.records import read_json
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.stages.base_complexity import complexity_of_base
 from proxyprune.diffusion.stages.base_losses import losses_of_base, measured_intervals
-from proxyprune.diffusion.stages.budgets import Budgets, by_formula, by_measurement
+from proxyprune.diffusion.stages.budgets import Budgets, by_burden, by_formula, by_measurement
 from proxyprune.diffusion.stages.recovery import Measurement, fit_recovery
 from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.ledger import Entry, Ledger, split_allowance, training_macs
@@ -37,6 +39,7 @@ class Layout:
         measured: What measured budgets were read off, or None.
         ledger: What deciding cost.
         base_losses: (timestep, loss) of the base, where experts are weighed against it.
+        complexity: How complex the base is by noise level, where intervals or budgets follow it, or None.
     """
 
     intervals: Intervals
@@ -45,10 +48,21 @@ class Layout:
     measured: Measurement | None = field(default=None, repr=False)
     ledger: Ledger = field(default_factory=Ledger)
     base_losses: Losses = field(default=(), repr=False)
+    complexity: Complexity | None = field(default=None, repr=False)
 
 
-def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[Intervals, tuple[Entry, ...]]:
-    """Intervals by the configured method.
+def choose_intervals(
+    setup: Setup, weights: dict[str, Tensor] | None, complexity: Complexity | None = None
+) -> tuple[Intervals, tuple[Entry, ...]]:
+    """Choose intervals by the configured method.
+
+    Args:
+        setup: The run.
+        weights: Of the trained base, or None.
+        complexity: Of the base, or None.
+
+    Returns:
+        The intervals, and what finding them cost beside `complexity`.
 
     Raises:
         InputError: If the method measures and there is no base yet.
@@ -61,6 +75,10 @@ def choose_intervals(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[I
             raise InputError("Measured intervals need a trained base; run the base stage first.")
         found, entry = measured_intervals(setup, setup.base_model(weights))
         return found, (entry,)
+    if settings.method == "complexity":
+        if complexity is None:
+            raise InputError("Intervals of equal complexity need a trained base; run the base stage first.")
+        return balanced(setup.schedule, settings.count, complexity.burden(setup.schedule)), ()
     if settings.method == "uniform":
         return uniform(setup.schedule, settings.count), ()
     return (dynamic if settings.method == "dynamic" else equal_db)(setup.schedule, settings.count, clip), ()
@@ -94,7 +112,9 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | No
 
 
 def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | None) -> Layout:
-    intervals, entries = choose_intervals(setup, weights)
+    complexity, measuring = _complexity(setup, weights)
+    intervals, entries = choose_intervals(setup, weights, complexity)
+    entries = (*measuring, *entries)
     members = intervals.over(setup.schedule)
     settings, counts = setup.config.budgets, intervals.counts(setup.sampler_snr())
     whole, losses = setup.only_base, _NO_LOSSES
@@ -102,16 +122,33 @@ def _decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | N
         losses, entry = losses_of_base(setup, setup.base_model(weights), members)
         entries = (*entries, entry)
     ledger = Ledger(limit_macs).add(*entries)
+    measured = None
     if settings.method == "full" or whole:
-        return Layout(intervals, members, Budgets((1.0,) * len(members), counts, "full"), None, ledger, losses)
-    if settings.method == "even" or len(members) == 1:
-        return Layout(intervals, members, Budgets((settings.target,) * len(members), counts, "even"), None, ledger, losses)
-    if settings.method == "formula":
-        return Layout(intervals, members, by_formula(settings.target, counts, settings.capacity, settings.k), None, ledger, losses)
-    if weights is None:
+        budgets = Budgets((1.0,) * len(members), counts, "full")
+    elif settings.method == "even" or len(members) == 1:
+        budgets = Budgets((settings.target,) * len(members), counts, "even")
+    elif settings.method == "formula":
+        budgets = by_formula(settings.target, counts, settings.capacity, settings.k)
+    elif settings.method == "complexity":
+        if complexity is None:
+            raise InputError("Budgets by complexity need a trained base; run the base stage first.")
+        burden = complexity.burden(setup.schedule)
+        carried = [float(burden[member.first : member.last + 1].sum()) for member in members]
+        budgets = by_burden(settings.target, counts, carried, min(settings.sizes))
+    elif weights is None:
         raise InputError("Measured budgets need a trained base; run the base stage first.")
-    budgets, measured, ledger = _measured_budgets(setup, weights, members, counts, ledger, losses)
-    return Layout(intervals, members, budgets, measured, ledger, losses)
+    else:
+        budgets, measured, ledger = _measured_budgets(setup, weights, members, counts, ledger, losses)
+    return Layout(intervals, members, budgets, measured, ledger, losses, complexity)
+
+
+def _complexity(setup: Setup, weights: dict[str, Tensor] | None) -> tuple[Complexity | None, tuple[Entry, ...]]:
+    """Measure the complexity of the base, where there is one and intervals or budgets follow it."""
+    followed = "complexity" in (setup.config.intervals.method, setup.config.budgets.method)
+    if weights is None or not followed or setup.config.intervals.count == 1:
+        return None, ()
+    found, entry = complexity_of_base(setup, setup.base_model(weights))
+    return found, (entry,)
 
 
 def _measured_budgets(
@@ -178,10 +215,11 @@ def read_layout(run: RunFolder, setup: Setup) -> Layout | None:
         measured = Measurement.from_dict(found["measured"]) if found.get("measured") else None
         budgets, ledger = Budgets.from_dict(found["budgets"]), Ledger.from_dict(found["ledger"])
         losses = tuple((time, loss) for time, loss in found.get("base_losses", ()))
+        complexity = Complexity.from_dict(found["complexity"]) if found.get("complexity") else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise StorageError(f"{run.layout} is malformed ({reason}). Remove it to decide intervals and budgets again.") from error
-    return Layout(intervals, intervals.over(setup.schedule), budgets, measured, ledger, losses)
+    return Layout(intervals, intervals.over(setup.schedule), budgets, measured, ledger, losses, complexity)
 
 
 def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
@@ -201,6 +239,7 @@ def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
         "measured": layout.measured.to_dict() if layout.measured else None,
         "ledger": layout.ledger.to_dict(),
         "base_losses": [list(pair) for pair in layout.base_losses],
+        "complexity": layout.complexity.to_dict() if layout.complexity else None,
         "curve": [[time, _finite(float(snr_db[time]))] for time in shown],
     }
 
