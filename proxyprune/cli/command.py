@@ -36,7 +36,7 @@ class Command(click.Command):
     """A command that turns `ProxyPruneError` and Ctrl-C into a message, or lets them through under `--traceback`.
 
     Args:
-        stopped: What Ctrl-C leaves behind, and how to go on.
+        stopped: What Ctrl-C leaves behind, and how to go on. What the interruption itself says stands before it.
     """
 
     def __init__(self, *args: Any, stopped: str = "The result was not written.", **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ class Command(click.Command):
         except KeyboardInterrupt as error:
             if ctx.meta.get(_WANTS_TRACEBACK):
                 raise
-            raise Stopped(f"Stopped. {self._stopped}") from error
+            raise Stopped(f"{str(error) or 'Stopped.'} {self._stopped}") from error
 
 
 def _remember(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
 from proxyprune.errors import ModelFileError, StorageError, UnknownNameError
-from proxyprune.modelfile import load_model_file, load_weights
+from proxyprune.modelfile import EXAMPLE_INPUTS, load_model_file, load_weights
+from proxyprune.support.nested import tensors_of
 from proxyprune.support.seeds import derived_seed
 
 
@@ -95,8 +96,22 @@ MODELS: Mapping[str, tuple[int, Callable[..., tuple[str, Arguments]]]] = {
 
 
 def image_size(config: StepAdaptiveConfig) -> int | None:
-    """Pixels that a preset is made for; None for anything else."""
-    return MODELS[config.model][0] if config.model in MODELS else None
+    """Return the pixels along a side that a network is made for, or None if it does not say.
+
+    A preset says so, a diffusers config by its `sample_size`, and a model file by the first example input with four dimensions.
+    """
+    name = config.model
+    if name in MODELS:
+        return MODELS[name][0]
+    place = Path(name).expanduser()
+    if (place / "config.json").is_file() or place.suffix == ".json":
+        size = _read_record(place / "config.json" if place.is_dir() else place)["config"].get("sample_size")
+        return size if isinstance(size, int) else None
+    if (place.suffix == ".py" or ".py:" in name) and config.data.size is None:
+        file = load_model_file(name, seed=derived_seed(config.seed, "network") % 2**32)
+        if callable(getattr(file.module, EXAMPLE_INPUTS, None)):
+            return next((int(tensor.shape[-1]) for tensor in tensors_of(file.example_inputs()) if tensor.ndim == 4), None)
+    return None
 
 
 def source_of(config: StepAdaptiveConfig, shape: tuple[int, int, int], classes: int) -> Source:

@@ -17,14 +17,27 @@ def _silent(done: int, note: str) -> None:
 def _lines(label: str, total: int, write: Callable[[str], object], seconds: float) -> Advance:
     """Write at most one line in so many seconds, for the log file of a job."""
     last = time.monotonic()
+    first: tuple[int, float] | None = None  # what was done when it was first asked, and when
 
     def advance(done: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            write(f"{label}: {done:,} of {total:,}  {note}")
+        nonlocal last, first
+        now = time.monotonic()
+        first = first or (done, now)
+        if now - last >= seconds:
+            last = now
+            pace = (now - first[1]) / (done - first[0]) if done > first[0] else None
+            left = "" if pace is None else f"  {duration(pace * (total - done))} left"
+            write(f"{label}: {done:,} of {total:,}  {note}{left}")
 
     return advance
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in the unit that suits it, such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
 
 
 @contextlib.contextmanager

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxyprune.cli.command import Command, traceback_option
-from proxyprune.cli.options.completion import PRESETS, SAMPLERS, files, preset_names, sampler_names, scorer_names, setting_names
+from proxyprune.cli.options.completion import PRESETS, files, preset_names, scorer_names, setting_names
+from proxyprune.cli.options.sampling import COUNTS, SamplingOptions, sampling_options
 from proxyprune.cli.options.shared import file_option, gathered, json_option, plot_option
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
-    from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
     from proxyprune.diffusion.setup import Setup
     from proxyprune.diffusion.stages.layout import Layout
     from proxyprune.diffusion.trainer import StepAdaptiveTrainer
@@ -186,7 +184,7 @@ def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Setup, Layo
     return setup, decide(setup, None)
 
 
-@diffusion.command(cls=Command, stopped="The last checkpoint is kept; the same command goes on from there.")
+@diffusion.command(cls=Command, stopped="The same command goes on with what is there.")
 @choice_options
 @click.option(
     "--out", "folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The run; an unfinished one goes on."
@@ -213,6 +211,7 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
     if interval is not None or stage in ("layout", "experts", "merge"):
         _check_run(folder, choice)
     with output(as_json) as out:
+        was_finished = RunFolder(folder).ledger.is_file() and RunFolder(folder).pipeline.is_dir()
         trainer = StepAdaptiveTrainer(choice.load(folder), folder, base=base_from)
         main = trainer.accelerator.is_main_process
         _stages(trainer, stage, interval)
@@ -221,6 +220,8 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
         if not main:
             return
         ledger = trainer.ledger()
+        if was_finished:
+            out.show(f"{folder} was finished before; nothing was trained.")
         if layout is not None:
             out.show(*layout_table(layout, trainer.setup.base_macs, trainer.setup.schedule.snr_db))
         out.show(ledger_table(ledger))
@@ -245,84 +246,14 @@ def _stages(trainer: StepAdaptiveTrainer, stage: str, interval: int | None) -> N
     steps[stage]()
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How images are drawn.
-
-    Attributes:
-        pipeline: Folder of the pipeline.
-        count: Number of images.
-        steps: Sampling steps.
-        sampler: Name of the sampler; None keeps the saved one.
-        batch_size: Images at a time.
-        seed: Of the images.
-        one_at_a_time: Keep only one expert in memory.
-        compile: Use torch.compile.
-        model: Model file, for networks that came from one.
-        condition: File of labels or embeddings, or None.
-    """
-
-    pipeline: Path
-    count: int
-    steps: int
-    sampler: str | None
-    batch_size: int
-    seed: int
-    one_at_a_time: bool
-    compile: bool
-    model: str | None
-    condition: Path | None
-
-    @property
-    def conditions(self) -> Tensor | None:
-        """One label or embedding for each image; None to leave it to the pipeline."""
-        from proxyprune.diffusion.data.conditions import read_condition, repeated
-
-        return None if self.condition is None else repeated(read_condition(self.condition), self.count)
-
-    def open(self) -> StepAdaptivePipeline:
-        """Load the pipeline."""
-        from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
-        from proxyprune.modelfile import load_model_file
-
-        factory = None if self.model is None else load_model_file(self.model).build_model
-        found = StepAdaptivePipeline.from_pretrained(self.pipeline, factory=factory, resident=not self.one_at_a_time)
-        if self.sampler is not None:
-            found.use(self.sampler)
-        return found.compile() if self.compile else found
-
-
-_SAMPLING = (
-    click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
-    click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps."),
-    click.option(
-        "--sampler",
-        metavar="NAME",
-        shell_complete=sampler_names,
-        help=f"{', '.join(SAMPLERS)}, or a class of diffusers; the saved one by default.",
-    ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time; changes no image."),
-    click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images."),
-    click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
-    click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
-    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
-    file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
-)
-
-
-def sampling_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of `SamplingOptions`, as its argument `sampling`, with a default for the number of images."""
-    option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
-    return gathered("sampling", SamplingOptions, (_SAMPLING[0], option, *_SAMPLING[1:]))
-
-
 @diffusion.command(cls=Command)
 @sampling_options(count=64)
+@click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps.")
 @file_option("--grid", "PATH", "Write a picture of all images.")
 @file_option("--out", "FILE.npz", "Write the images as bytes.")
 @json_option
 @traceback_option
-def sample(sampling: SamplingOptions, grid: Path | None, out: Path | None, as_json: bool) -> None:
+def sample(sampling: SamplingOptions, steps: int, grid: Path | None, out: Path | None, as_json: bool) -> None:
     """Draw images; write a grid, an npz file, or both."""
     import time
 
@@ -335,14 +266,14 @@ def sample(sampling: SamplingOptions, grid: Path | None, out: Path | None, as_js
         images.check_places(grid, out)
         pipeline = sampling.open()
         started = time.perf_counter()
-        settings: dict[str, Any] = {"steps": sampling.steps, "batch_size": sampling.batch_size, "seed": sampling.seed}
+        settings: dict[str, Any] = {"steps": steps, "batch_size": sampling.batch_size, "seed": sampling.seed}
         found = pipeline.generate(sampling.count, condition=sampling.conditions, **settings)
         seconds = time.perf_counter() - started
         if grid is not None:
             images.save_picture(images.grid(found, scale=max(1, 64 // found.shape[-1])), grid)
         if out is not None:
             images.save_arrays(found, out)
-        macs, relative = pipeline.sampling_macs(sampling.steps), pipeline.relative_macs(sampling.steps)
+        macs, relative = pipeline.sampling_macs(steps), pipeline.relative_macs(steps)
         shown.show(f"{len(found)} images in {seconds:.1f} s; {macs:,} MACs an image, {relative:.1%} of the unpruned network's.")
         shown.emit(
             {
@@ -352,7 +283,7 @@ def sample(sampling: SamplingOptions, grid: Path | None, out: Path | None, as_js
                 "sampling_macs": macs,
                 "relative_macs": relative,
                 "sampler": type(pipeline.scheduler).__name__,
-                "steps": sampling.steps,
+                "steps": steps,
                 "seed": sampling.seed,
                 "grid": None if grid is None else str(grid),
                 "out": None if out is None else str(out),
@@ -362,46 +293,32 @@ def sample(sampling: SamplingOptions, grid: Path | None, out: Path | None, as_js
 
 @diffusion.command(cls=Command)
 @sampling_options(count=2000)
+@click.option("--steps", type=COUNTS, default="50", show_default=True, help="Sampling steps; several, such as 8,12,20, are compared.")
+@click.option("--beside", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A further pipeline; may be repeated.")
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
 @click.option(
     "--features",
     metavar="NAME",
-    help="fashion-mnist, digits, inception or inception:WEIGHTS.pth; by default those of the data, which digits and fashion-mnist have.",
+    help="fashion-mnist, digits, inception, inception:WEIGHTS.pth, or trained, which learns them on the images; by default those of the "
+    "data, or trained.",
 )
+@plot_option("distance against compute, a curve for each pipeline")
 @json_option
 @traceback_option
-def evaluate(sampling: SamplingOptions, run: Path | None, features: str | None, as_json: bool) -> None:
-    """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert."""
-    from proxyprune.cli.output.console import output
-    from proxyprune.cli.output.diffusion_tables import evaluation_table
-    from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
-    from proxyprune.diffusion.data.image_data import load_data
-    from proxyprune.diffusion.evaluation.evaluate import evaluate as judge
-    from proxyprune.diffusion.evaluation.features import load_features
-    from proxyprune.diffusion.networks import image_size
-    from proxyprune.diffusion.process.noise_schedule import NoiseSchedule
+def evaluate(
+    sampling: SamplingOptions,
+    steps: tuple[int, ...],
+    beside: tuple[Path, ...],
+    run: Path | None,
+    features: str | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert.
 
-    with output(as_json) as out:
-        pipeline = sampling.open()
-        config_path = RunFolder(run or sampling.pipeline.parent).config
-        if not config_path.is_file():
-            raise StorageError(
-                f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{config_path}'; "
-                "it is not there. Give the folder of the run with --run."
-            )
-        config = StepAdaptiveConfig.from_json(config_path)
-        data = load_data(config.data, image_size(config))
-        compared = load_features(features or config.data.source)
-        found = judge(
-            pipeline,
-            data,
-            compared,
-            images=sampling.count,
-            steps=sampling.steps,
-            batch_size=sampling.batch_size,
-            seed=sampling.seed,
-            schedule=NoiseSchedule.of(config.noise),
-            condition=sampling.conditions,
-        )
-        out.show(evaluation_table(found), *(f"• {note}" for note in found.notes))
-        out.emit(found.to_dict())
+    With several numbers of steps, or pipelines (--beside), a table compares distance, compute and time.
+    """
+    from proxyprune.cli.actions.evaluate_pipelines import Evaluated, evaluate_pipelines
+
+    places = (sampling.pipeline, *beside)
+    evaluate_pipelines(Evaluated(places, steps, run, features, plot), sampling, as_json=as_json)

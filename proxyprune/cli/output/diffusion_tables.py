@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -63,6 +64,26 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_row("parameters stored", f"{found.params:,}", "")
     for index, loss in enumerate(found.losses):
         table.add_row(f"held-out loss, interval {index}", f"{loss:.5f}", "")
+    return table
+
+
+def frontier_table(found: Sequence[tuple[str, Evaluation]]) -> Table:
+    """Return a row for each pipeline and number of steps: distance, compute and time of one image."""
+    first = found[0][1]
+    table = _table(f"{first.images:,} images, seed {first.seed}, features {first.features}; reference: {first.reference}")
+    table.add_column("pipeline", overflow="fold")
+    for heading in ("steps", "Fréchet", "95 % interval", "MACs", "of the base", "ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, judged in found:
+        table.add_row(
+            name,
+            str(judged.steps),
+            f"{judged.frechet.value:.3f}",
+            f"{judged.frechet.low:.2f} to {judged.frechet.high:.2f}",
+            quantity(judged.sampling_macs),
+            f"{judged.relative_macs:.1%}",
+            f"{1000 * judged.seconds_per_image:.1f}",
+        )
     return table
 
 

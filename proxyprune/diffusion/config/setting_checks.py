@@ -80,6 +80,7 @@ NOT_NEGATIVE = (
     "intervals.loss_weight",
     "run.sample_every",
     "run.loss_bins",
+    "run.checkpoint_minutes",
 )
 """Finite and at least 0."""
 

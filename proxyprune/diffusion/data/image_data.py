@@ -12,7 +12,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SHUFFLE_SEED = 0
+_DIGITS_HELD_OUT, _MOST_HELD_OUT = 297, 5000
 _CONDITIONS = ("labels", "y", "embeddings")
 """Names of what an npz tells a denoiser about each image."""
 """Held-out images are the same in every run, whatever the run's seed."""
@@ -133,7 +134,8 @@ def _digits(config: DataConfig, size: int | None) -> ImageData:
         raise DataError(f"The digits come with scikit-learn, which is not installed. Run: {how_to_install('sklearn')}") from error
     found = load_digits()
     images = np.rint(found.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
-    return _split("digits", _resized(torch.from_numpy(images), size or 8), torch.from_numpy(found.target).long(), config)
+    usual = replace(config, held_out=_DIGITS_HELD_OUT) if config.held_out is None else config
+    return _split("digits", _resized(torch.from_numpy(images), size or 8), torch.from_numpy(found.target).long(), usual)
 
 
 def _fashion(config: DataConfig, size: int | None) -> ImageData:
@@ -363,10 +365,11 @@ def _size_needed(size: int | None, where: object) -> int:
 
 
 def _split(name: str, images: Tensor, labels: Tensor | None, config: DataConfig) -> ImageData:
-    if not 0 < config.held_out < len(images):
-        raise DataError(f"{name} has {len(images)} images, of which {config.held_out} cannot be held out; set data.held_out.")
+    count = min(_MOST_HELD_OUT, max(1, len(images) // 10)) if config.held_out is None else config.held_out
+    if not 0 < count < len(images):
+        raise DataError(f"{name} has {len(images)} images, of which {count} cannot be held out; set data.held_out.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derived_seed(_SHUFFLE_SEED, "held out")))
-    kept, out = order[config.held_out :], order[: config.held_out]
+    kept, out = order[count:], order[:count]
     if labels is None or not config.labels:
         return ImageData(name, images[kept], images[out])
     classes = 0 if labels.is_floating_point() else int(labels.max()) + 1

@@ -126,7 +126,7 @@ def compare(
         "precision": precision,
         "recall": recall,
         "real_frechet": None if others is None else frechet_distance(a, features.of(others)),
-        "notes": (_FEW.format(_IMAGES_A_FEATURE * a.shape[1]),) * few,
+        "notes": (features.note,) * bool(features.note) + (_FEW.format(_IMAGES_A_FEATURE * a.shape[1]),) * few,
     }
 
 

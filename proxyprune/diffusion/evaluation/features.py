@@ -28,11 +28,11 @@ class FeatureNet(nn.Module):
     Trained by benchmarks/train_features.py, which also records the accuracy.
     """
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 96), classes: int = 10) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 96), classes: int = 10, channels: int = 1) -> None:
         super().__init__()
         first, second, third = widths
         self.stages = nn.Sequential(
-            _block(1, first),
+            _block(channels, first),
             _block(first, first),
             nn.MaxPool2d(2),
             _block(first, second),
@@ -67,10 +67,12 @@ class Features:
 
     Attributes:
         name: What figures are labelled with.
+        note: What a reader of the figures has to know, or an empty string.
     """
 
     name: str
     _embed: Callable[[Tensor], Tensor] = field(repr=False)
+    note: str = ""
 
     def of(self, images: Tensor, batch_size: int = 250) -> NDArray[np.float64]:
         """Features [images, D] of bytes [images, channels, height, width].
@@ -103,8 +105,8 @@ def load_features(name: str) -> Features:
         return Features("inception-v3-compat (torch-fidelity)", _inception(Path(path) if path else None))
     if name not in SIZES:
         raise UnknownNameError(
-            f"There are no features of their own for {name!r}: those of {', '.join(SIZES)} are part of the package. Take one of them, or "
-            "inception (--features), which needs torch-fidelity."
+            f"There are no features {name!r}: those of {', '.join(SIZES)} are part of the package. Take one of them, inception (needs "
+            "torch-fidelity), or trained, which are learned on the images (--features)."
         )
     size, widths = SIZES[name]
     network = FeatureNet(widths)

@@ -12,7 +12,7 @@ from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import StorageError
 
 _FREE = {
-    "run": ("cpu", "checkpoint_every", "log_every", "trackers", "divergence", "loss_bins", "loss_images"),
+    "run": ("cpu", "checkpoint_every", "checkpoint_minutes", "log_every", "trackers", "divergence", "loss_bins", "loss_images"),
     "pruning": ("accept_unreliable",),
 }
 """Settings that may differ when a run goes on."""

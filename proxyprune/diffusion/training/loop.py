@@ -16,6 +16,7 @@ from proxyprune.diffusion.run_folder import StageFolder
 from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.diffusion.training.batches import Draws
 from proxyprune.diffusion.training.checkpoint import Checkpoint
+from proxyprune.diffusion.training.interruption import TrainingStopped, Watch
 from proxyprune.diffusion.training.state import Training
 from proxyprune.diffusion.training.step import TrainingStep
 from proxyprune.errors import DivergedError
@@ -74,6 +75,7 @@ class Loop:
 
         Raises:
             DivergedError: If the loss, its gradient or a weight is not finite, or the loss is far above its best.
+            TrainingStopped: If SIGINT or SIGTERM came; the checkpoint of the last step is written before.
         """
         phase = training.phase
         if training.step >= phase.stop:
@@ -82,7 +84,9 @@ class Loop:
         started, done = time.perf_counter(), training.step
         main = self.accelerator.is_main_process
         shown = bar(self.name, phase.stop, shown=main, seconds_between_lines=self.seconds_between_lines)
-        with TrainingStep.prepared(training, self.objective, self.stage.clip, self.accelerator) as step, shown as advance:
+        watch = Watch(self.accelerator, self.run.checkpoint_minutes)
+        prepared = TrainingStep.prepared(training, self.objective, self.stage.clip, self.accelerator)
+        with watch, prepared as step, shown as advance:
             while training.step < phase.stop:
                 rate = learning_rate(self.stage, phase.at(training.step))
                 loss = self._step(step, rate)
@@ -90,7 +94,8 @@ class Loop:
                 self._judge(training, loss)
                 speed = (training.step - done) * self.run.batch_size / (time.perf_counter() - started)
                 advance(training.step, f"loss {training.smooth[0]:.4f}  {speed:.0f} images/s")
-                self._after(training, {"loss": loss, "learning_rate": rate, "images_per_s": round(speed, 1), "phase": phase.number})
+                values = {"loss": loss, "learning_rate": rate, "images_per_s": round(speed, 1), "phase": phase.number}
+                self._after(training, values, watch)
         training.model.eval()
 
     def _step(self, step: TrainingStep, rate: float) -> float:
@@ -101,19 +106,29 @@ class Loop:
             raise self._diverged(training, outcome.problem)
         return outcome.loss
 
-    def _after(self, training: Training, values: dict[str, Any]) -> None:
+    def _after(self, training: Training, values: dict[str, Any], watch: Watch) -> None:
         step, last = training.step, training.step == training.phase.stop
         if step % self.run.log_every == 0 or last:
             self.accelerator.log({f"{self.name}/{key}": value for key, value in values.items()}, step=step)
         if self.preview is not None and self.run.sample_every and step % self.run.sample_every == 0:
             self.preview(training)  # first, so that a checkpoint of this step has its cost
             training.model.train()
-        if step % self.run.checkpoint_every == 0 or last:
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters()):
-                raise self._diverged(training, "some weights are not finite")
-            if self.accelerator.scaler is not None:
-                training.scaler = self.accelerator.scaler.state_dict()
-            self.save(training)
+        due, stops = watch.decision()
+        if due or last or step % self.run.checkpoint_every == 0:
+            self._checkpoint(training)
+            watch.saved()
+        if stops:
+            raise TrainingStopped(
+                f"Stopped {self.name} at step {step:,} of {training.phase.stop:,}; the checkpoint of this step is written to "
+                f"{self.folder.checkpoint}."
+            )
+
+    def _checkpoint(self, training: Training) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters()):
+            raise self._diverged(training, "some weights are not finite")
+        if self.accelerator.scaler is not None:
+            training.scaler = self.accelerator.scaler.state_dict()
+        self.save(training)
 
     def _judge(self, training: Training, loss: float) -> None:
         before, lowest = training.smooth

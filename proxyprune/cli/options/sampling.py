@@ -1,0 +1,104 @@
+"""Options of `diffusion sample` and `diffusion evaluate`: which pipeline, and how its images are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from proxyprune.cli.options.completion import SAMPLERS, files, sampler_names
+from proxyprune.cli.options.shared import file_option, gathered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+
+
+class _Counts(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on, and not before
+    """Whole numbers from 1 up, between commas."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Read the text."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+            self.fail(f"expected whole numbers from 1 up, between commas, such as 8,12,20; found {value!r}", param, ctx)
+        return tuple(sorted({int(part) for part in parts}))
+
+
+COUNTS = _Counts()
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are drawn.
+
+    Attributes:
+        pipeline: Folder of the pipeline.
+        count: Number of images.
+        sampler: Name of the sampler; None keeps the saved one.
+        batch_size: Images at a time.
+        seed: Of the images.
+        one_at_a_time: Keep only one expert in memory.
+        compile: Use torch.compile.
+        model: Model file, for networks that came from one.
+        condition: File of labels or embeddings, or None.
+    """
+
+    pipeline: Path
+    count: int
+    sampler: str | None
+    batch_size: int
+    seed: int
+    one_at_a_time: bool
+    compile: bool
+    model: str | None
+    condition: Path | None
+
+    @property
+    def conditions(self) -> Tensor | None:
+        """One label or embedding for each image; None to leave it to the pipeline."""
+        from proxyprune.diffusion.data.conditions import read_condition, repeated
+
+        return None if self.condition is None else repeated(read_condition(self.condition), self.count)
+
+    def open(self, folder: Path | None = None) -> StepAdaptivePipeline:
+        """Load the pipeline, or another one in the same way."""
+        from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
+        from proxyprune.modelfile import load_model_file
+
+        factory = None if self.model is None else load_model_file(self.model).build_model
+        found = StepAdaptivePipeline.from_pretrained(folder or self.pipeline, factory=factory, resident=not self.one_at_a_time)
+        if self.sampler is not None:
+            found.use(self.sampler)
+        return found.compile() if self.compile else found
+
+
+_SAMPLING = (
+    click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
+    click.option(
+        "--sampler",
+        metavar="NAME",
+        shell_complete=sampler_names,
+        help=f"{', '.join(SAMPLERS)}, or a class of diffusers; the saved one by default.",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time; changes no image."),
+    click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images."),
+    click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
+    click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
+    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
+    file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
+)
+
+
+def sampling_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of `SamplingOptions`, as its argument `sampling`, with a default for the number of images."""
+    option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
+    return gathered("sampling", SamplingOptions, (_SAMPLING[0], option, *_SAMPLING[1:]))
