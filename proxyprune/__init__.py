@@ -34,8 +34,20 @@ The flow, from the bottom up; each folder or file imports only those before it:
     cli           the command line
 """
 
+from typing import Any
+
 import lazy_loader
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return _attribute(name)
+    import difflib
+
+    close = difflib.get_close_matches(name, __all__, n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{suggestion}", name=name)

@@ -286,6 +286,11 @@ def _read_surgery(path: Path) -> Surgery:
 
 
 def _build(factory: Factory) -> nn.Module:
+    if isinstance(factory, nn.Module):
+        raise ModelFileError(
+            f"Expected a function that builds the unpruned model, found a model ({type(factory).__name__}). Pass the function itself: "
+            "build_model, not build_model()."
+        )
     build = getattr(factory, "build_model", factory)
     if not callable(build):
         raise ModelFileError(f"Expected a factory that builds the unpruned model, found {type(factory).__name__}.")

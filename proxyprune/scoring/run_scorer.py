@@ -134,8 +134,12 @@ def check_ranking(graph: ModelGraph, ranking: object, scorer: str) -> Ranking:
             f"Scorer '{scorer}' must score each of the {len(wanted)} blocks once, found {len(ranking.scores)} scores: {'; '.join(found)}. "
             "Use the ids of graph.blocks."
         )
+    notes = ranking.notes
+    if ranking.scorer != scorer:
+        notes = (*notes, f"Scorer '{scorer}' returned a ranking that names '{ranking.scorer}' as its scorer.")
     return dataclasses.replace(
         ranking,
+        notes=notes,
         scores={block: _block_score(scorer, block, ranking.scores[block]) for block in wanted},
         channel_scores=_channel_scores(graph, ranking.channel_scores, scorer),
         removal_scores=_removal_scores(wanted, ranking.removal_scores, scorer),

@@ -157,7 +157,10 @@ class Intervals:
         snr = np.clip(schedule.snr_db, -_FAR_DB, _FAR_DB)
         edges = (0, *cuts, len(snr))
         if any(a >= b for a, b in itertools.pairwise(edges)):
-            raise InputError(f"Cuts at {list(cuts)} leave an interval without timesteps of {len(snr)}; use fewer intervals.")
+            empty = sum(a >= b for a, b in itertools.pairwise(edges))
+            raise InputError(
+                f"Split by {method!r}, {empty} of {len(cuts) + 1} intervals would hold none of the {len(snr)} timesteps; use fewer intervals."
+            )
         return cls(tuple(float((snr[cut - 1] + snr[cut]) / 2.0) for cut in cuts), method)
 
 
