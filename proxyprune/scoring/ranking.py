@@ -75,9 +75,7 @@ class Ranking:
             InvalidScoreError: If the data is of another schema, a field is malformed, or a score is not in [0, 1].
         """
         if "removed_blocks" in data and "scores" not in data:
-            raise InvalidScoreError(
-                "Expected a ranking, found a plan. Apply a plan with pp.apply_plan, or give the ranking.json beside it."
-            )
+            raise InvalidScoreError("Expected a ranking, found a plan. Give the ranking.json beside it, or apply it with pp.apply_plan.")
         if data.get("schema") != SCHEMA:
             raise InvalidScoreError(f"Expected a ranking with schema {SCHEMA}, found {data.get('schema')!r}. Score the model again.")
         return from_plain(cls, data, _damaged)

@@ -94,7 +94,7 @@ def test_a_burden_in_one_timestep_is_refused():
     burden[500] = 1.0
     schedule = NoiseSchedule.of(NoiseConfig())
     assert [member.timesteps for member in balanced(schedule, 3, burden).over(schedule)] == [500, 1, 499]
-    with pytest.raises(InputError, match="1 of 4 intervals would hold none of the 1000 timesteps"):
+    with pytest.raises(InputError, match="1 of 4 intervals hold none of the 1000 timesteps"):
         balanced(schedule, 4, burden)
 
 

@@ -159,7 +159,7 @@ class Intervals:
         if any(a >= b for a, b in itertools.pairwise(edges)):
             empty = sum(a >= b for a, b in itertools.pairwise(edges))
             raise InputError(
-                f"Split by {method!r}, {empty} of {len(cuts) + 1} intervals would hold none of the {len(snr)} timesteps; use fewer intervals."
+                f"Split by {method!r}, {empty} of {len(cuts) + 1} intervals hold none of the {len(snr)} timesteps; use fewer intervals."
             )
         return cls(tuple(float((snr[cut - 1] + snr[cut]) / 2.0) for cut in cuts), method)
 
