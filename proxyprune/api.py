@@ -28,6 +28,7 @@ from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.support.progress import bar
+from proxyprune.surgery.attribute_evidence import AttributeEvidence, evidence_for
 from proxyprune.surgery.perform import perform
 from proxyprune.surgery.probe import probe_groups, with_pins
 from proxyprune.tracing.capture import capture_all
@@ -278,11 +279,12 @@ def _prune_once(
     model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, ranking: Ranking, request: PlanRequest, *, inplace: bool
 ) -> _Attempt:
     failure = VerificationError("No plan was tried.")
+    evidence = evidence_for(model, graph, example_inputs)
     # Each failure keeps one more block, or leaves fewer prunable groups; so this many attempts are enough.
     for _ in range(len(graph.prunable) + len(graph.blocks) + 1):
         plan = plan_for(graph, ranking, request, model=model)
         try:
-            applied = apply(model, plan, example_inputs, inplace=inplace, graph=graph)
+            applied = apply(model, plan, example_inputs, inplace=inplace, graph=graph, evidence=evidence)
         except VerificationError as error:
             failure = error
         else:
@@ -292,7 +294,7 @@ def _prune_once(
         if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
             request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
         else:
-            graph = _amended(model, example_inputs, graph, failure)
+            graph = _amended(model, example_inputs, graph, failure, evidence)
             ranking = _restricted(ranking, graph)
     raise VerificationError(
         "No plan could be verified, although blocks were kept and channel groups pinned as often as there are blocks and groups. "
@@ -302,7 +304,13 @@ def _prune_once(
     ) from failure
 
 
-def _amended(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, failure: VerificationError) -> ModelGraph:
+def _amended(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    graph: ModelGraph,
+    failure: VerificationError,
+    evidence: Sequence[AttributeEvidence],
+) -> ModelGraph:
     """Return the graph with the groups pinned or tied whose cut the forward does not follow.
 
     Raises:
@@ -310,7 +318,7 @@ def _amended(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph,
     """
     if not failure.groups:
         raise failure
-    amended = probe_groups(model, example_inputs, graph)
+    amended = probe_groups(model, example_inputs, graph, evidence)
     if amended is graph:  # every group can be cut alone, but not as this plan does
         amended = with_pins(model, graph, failure.groups, f"is not followed by the forward of {failure.module or 'the model'}")
     if amended.amendments == graph.amendments:

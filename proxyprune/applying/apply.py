@@ -19,7 +19,7 @@ from proxyprune.planning.plan import PrunePlan
 from proxyprune.standard.follow_config import follow_config
 from proxyprune.standard.rebuild import InnerCall, inner_call
 from proxyprune.support.nested import tensors_of
-from proxyprune.surgery.attribute_evidence import AttributeEvidence
+from proxyprune.surgery.attribute_evidence import AttributeEvidence, evidence_for
 from proxyprune.surgery.attribute_proposals import AttributeProposals
 from proxyprune.surgery.comparison import predicted_calls
 from proxyprune.surgery.decoding import Decoding, find_decoding
@@ -101,16 +101,24 @@ def apply_plan(
 
 
 def apply(
-    model: nn.Module, plan: PrunePlan, example_inputs: ExampleInputs, *, inplace: bool = False, graph: ModelGraph | None = None
+    model: nn.Module,
+    plan: PrunePlan,
+    example_inputs: ExampleInputs,
+    *,
+    inplace: bool = False,
+    graph: ModelGraph | None = None,
+    evidence: Sequence[AttributeEvidence] | None = None,
 ) -> Applied:
-    """`apply_plan`, with the record of the surgery."""
+    """`apply_plan`, with the record of the surgery.
+
+    `evidence` has one entry for each example call, from an earlier plan or probe of the same model; it is gathered again otherwise.
+    """
     if graph is None:
         graph = trace_like(model, example_inputs, plan.options)
     check_plan(plan, graph, model, example_inputs)
-    calls = [
-        _ExampleCall(predict(view, plan), inputs, AttributeEvidence(model, view, inputs))
-        for view, inputs in calls_of(graph, example_inputs)
-    ]
+    views = calls_of(graph, example_inputs)
+    known = evidence or evidence_for(model, graph, example_inputs)
+    calls = [_ExampleCall(predict(view, plan), inputs, own) for (view, inputs), own in zip(views, known, strict=True)]
     applied = _cut_and_verified(model, calls, inplace=inplace)
     return replace(applied, config_note=_config_note(applied.model, graph, plan, example_inputs))
 

@@ -57,24 +57,13 @@ class BlockFinder:
         self.modules = dict(self.model.named_modules())
 
     @cached_property
-    def _calls_by_module(self) -> dict[str, list[Node]]:
-        """Call nodes by every module on the path to their owner."""
-        found: dict[str, list[Node]] = {}
-        for node in self.program.calls:
-            owner = self.program.owners[node.name]
-            while owner:
-                found.setdefault(owner, []).append(node)
-                owner = owner.rpartition(".")[0]
-        return found
-
-    @cached_property
     def _spans(self) -> dict[str, Span]:
         return {}
 
     def span(self, module: str) -> Span:
         """The ops of a module."""
         if module not in self._spans:
-            nodes = self._calls_by_module.get(module, [])
+            nodes = self.program.calls_by_module.get(module, ())
             inside = set(nodes)
             sources = dict.fromkeys(
                 source
@@ -83,7 +72,7 @@ class BlockFinder:
                 if source not in inside and source.name not in self.program.state and isinstance(source.meta.get("val"), Tensor)
             )
             results = [node for node in nodes if any(user not in inside for user in node.users)]
-            self._spans[module] = Span(tuple(nodes), tuple(sources), tuple(results))
+            self._spans[module] = Span(nodes, tuple(sources), tuple(results))
         return self._spans[module]
 
     @cached_property

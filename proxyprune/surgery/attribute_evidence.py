@@ -15,16 +15,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from proxyprune.graph.build import calls_of
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.surgery.attribute_proposals import Path
-from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments, predicted_calls
-from proxyprune.surgery.dry_run import DryRun
+from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments
 from proxyprune.surgery.perform import set_attribute
-from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import AttributeChange
+from proxyprune.surgery.unpruned_runs import UnprunedRuns
 from proxyprune.tracing.dispatch import RunAborted, WholeOps
-from proxyprune.tracing.model_call import Call, failing_module, on_device_of
-from proxyprune.tracing.skeleton import EmptyTensors, skeleton
+from proxyprune.tracing.model_call import Call, ExampleInputs, failing_module
+from proxyprune.tracing.skeleton import skeleton
 
 
 class Use(Enum):
@@ -42,16 +42,20 @@ _Key = tuple[type[nn.Module], Path]
 class AttributeEvidence:
     """Evidence about the attributes of one unpruned model. An attribute is tried in one module of each class.
 
+    It depends on the model and the example call alone, so it serves all probes and plans of a model.
+
     Args:
         model: The unpruned model; it is not changed.
         graph: A trace of it.
         example_inputs: What it was traced on.
+
+    Attributes:
+        runs: The runs that it rests on.
     """
 
     def __init__(self, model: nn.Module, graph: ModelGraph, example_inputs: Call) -> None:
+        self.runs = UnprunedRuns(model, graph, example_inputs)
         self._model = model
-        self._graph = graph
-        self._run = DryRun(on_device_of(model, example_inputs), EmptyTensors.meta())
         self._known: dict[_Key, Use] = {}
 
     def uses(self, changes: Sequence[AttributeChange]) -> dict[AttributeChange, Use]:
@@ -62,8 +66,7 @@ class AttributeEvidence:
                 self._known[self._key(change)] = Use.SIZE  # torch documents all of its integers as sizes
             elif self._key(change) not in self._known:
                 unknown.setdefault(self._key(change), change)
-        read = self._read(list(unknown.values())) if unknown else set()
-        self._known.update({key: self._use(change) if change in read else Use.NONE for key, change in unknown.items()})
+        self._known.update({key: self._use(change) if self._is_read(change) else Use.NONE for key, change in unknown.items()})
         return {change: self._known[self._key(change)] for change in changes}
 
     def _key(self, change: AttributeChange) -> _Key:
@@ -71,35 +74,43 @@ class AttributeEvidence:
 
     @functools.cached_property
     def _skeleton(self) -> nn.Module:
-        return skeleton(self._model, self._run.empty)
+        return skeleton(self._model, self.runs.faithful.empty)
+
+    def may_be_read(self, module: str, path: Path) -> bool:
+        """Return False if the forward never reads an attribute, so that its value cannot matter."""
+        return self._reads is None or (module, path[0]) in self._reads
+
+    def _is_read(self, change: AttributeChange) -> bool:
+        return self._reads is not None and (change.module, change.path[0]) in self._reads
 
     @functools.cached_property
-    def _calls(self) -> tuple[PredictedCall, ...]:
-        return predicted_calls(Prediction.unpruned_of(self._graph))
-
-    def _read(self, changes: Sequence[AttributeChange]) -> set[AttributeChange]:
-        """Return the changes of attributes that the forward reads at all, which one run shows; most are never read."""
+    def _reads(self) -> frozenset[tuple[str, str]] | None:
+        """Module and attribute of every read in one run, torch's own layers left out; None if the forward cannot run without data."""
         reads: set[tuple[str, str]] = set()
-        modules = {name: self._skeleton.get_submodule(name) for name in {change.module for change in changes}}
+        modules = {
+            name: module
+            for name, module in self._skeleton.named_modules()
+            if isinstance(module, nn.MultiheadAttention) or not type(module).__module__.startswith("torch.nn.modules")
+        }
         classes = {name: type(module) for name, module in modules.items()}
         for name, module in modules.items():
             module.__class__ = _recording_reads(classes[name], name, reads)
         try:
-            self._run.call(self._skeleton, None, self._calls)
+            self.runs.faithful.call(self._skeleton, None, self.runs.calls)
         except Exception:  # noqa: BLE001  the forward cannot run without data, so nothing is known about its reads
-            return set()
+            return None
         finally:
             for name, module in modules.items():
                 module.__class__ = classes[name]
-        return {change for change in changes if (change.module, change.path[0]) in reads}
+        return frozenset(reads)
 
     def _use(self, change: AttributeChange) -> Use:
         """Run the forward with the attribute changed."""
-        module, watcher = self._skeleton.get_submodule(change.module), _SizeWatcher(self._calls, change)
+        module, watcher = self._skeleton.get_submodule(change.module), _SizeWatcher(self.runs.calls, change)
         held = getattr(module, change.path[0])
         set_attribute(module, change.path, change.after)
         try:
-            self._run.call(self._skeleton, watcher, self._calls)
+            self.runs.faithful.call(self._skeleton, watcher, self.runs.calls)
         except RunAborted:
             pass
         except Exception as error:  # noqa: BLE001  the forward rejects the value; where it does so decides
@@ -108,6 +119,11 @@ class AttributeEvidence:
         finally:
             setattr(module, change.path[0], held)
         return Use.SIZE if watcher.found else Use.NONE
+
+
+def evidence_for(model: nn.Module, graph: ModelGraph, example_inputs: ExampleInputs) -> tuple[AttributeEvidence, ...]:
+    """Return the evidence for each example call of a graph, in order."""
+    return tuple(AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs))
 
 
 def _recording_reads(kind: type[nn.Module], name: str, reads: set[tuple[str, str]]) -> type[nn.Module]:

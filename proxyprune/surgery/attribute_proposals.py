@@ -6,7 +6,7 @@ Proposals are guesses from equal numbers: an integer attribute that equals an ol
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,6 @@ class AttributeProposals:
         self.prediction = prediction
         self.modules = dict(model.named_modules())
         self._owners: Mapping[str, str] = prediction.graph.program.owners
-        self._ops_of: dict[str, list[Node]] = {}
 
     def value(self, module: str, path: Path) -> Value:
         """Return an attribute's value in the unpruned model."""
@@ -131,16 +130,9 @@ class AttributeProposals:
         for holder in holders:
             yield from self._suggested(holder, scales, None)
 
-    def ops(self, module: str) -> list[Node]:
+    def ops(self, module: str) -> Sequence[Node]:
         """List the ops of a module, including those of its submodules."""
-        if module not in self._ops_of:
-            inside = f"{module}."
-            self._ops_of[module] = [
-                node
-                for node in self.prediction.graph.program.calls
-                if not module or self._owners[node.name] == module or self._owners[node.name].startswith(inside)
-            ]
-        return self._ops_of[module]
+        return self.prediction.graph.program.calls_by_module.get(module, ())
 
     def _has_sizes(self, node: Node) -> bool:
         return bool(self.prediction.coupling.outcomes[node].sizes)

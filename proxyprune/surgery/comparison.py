@@ -6,9 +6,9 @@ Two drivers use it: `dry_run` on a skeleton without data, and `Observer` on the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -89,6 +89,7 @@ class PredictedCall:
     prediction: Prediction
 
 
+@functools.cache
 def is_bookkeeping(func: Any) -> bool:
     """Return True for an op that is not compared."""
     return str(func._schema.name).startswith(tuple(BOOKKEEPING))
@@ -102,9 +103,34 @@ def is_extra_constant(call: PredictedCall, func: Any) -> bool:
     return func is torch.ops.aten.scalar_tensor.default and call.node.target is not func and call.prediction.graph.program.on_values
 
 
-def predicted_calls(prediction: Prediction) -> tuple[PredictedCall, ...]:
-    """List the calls that the pruned forward must make, in order."""
-    return tuple(_predicted_call(prediction, node) for node in _compared_nodes(prediction))
+class PredictedCalls(Sequence[PredictedCall]):
+    """The calls that the pruned forward must make, in order. Each is worked out when it is first read: many runs end early."""
+
+    def __init__(self, prediction: Prediction) -> None:
+        self._prediction = prediction
+        self._nodes = tuple(_compared_nodes(prediction))
+        self._known: dict[int, PredictedCall] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @overload
+    def __getitem__(self, index: int) -> PredictedCall: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[PredictedCall]: ...
+
+    def __getitem__(self, index: int | slice) -> PredictedCall | Sequence[PredictedCall]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if index not in self._known:
+            self._known[index] = _predicted_call(self._prediction, self._nodes[index])
+        return self._known[index]
+
+
+def predicted_calls(prediction: Prediction) -> Sequence[PredictedCall]:
+    """Return the calls that the pruned forward must make, in order."""
+    return PredictedCalls(prediction)
 
 
 def _predicted_call(prediction: Prediction, node: Node) -> PredictedCall:

@@ -25,7 +25,8 @@ from proxyprune.surgery.comparison import (
     named_arguments,
 )
 from proxyprune.surgery.observer import Observer
-from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, WholeOps
+from proxyprune.tracing.dispatch import NumbersWritten, ReportedDevice, RunAborted, WholeOps
+from proxyprune.tracing.empty_ops import EmptyOps
 from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.tracing.module_stack import module_stack
 from proxyprune.tracing.nodes import output_shapes
@@ -35,10 +36,17 @@ from proxyprune.tracing.values import Decisions, RepeatedValues, read_values
 
 @dataclass(frozen=True)
 class DryRun:
-    """A way to call a skeleton: the example inputs, and how empty tensors are made."""
+    """A way to call a skeleton: the example inputs, and how empty tensors are made.
+
+    Attributes:
+        example_inputs: What is passed.
+        empty: How empty tensors are made.
+        known_ops: Ops that earlier runs on the meta device made. A later run of a network of many equal layers makes few new ones.
+    """
 
     example_inputs: Call
     empty: EmptyTensors
+    known_ops: EmptyOps = field(default_factory=EmptyOps, compare=False)
 
     @property
     def _device(self) -> torch.device | None:
@@ -96,8 +104,10 @@ class DryRun:
     def _as_when_traced(self, mode: WholeOps | None, calls: Sequence[PredictedCall]) -> Iterator[None]:
         """Enter the mode, and let the run take the branches that the traced one took."""
         prediction = calls[0].prediction if calls else None
+        if mode is not None and self.empty.mode is None:
+            mode.known_ops = self.known_ops
         if prediction is None or prediction.graph.program.exporting:
-            with as_if_exporting(), mode or contextlib.nullcontext():
+            with as_if_exporting(), self._ops_of_device(), mode or contextlib.nullcontext():
                 yield
             return
         mode = mode or WholeOps()
@@ -111,6 +121,11 @@ class DryRun:
         reads = (node for node in prediction.graph.program.calls if node.target is read_values and not prediction.is_removed(node))
         with RepeatedValues(reads), reported, mode:
             yield
+
+    def _ops_of_device(self) -> contextlib.AbstractContextManager[object]:
+        """Let tensors on the meta device take the ops of the device that they stand for."""
+        on_cpu = self._device is None or self._device.type == "cpu"
+        return NumbersWritten() if self.empty.mode is None and on_cpu else contextlib.nullcontext()
 
 
 @dataclass

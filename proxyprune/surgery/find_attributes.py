@@ -100,6 +100,7 @@ class AttributeSearch:
         skeleton: The pruned skeleton; its attributes are changed.
         difference_of: Runs the skeleton, and returns its first difference from the prediction.
         start: Changes to begin with.
+        may_be_read: Returns False for an attribute that the forward never reads; it is not tried.
     """
 
     def __init__(
@@ -108,11 +109,13 @@ class AttributeSearch:
         skeleton: nn.Module,
         difference_of: Callable[[nn.Module], Difference | None],
         start: Sequence[AttributeChange] = (),
+        may_be_read: Callable[[str, Path], bool] | None = None,
     ) -> None:
         self.proposals = proposals
         self.skeleton = skeleton
         self.modules = dict(skeleton.named_modules())
         self._difference_of = difference_of
+        self._may_be_read = may_be_read
         self._set_paths: dict[tuple[str, Path], None] = {}
         self._learned: dict[tuple[type[nn.Module], Path], None] = {}
         for change in start:
@@ -140,10 +143,16 @@ class AttributeSearch:
         candidates = list(itertools.islice(dict.fromkeys(self._candidates(difference)), _SINGLES_TRIED))
         singles: list[tuple[Proposal, ...]] = [(candidate,) for candidate in candidates]
         pairs = itertools.islice(itertools.combinations(candidates, 2), _PAIRS_TRIED)
+        tried: set[frozenset[tuple[tuple[str, Path], Value]]] = set()
         for trial in itertools.chain(singles, pairs):
             if len({(proposal.module, proposal.path) for proposal in trial}) < len(trial):
                 continue
             everywhere = [*trial, *(other for proposal in trial for other in self._carried_over(proposal))]
+            effect = frozenset({(each.module, each.path): each.after for each in everywhere if self._matters(each)}.items())
+            if not effect or effect in tried:  # the run would be one that was made already
+                continue
+            tried.add(effect)
+            set_before = dict(self._set_paths)
             before = [self._set(proposal) for proposal in everywhere]
             found = self._difference_of(self.skeleton)
             if found is None or found.progress > difference.progress:
@@ -151,7 +160,11 @@ class AttributeSearch:
                 return found
             for proposal, value in reversed(list(zip(everywhere, before, strict=True))):
                 set_attribute(self.modules[proposal.module], proposal.path, value)
+            self._set_paths = set_before
         return difference
+
+    def _matters(self, proposal: Proposal) -> bool:
+        return self._may_be_read is None or self._may_be_read(proposal.module, proposal.path)
 
     def _current(self, module: str, path: Path) -> Value:
         return plain(get_attribute(self.modules[module], path))
@@ -169,7 +182,7 @@ class AttributeSearch:
         if proposal.op is None or (kind, proposal.path) in self._learned:
             return
         for name, module in self.modules.items():
-            ops = self.proposals.ops(name) if type(module) is kind and name != proposal.module else []
+            ops = self.proposals.ops(name) if type(module) is kind and name != proposal.module else ()
             if (name, proposal.path) in self._set_paths or proposal.op >= len(ops):
                 continue
             same = [other for other in self._new(self.proposals.at_op(name, ops[proposal.op], proposal.op)) if other.path == proposal.path]

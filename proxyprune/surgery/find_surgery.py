@@ -18,7 +18,7 @@ from proxyprune.surgery.find_pass_through import find_pass_through
 from proxyprune.surgery.perform import rewire
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import AttributeChange, Surgery
-from proxyprune.tracing.model_call import Call, on_device_of
+from proxyprune.tracing.model_call import Call
 from proxyprune.tracing.skeleton import EmptyTensors, skeleton
 
 
@@ -27,13 +27,6 @@ def obvious_surgery(model: nn.Module, prediction: Prediction, evidence: Attribut
     changes = obvious_changes(AttributeProposals(prediction, model), evidence)
     attributes = (*layer_attributes(model, prediction), *changes)
     return Surgery(prediction.cuts, attributes, rescaled=prediction.rescaled)
-
-
-def runs_as_predicted(model: nn.Module, prediction: Prediction, example_inputs: Call, evidence: AttributeEvidence) -> Difference | None:
-    """Return the first difference of a skeleton after the obvious surgery, or None; a search may still remove the difference."""
-    empty = EmptyTensors.meta()
-    pruned = _pruned_skeleton(model, prediction, obvious_surgery(model, prediction, evidence), empty)
-    return DryRun(on_device_of(model, example_inputs), empty).compare(pruned, predicted_calls(prediction))
 
 
 def has_no_values(model: nn.Module) -> bool:
@@ -84,14 +77,15 @@ def find_surgery(
         model: The unpruned model.
         prediction: What the pruned forward must do.
         example_inputs: What it was traced on.
-        evidence: How the forward uses attributes, when at hand.
+        evidence: How the forward uses attributes, when at hand; it remembers which tensors will do.
         wanted: Further attribute changes, which the pruned forward has to agree with.
     """
-    example_inputs = on_device_of(model, example_inputs)
     evidence = evidence or AttributeEvidence(model, prediction.graph, example_inputs)
-    found = _search(model, prediction, DryRun(example_inputs, EmptyTensors.meta()), evidence, wanted)
-    if found.difference is not None and not found.lined_up:
-        return _search(model, prediction, DryRun(example_inputs, EmptyTensors.fake()), evidence, wanted)
+    first, *others = evidence.runs.ways
+    found = _search(model, prediction, first, evidence, wanted)
+    for run in others:
+        if found.difference is not None and not found.lined_up:
+            found = _search(model, prediction, run, evidence, wanted)
     return found
 
 
@@ -106,15 +100,16 @@ def _search(
 
     def search(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
         pruned = _pruned_skeleton(model, prediction, base, run.empty)
-        attempt = AttributeSearch(proposals, pruned, lambda blank: run.compare(blank, calls, extra), start)
+        attempt = AttributeSearch(proposals, pruned, lambda blank: run.compare(blank, calls, extra), start, evidence.may_be_read)
         difference = attempt.run()
         return replace(base, attributes=(*attributes, *attempt.changes)), difference
 
-    surgery, difference = search(frozenset())
+    known = evidence.runs.extra(run)
+    surgery, difference = search(known)
     if difference is None:
         return FoundSurgery(surgery, None, prediction)
-    unpruned = run.line_up(skeleton(model, run.empty), predicted_calls(prediction.unpruned))
-    if unpruned.complete and unpruned.extra:  # the forward makes calls that were not traced; the rest must agree
+    unpruned = evidence.runs.lined_up(run)
+    if unpruned.complete and unpruned.extra != known:  # the forward makes calls that were not traced; the rest must agree
         surgery, difference = search(unpruned.extra)
     return FoundSurgery(surgery, difference, prediction, unpruned.complete)
 

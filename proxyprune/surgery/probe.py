@@ -15,9 +15,9 @@ from torch import nn
 from proxyprune.coupling.groups import ChannelGroup, Member
 from proxyprune.graph.build import analyse, calls_of
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.surgery.attribute_evidence import AttributeEvidence
+from proxyprune.surgery.attribute_evidence import AttributeEvidence, evidence_for
 from proxyprune.surgery.comparison import Difference
-from proxyprune.surgery.find_surgery import blamed_groups, find_surgery, runs_as_predicted
+from proxyprune.surgery.find_surgery import blamed_groups, find_surgery
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.tracing.model_call import ExampleInputs
 
@@ -30,13 +30,15 @@ _Evidence = Sequence[AttributeEvidence]
 """For each example call, in order."""
 
 
-def probe_groups(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph) -> ModelGraph:
+def probe_groups(
+    model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, evidence: Sequence[AttributeEvidence] | None = None
+) -> ModelGraph:
     """Amend the groups until the forward follows when every group loses a few steps.
 
     Where it does not follow, two widths that it takes for one are tied if that helps (a head dimension computed as the width of the stream
     divided by the number of heads); otherwise the groups that are cut there are pinned.
     """
-    evidence = [AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs)]
+    evidence = evidence or evidence_for(model, graph, example_inputs)
     difference = _probe(model, example_inputs, graph, evidence)
     for _ in range(2 * len(graph.prunable) + 2):
         if difference is None:
@@ -67,7 +69,7 @@ def _probe(model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, e
     for depth, cuts in enumerate(_probes(graph)):
         for number, (view, inputs) in enumerate(calls_of(graph, example_inputs)):
             prediction = Prediction(view, cuts, frozenset())
-            if all(mask.all() for mask in prediction.kept) or runs_as_predicted(model, prediction, inputs, evidence[number]) is None:
+            if all(mask.all() for mask in prediction.kept):
                 continue
             difference = find_surgery(model, prediction, inputs, evidence[number]).difference
             if difference is not None:
@@ -108,8 +110,10 @@ def _possible_ties(graph: ModelGraph, finding: Finding) -> Iterator[tuple[tuple[
         blamed = [(m, g) for m, g in whole if g.id in finding.groups]
         for (first, one), (second, other) in itertools.product(blamed, whole):
             pair = frozenset((one.id, other.id))
-            if len(pair) < 2 or pair in tried or first.positions.size != second.positions.size or len(tried) == _TIES_TRIED:
+            if len(pair) < 2 or pair in tried or first.positions.size != second.positions.size:
                 continue
+            if len(tried) == _TIES_TRIED:
+                return
             tried.add(pair)
             local = [f"{m.parameter[len(module) + bool(module) :]}:{m.dim}" for m in (first, second)]
             alike = [name for name, kind in graph.program.classes.items() if kind == graph.program.classes[module]]

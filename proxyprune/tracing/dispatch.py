@@ -14,8 +14,8 @@ from torch._dispatch.python import enable_python_dispatcher, no_python_dispatche
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.overrides import TorchFunctionMode
 
-from proxyprune.tracing.empty_ops import run_once
-from proxyprune.tracing.values import Decisions
+from proxyprune.tracing.empty_ops import EmptyOps, run_once
+from proxyprune.tracing.values import Decisions, makes_view
 
 
 class RunAborted(BaseException):
@@ -31,11 +31,13 @@ class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leave
 
     Attributes:
         decisions: Results that a run without data receives instead of computing them.
+        known_ops: Ops of earlier runs on the meta device; their results need not be computed again.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.decisions: Decisions | None = None
+        self.known_ops: EmptyOps | None = None
         self._dispatch_key = torch._C.DispatchKey.PreDispatch
         self._dispatcher = enable_python_dispatcher()
 
@@ -63,7 +65,21 @@ class WholeOps(SchemaCheckMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one op, or return the result that was decided for it."""
-        return run_once(func, args, kwargs) if self.decisions is None else self.decisions.run(func, args, kwargs)
+        if self.decisions is not None:
+            return self.decisions.run(func, args, kwargs)
+        return run_once(func, args, kwargs) if self.known_ops is None else self.known_ops.repeat(func, args, kwargs)
+
+
+class NumbersWritten(TorchFunctionMode):
+    """Let a number that is written into a part of a tensor on the meta device (`mask[1:3] = 2`) take the ops that it takes on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Fill the part, for a number and an index without tensors; run everything else unchanged."""
+        if func is Tensor.__setitem__ and args[0].is_meta and type(args[2]) in (bool, int, float) and makes_view(args[1]):
+            tensor, index, number = args
+            tensor[index].fill_(torch.tensor(number, dtype=tensor.dtype, device="cpu"))
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 class ReportedDevice(TorchFunctionMode):

@@ -15,30 +15,37 @@ _META = torch.device("meta")
 
 
 class EmptyOps:
-    """The ops of one forward on the meta device."""
+    """Ops on the meta device, with the layouts of the results that are known already. It may serve many runs."""
 
     def __init__(self) -> None:
         self.known: dict[Any, Any] = {}
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an op with its result on the meta device, also if it makes a tensor of nothing."""
+        takes_device = kwargs.get("device") is None and any(argument.name == "device" for argument in func._schema.arguments)
+        if takes_device and next(tensors_of(args), None) is None:
+            kwargs = {**kwargs, "device": _META}
+        return self.repeat(func, args, kwargs)
+
+    def repeat(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an op, or make its results anew where the same was run before on tensors of the same layout."""
         schema = func._schema
         if schema.is_mutable or any(returned.alias_info is not None for returned in schema.returns):
             return run_once(func, args, kwargs)
-        takes_device = kwargs.get("device") is None and any(argument.name == "device" for argument in schema.arguments)
-        if takes_device and next(tensors_of(args), None) is None:
-            kwargs = {**kwargs, "device": _META}
         key = (func, layout_of(args), layout_of(tuple(sorted(kwargs.items()))))
         try:
             layouts = self.known.get(key)
         except TypeError:  # an argument that cannot be a key
             return run_once(func, args, kwargs)
-        if layouts is None:
-            result = run_once(func, args, kwargs)
-            if not any(result is tensor for tensor in tensors_of((args, kwargs))):  # an op that has nothing to do hands its argument on
-                self.known[key] = layout_of(result)
-            return result
-        return tensor_like(layouts)
+        if layouts is not None:
+            return tensor_like(layouts)
+        result = run_once(func, args, kwargs)
+        given, made = list(tensors_of((args, kwargs))), list(tensors_of(result))
+        has_values = any(not tensor.is_meta for tensor in (*given, *made))
+        handed_on = any(tensor is other for tensor in made for other in given)  # by an op that has nothing to do
+        if not has_values and not handed_on:
+            self.known[key] = layout_of(result)
+        return result
 
 
 def run_once(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -51,17 +58,18 @@ def run_once(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Shape, strides and type of a tensor."""
+    """Shape, strides, type and device of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
 
 def layout_of(value: Any) -> Any:
     """Return a value that can be compared, with layouts for tensors."""
     if isinstance(value, Tensor):
-        return Layout(tuple(value.shape), value.stride(), value.dtype)
+        return Layout(tuple(value.shape), value.stride(), value.dtype, value.device)
     if isinstance(value, list | tuple):
         return tuple(layout_of(item) for item in value)
     return type(value), value  # 1, 1.0 and True are one key, and not one argument
@@ -70,7 +78,7 @@ def layout_of(value: Any) -> Any:
 def tensor_like(layout: Any) -> Any:
     """Return empty tensors of these layouts: the inverse of `layout_of`."""
     if isinstance(layout, Layout):
-        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=_META)
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=layout.device)
     if len(layout) == 2 and isinstance(layout[0], type):
         return layout[1]
     return tuple(tensor_like(item) for item in layout)

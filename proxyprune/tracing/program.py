@@ -58,6 +58,18 @@ class Program:
         """The ops, in execution order."""
         return (node for node in self.graph.nodes if node.op == "call_function")
 
+    @cached_property
+    def calls_by_module(self) -> Mapping[str, tuple[Node, ...]]:
+        """The ops of every module, those of its submodules included; "" has all of them."""
+        found: dict[str, list[Node]] = {"": []}
+        for node in self.calls:
+            found[""].append(node)
+            owner = self.owners[node.name]
+            while owner:
+                found.setdefault(owner, []).append(node)
+                owner = owner.rpartition(".")[0]
+        return {module: tuple(nodes) for module, nodes in found.items()}
+
     @property
     def programs(self) -> tuple[Program, ...]:
         """This program and those of the further calls."""

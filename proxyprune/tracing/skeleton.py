@@ -41,7 +41,7 @@ class EmptyTensors:
     def like(self, tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
         """Return an empty tensor like another one, optionally of another shape."""
         shape = tuple(tensor.shape) if shape is None else shape
-        with self.by_default():
+        with self.mode or contextlib.nullcontext():
             return torch.empty(shape, dtype=tensor.dtype, device=self.device(tensor.device))
 
     @contextlib.contextmanager

@@ -55,7 +55,7 @@ class ReadValues(TorchFunctionMode):
             return self.read(func, args, kwargs or {})
         if func in _MAKERS and isinstance(args[0], list | tuple):
             return func(self._numbers(args[0]), *args[1:], **(kwargs or {}))  # a tensor inside is read
-        if func is Tensor.__setitem__ and isinstance(args[2], int | float) and _is_basic(args[1]):
+        if func is Tensor.__setitem__ and isinstance(args[2], int | float) and makes_view(args[1]):
             args[0][args[1]].fill_(args[2])  # torch calls other ops for `x[:, 0] = 1.0` on the CPU than elsewhere
             return None
         return func(*args, **(kwargs or {}))
@@ -70,7 +70,7 @@ class ReadValues(TorchFunctionMode):
         return [self._numbers(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _is_basic(index: Any) -> bool:
+def makes_view(index: Any) -> bool:
     """Return True for an index that makes a view."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is None or part is Ellipsis or isinstance(part, slice) or type(part) is int for part in parts)

@@ -1,0 +1,98 @@
+"""Runs without data: as few as possible, and none more for a deeper network."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import proxyprune as pp
+from proxyprune.surgery.attribute_evidence import evidence_for
+from proxyprune.surgery.unpruned_runs import UnprunedRuns
+from proxyprune.tracing.skeleton import EmptyTensors, skeleton
+
+FORWARDS: Counter[str] = Counter()
+
+
+class Attention(nn.Module):
+    """Attention with a number of heads in an attribute, or as a constant."""
+
+    def __init__(self, fixed: bool) -> None:
+        super().__init__()
+        self.heads, self.fixed = 4, fixed
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = 4 if self.fixed else self.heads
+        q, k, v = self.qkv(x).view(1, 6, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 6, -1))
+
+
+class Stack(nn.Module):
+    """Counts its forwards, of its copies too."""
+
+    def __init__(self, depth: int, fixed: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+        self.layers = nn.ModuleList(Attention(fixed) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        FORWARDS["all"] += 1
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x)
+
+
+class Windows(nn.Module):
+    """Writes numbers into a mask, as windowed attention does, by ops that depend on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros((6, 6))
+        for number, part in enumerate((slice(0, 2), slice(2, None))):
+            mask[part, part] = number
+        mask[0] = True
+        return self.last(self.first(x) + mask.sum())
+
+
+def forwards(depth: int, fixed: bool) -> tuple[int, int]:
+    """Count the forwards of `pp.trace` and of `pp.prune`."""
+    inputs, counts = torch.ones(1, 6, 8), []
+    for step in (pp.trace, pp.prune):
+        FORWARDS.clear()
+        step(Stack(depth, fixed).eval(), inputs)
+        counts.append(FORWARDS["all"])
+    return counts[0], counts[1]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_deeper_network_of_equal_layers_takes_no_more_runs(fixed: bool) -> None:
+    """Attributes and pins that one layer needs are found once, for all layers."""
+    assert forwards(9, fixed) == forwards(3, fixed)
+
+
+def test_the_unpruned_forward_is_lined_up_once() -> None:
+    """What the unpruned forward does without data is remembered, also if amendments follow."""
+    model, inputs = Stack(2, True).eval(), torch.ones(1, 6, 8)
+    (evidence,) = evidence_for(model, pp.trace(model, inputs), inputs)
+    first = evidence.runs.lined_up(evidence.runs.meta)
+    FORWARDS.clear()
+    assert first.complete
+    assert evidence.runs.lined_up(evidence.runs.meta) is first
+    assert next(evidence.runs.ways) is evidence.runs.faithful is evidence.runs.meta
+    assert not FORWARDS
+
+
+def test_numbers_written_into_a_tensor_need_no_fake_tensors() -> None:
+    """On the meta device such a forward makes the calls that it makes on the CPU."""
+    model, inputs = Windows().eval(), torch.ones(1, 6, 8)
+    runs = UnprunedRuns(model, pp.trace(model, inputs, probe=False), inputs)
+    assert runs.lined_up(runs.meta).complete
+    assert runs.lined_up(runs.meta).extra == frozenset()
+    assert skeleton(model, EmptyTensors.meta()).first.weight.is_meta
