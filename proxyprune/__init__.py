@@ -23,7 +23,8 @@ The flow, from the bottom up; each folder or file imports only those before it:
     result        what pruning returns
     saving        result <-> folder
     measuring     loss and time of a network
-    api           trace, prune and compensate: all of it in one call
+    api           trace, cut a ranked network, compensate
+    pruning       prune: all of it in one call
     searching     propose, plan, measure, repeat
     comparing     every scorer, the same cuts
     diffusion     step-adaptive diffusion

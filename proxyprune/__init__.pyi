@@ -1,4 +1,4 @@
-from .api import compensate as compensate, prune as prune, trace as trace
+from .api import compensate as compensate, trace as trace
 from .applying.apply import apply_plan as apply_plan
 from .applying.training_state import carry_optimizer as carry_optimizer, carry_state as carry_state
 from .comparing import Comparison as Comparison, compare as compare
@@ -15,7 +15,8 @@ from .measuring.held_out import DataKeywords as DataKeywords, Recovery as Recove
 from .planning.plan import PrunePlan as PrunePlan
 from .planning.planner import make_plan as make_plan
 from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKeywords
-from .result import PruneResult as PruneResult, Report as Report
+from .pruning.prune import prune as prune
+from .result import Losses as Losses, PruneResult as PruneResult, Report as Report, Trial as Trial, Trials as Trials
 from .saving.network_folder import load as load, save as save
 from .saving.plain_folder import save_pretrained as save_pretrained
 from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as ScoringContext, score as score, scorers as scorers

@@ -1,4 +1,4 @@
-"""`trace` and `prune`: the verbs that run several stages."""
+"""`trace`, `compensate`, and the cut of a network whose blocks are ranked: the stages that others are made of."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.budget import Target
 from proxyprune.planning.planner import plan_for
-from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.planning.request import PlanRequest
 from proxyprune.planning.widths import TOLERANCE
 from proxyprune.result import PruneResult, make_report
-from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
-from proxyprune.support.keywords import check_keywords, picked
+from proxyprune.support.keywords import check_keywords
 from proxyprune.support.progress import bar
 from proxyprune.surgery.attribute_evidence import AttributeEvidence, evidence_for
 from proxyprune.surgery.perform import perform
@@ -35,66 +34,6 @@ from proxyprune.tracing.capture import capture_all
 from proxyprune.tracing.model_call import Call, ExampleInputs
 from proxyprune.tracing.module_state import copied
 from proxyprune.tracing.names import named_state
-
-
-class PruneKeywords(PlanKeywords, TraceKeywords, total=False):
-    """Keyword arguments of `prune` that other functions take too: those of `PlanKeywords` and of `TraceKeywords`."""
-
-
-def prune(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    target: Target = 0.6,
-    scorer: str | Scorer = "magnitude",
-    *,
-    also: Sequence[Call] = (),
-    batches: Sequence[Any] | None = None,
-    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
-    seed: int = 0,
-    inplace: bool = False,
-    brief: Brief | None = None,
-    compensate: bool = False,
-    **keywords: Unpack[PruneKeywords],
-) -> PruneResult:
-    """Trace, score, plan, apply and verify.
-
-    If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
-    plan is made again; `result.report.pinned` lists them with the reason.
-
-    Args:
-        model: Any torch module; it stays as it is unless `inplace`.
-        example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
-        also: Further example calls, as for `trace`; every one is verified.
-        target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
-        scorer: A name from `scorers()`, or any object with the `Scorer` interface.
-        batches: Calibration batches, for scorers that need them.
-        loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it.
-        seed: Seed of scorers that draw at random.
-        inplace: Cut `model` itself.
-        brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
-        compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
-        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
-            accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
-
-    Returns:
-        The pruned model with plan, ranking and report.
-
-    Raises:
-        ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
-        TypeError: If a keyword is unknown.
-    """
-    check_keywords(prune, keywords, PruneKeywords)
-    request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
-    if compensate:
-        batches = _check_batches(batches)
-    graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
-    brief = request.brief(brief)
-    ranking = score(graph, scorer, model=model, batches=batches, loss_fn=loss_fn, seed=seed, example_inputs=example_inputs, brief=brief)
-    if not compensate:
-        return prune_ranked(model, example_inputs, graph, ranking, request, inplace=inplace)
-    cut = prune_ranked(model, example_inputs, graph, ranking, request)
-    result = _compensated(cut, model, CalibrationData(_check_batches(batches), loss_fn, seed), None, lambda share, note: None)
-    return replace(result, model=_moved_into(model, result)) if inplace else result
 
 
 def compensate(
@@ -131,13 +70,13 @@ def compensate(
         MissingNeedError: If there are fewer than two batches.
         InputError: If `model` is not the unpruned model, or cannot be run on a batch.
     """
-    data = CalibrationData(_check_batches(batches), loss_fn, seed)
+    data = CalibrationData(check_batches(batches), loss_fn, seed)
     target = result if inplace else replace(result, model=copied(result.model, {}))
     with bar("Compensation, %", 100, shown=progress) as advance:
-        return _compensated(target, model, data, settings, lambda share, note: advance(round(100 * share), note))
+        return compensated(target, model, data, settings, lambda share, note: advance(round(100 * share), note))
 
 
-def _compensated(
+def compensated(
     result: PruneResult, model: nn.Module, data: CalibrationData, settings: CompensationSettings | None, advance: Advance
 ) -> PruneResult:
     """Refit the model of a result, in place."""
@@ -163,7 +102,7 @@ def _check_unpruned(model: nn.Module, result: PruneResult) -> None:
             )
 
 
-def _check_batches(batches: Sequence[Any] | None) -> tuple[Any, ...]:
+def check_batches(batches: Sequence[Any] | None) -> tuple[Any, ...]:
     """Return the batches as a tuple.
 
     Raises:
@@ -178,7 +117,7 @@ def _check_batches(batches: Sequence[Any] | None) -> tuple[Any, ...]:
     return tuple(batches)
 
 
-def _moved_into(model: nn.Module, result: PruneResult) -> nn.Module:
+def moved_into(model: nn.Module, result: PruneResult) -> nn.Module:
     """Cut `model` itself like the result, and give it the result's weights."""
     perform(model, result.surgery)
     values = dict(named_state(result.model))

@@ -20,6 +20,69 @@ from proxyprune.tracing.model_call import ExampleInputs
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Mean loss of the network at each stage; a stage that was not reached, or whose loss is not finite, has None.
+
+    Attributes:
+        measured_on: "held-out batches", which no scorer and no training saw, or "calibration batches".
+        batches: Number of them.
+        unpruned: Before the cut.
+        cut: After it.
+        compensated: After the refit of the remaining weights.
+        recovered: After training.
+        recover_steps: Updates of that training.
+        learning_rate: Its rate.
+    """
+
+    measured_on: str
+    batches: int
+    unpruned: float | None = None
+    cut: float | None = None
+    compensated: float | None = None
+    recovered: float | None = None
+    recover_steps: int = 0
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One scorer and mode that `scorer="auto"` tried.
+
+    Attributes:
+        scorer: Name.
+        mode: "width", "depth" or "both".
+        value: The measure on held-out batches; smaller is better. None if it was not measured, or is not finite.
+        seconds: Time for scoring (by the first trial of a scorer), cutting, compensation and measuring.
+        chosen: True for the trial that was taken.
+        note: Why there is no value, or whose cut is the same; empty otherwise.
+    """
+
+    scorer: str
+    mode: str
+    value: float | None
+    seconds: float
+    chosen: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The table of `scorer="auto"`.
+
+    Attributes:
+        measure: "loss", or "relative output error" to the unpruned network.
+        batches: Held-out batches that decided.
+        tried: In the order of the trials.
+        unmeasured: Scorers that the data does not allow -> the reason.
+    """
+
+    measure: str
+    batches: int
+    tried: tuple[Trial, ...]
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """What was done, in numbers and sentences.
 
@@ -43,6 +106,8 @@ class Report:
         not_followed: Attribute -> why it kept its value although it equals a size that changed. Code that the example inputs do not reach
             (training, a cache, a method that fuses layers) may read it.
         compensation: What a refit of the remaining weights did, or None if there was none.
+        losses: Mean loss before and after, or None if there was no loss.
+        trials: Scorers that `scorer="auto"` tried, or None for another scorer.
     """
 
     base_macs: int
@@ -63,11 +128,13 @@ class Report:
     not_followed: Mapping[str, str] = field(default_factory=dict, repr=False)
     compensation: CompensationReport | None = field(default=None, repr=False)
     thop_macs: tuple[int, int] | None = None
+    losses: Losses | None = None
+    trials: Trials | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         absent = {"unreached"} if not self.unreached else set()
-        absent |= {"compensation"} if self.compensation is None else set()
+        absent |= {name for name in ("compensation", "losses", "trials") if getattr(self, name) is None}
         return {"schema": 1, **to_plain(self, omit=absent)}
 
 

@@ -13,10 +13,12 @@ from proxyprune.reporting.sections.pruned_network import (
     cost,
     graph,
     kept_as_they_are,
+    losses,
     pinned,
     provenance,
     ranking,
     remarks,
+    trials,
     widths,
 )
 from proxyprune.reporting.sections.step_adaptive import diffusion
@@ -29,7 +31,7 @@ def compose(result: Result) -> Page:
     notes = remarks(result)
     warned = notes is not None and any(part.tone == "warning" for part in notes.parts if isinstance(part, Remarks))
     found = [notes if warned else None, search(result), *comparison(result), *diffusion(result)]
-    found += [section(result) for section in (graph, ranking, time, cost, widths, compensation, pinned, kept_as_they_are)]
+    found += [section(result) for section in (graph, ranking, trials, time, cost, widths, losses, compensation, pinned, kept_as_they_are)]
     found += [None if warned else notes, provenance(result)]
     return Page(
         title=result.model_class or result.name,

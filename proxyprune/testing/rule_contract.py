@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from proxyprune.api import prune, trace
+from proxyprune.api import trace
 from proxyprune.coupling.rules.register import op_name_of, registered_rules
 from proxyprune.errors import ProxyPruneError, RuleError
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.pruning.prune import prune
 from proxyprune.result import PruneResult
 from proxyprune.support.nested import tensors_of
 from proxyprune.testing.scorer_contract import CheckResult

@@ -384,6 +384,48 @@ class TestCompensate:
         assert "nothing to compensate" in fail("prune", "-m", model_file, "--compensate", "--plan-only")
 
 
+class TestStepsAndRecovery:
+    """`prune --steps` and `prune --recover-steps`, and the loss before and after."""
+
+    def test_steps(self, model_file):
+        """The plan says in how many steps it was made, and cuts the unpruned network when it is replayed."""
+        answer = json.loads(succeed("prune", "-m", model_file, "-t", "0.5", "--steps", "2", "--out", "small", "--json").stdout)
+        assert answer["plan"]["options"]["steps"] == 2
+        assert any("Cut in 2 steps" in note for note in answer["report"]["notes"])
+        succeed("prune", "-m", model_file, "--plan", "small/plan.json", "--out", "replayed")
+        assert Path("small/model.safetensors").read_bytes() == Path("replayed/model.safetensors").read_bytes()
+
+    def test_recovery(self, model_file):
+        """The loss of each stage stands in the terminal and in the JSON, for a plan from a file too."""
+        model_file.write_text(NETWORK + MEASURED.replace("range(2)", "range(4)"))
+        arguments = ("prune", "-m", model_file, "-t", "0.5", "--recover-steps", "8", "--learning-rate", "0.01", "--compensate")
+        printed = succeed(*arguments, "--out", "small").stdout
+        assert "Mean loss on 1 held-out batch" in printed
+        assert "after 8 steps of training" in printed
+        losses = json.loads(succeed(*arguments, "--out", "small", "--json").stdout)["report"]["losses"]
+        assert losses["recovered"] < losses["compensated"]
+        plain = json.loads(succeed("prune", "-m", model_file, "-t", "0.5", "--out", "plain", "--json").stdout)["report"]["losses"]
+        assert plain["measured_on"] == "calibration batches"
+        replayed = succeed("prune", "-m", model_file, "--plan", "plain/plan.json", "--recover-steps", "8", "--out", "again", "--json")
+        assert json.loads(replayed.stdout)["report"]["losses"]["recovered"] is not None
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--plan-only", "--steps", "2"), "cuts nothing"),
+            (("--plan-only", "--recover-steps", "2"), "cuts nothing"),
+            (("--plan", "p.json", "--steps", "2"), "--steps cannot be given with --plan"),
+            (("--ranking", "r.json", "--steps", "2"), "leave one out"),
+            (("--recover-steps", "2"), "there is no loss"),
+        ],
+    )
+    def test_conflicts(self, model_file, arguments, said):
+        """Options that contradict each other, or lack a loss, are errors before anything is cut."""
+        succeed("prune", "--model", model_file, "--plan-only", "--out", "p.json")
+        Path("r.json").write_text(succeed("score", "--model", model_file, "--json").stdout)
+        assert said in " ".join(fail("prune", "-m", model_file, *arguments).split())
+
+
 class TestScorers:
     """`scorers` lists what is registered."""
 

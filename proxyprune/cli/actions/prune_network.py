@@ -7,19 +7,19 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from proxyprune.api import compensate, prune
 from proxyprune.applying.apply import apply
 from proxyprune.cli.loading import Built, Judge, build, scorer_named
 from proxyprune.cli.options.llm import LLMOptions
 from proxyprune.cli.options.prune_files import PruneFiles
+from proxyprune.cli.options.repair_options import RepairOptions
 from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import Output, output
-from proxyprune.cli.output.tables import compensation_table, pinned_table, remarks, summary_table, widths_table
+from proxyprune.cli.output.tables import compensation_table, losses_table, pinned_table, remarks, summary_table, trials_table, widths_table
 from proxyprune.errors import InvalidScoreError, MissingNeedError, PlanFormatError, StorageError
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.held_out import DataKeywords
 from proxyprune.measuring.thop_count import thop_macs
 from proxyprune.measuring.wall_time import run_seconds
 from proxyprune.modelfile import split_spec
@@ -28,6 +28,8 @@ from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_widths
+from proxyprune.pruning.prune import prune, prune_work
+from proxyprune.pruning.task import PruneTask
 from proxyprune.result import PruneResult, make_report
 from proxyprune.saving.destination import check_folder
 from proxyprune.saving.manifest import MANIFEST
@@ -56,7 +58,16 @@ class GivenRanking:
         return self.ranking
 
 
-def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanRequest, files: PruneFiles, *, as_json: bool) -> None:
+def prune_network(
+    source: ModelOptions,
+    scorer: str,
+    llm: LLMOptions,
+    request: PlanRequest,
+    repair: RepairOptions,
+    files: PruneFiles,
+    *,
+    as_json: bool,
+) -> None:
     """Prune, plan or replay, and print what was done."""
     _check_destinations(files, source)
     with output(as_json) as out:
@@ -69,16 +80,14 @@ def prune_network(source: ModelOptions, scorer: str, llm: LLMOptions, request: P
         if files.plan_only:
             _only_plan(built, judge, request, files, out)
         else:
-            batches = _calibration_batches(built) if files.compensate else None
-            result = _prune(built, judge, request, out) if given is None else _replay(built, given, out)
-            if batches is not None:
-                result = compensate(result, built.model, batches, built.file.loss_fn, seed=built.source.seed, inplace=True, progress=True)
+            data = _data(built, judge, repair)
+            result = _prune(built, judge, request, repair, data, out) if given is None else _replay(built, given, repair, data, out)
             _finish(built, result, files, out, judge)
 
 
-def _prune(built: Built, judge: Judge, request: PlanRequest, out: Output) -> PruneResult:
-    needed = built.needed_by(judge.scorer)
-    with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as judge.listener.say:
+def _prune(built: Built, judge: Judge, request: PlanRequest, repair: RepairOptions, data: DataKeywords, out: Output) -> PruneResult:
+    listener = judge.listener
+    with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as listener.say:
         return prune(
             built.model,
             built.inputs,
@@ -87,30 +96,52 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, out: Output) -> Pru
             also=built.also,
             **built.source.trace_keywords,
             seed=built.source.seed,
+            compensate=repair.compensate,
+            steps=repair.steps,
+            recover_steps=repair.recover_steps,
+            learning_rate=repair.learning_rate,
+            progress=lambda remark: listener.say(remark),
             **request.keywords(),
-            **needed,
+            **data,
         )
 
 
-def _calibration_batches(built: Built) -> tuple[Any, ...]:
-    """Batches for a compensation, looked for before anything is cut.
+def _data(built: Built, judge: Judge, repair: RepairOptions) -> DataKeywords:
+    """Return batches and losses of the model file, made before anything is cut; none that nobody needs.
 
     Raises:
-        MissingNeedError: If the model file has none.
+        MissingNeedError: If the model file lacks what an option needs.
     """
-    batches = built.file.calibration_batches()
-    if batches is None:
-        raise MissingNeedError(f"--compensate refits on calibration batches, but {built.file.path} defines no calibration_batches().")
-    return batches
+    file, needed = built.file, built.needed_by(judge.scorer)
+    held_out = file.validation_batches() if file.loss_fn is not None else None
+    batches = needed["batches"]
+    if batches is None and (repair.compensate or repair.recover_steps or (file.loss_fn is not None and held_out is None)):
+        batches = file.calibration_batches()
+    if repair.compensate and batches is None:
+        raise MissingNeedError(f"--compensate refits on calibration batches, but {file.path} defines no calibration_batches().")
+    return {"batches": batches, "loss_fn": file.loss_fn, "held_out": held_out, "training_loss_fn": file.training_loss_fn}
 
 
-def _replay(built: Built, plan: PrunePlan, out: Output) -> PruneResult:
-    with out.stage(f"Applying the plan to {type(built.model).__name__}"):
+def _replay(built: Built, plan: PrunePlan, repair: RepairOptions, data: DataKeywords, out: Output) -> PruneResult:
+    with out.stage(f"Applying the plan to {type(built.model).__name__}") as say:
         graph = trace_like(built.model, built.inputs, plan.options, built.also)
         applied = apply(built.model, plan, built.inputs, graph=graph)
-    unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
-    report = make_report(graph, plan, applied.not_followed, config_note=applied.config_note)
-    return PruneResult(applied.model, plan, unknown, report, applied.surgery, graph, built.inputs)
+        unknown = Ranking({}, plan.scorer, seed=plan.seed, notes=("The plan was replayed from a file; it does not hold the scores.",))
+        report = make_report(graph, plan, applied.not_followed, config_note=applied.config_note)
+        result = PruneResult(applied.model, plan, unknown, report, applied.surgery, graph, built.inputs)
+        task = PruneTask(
+            model=built.model,
+            example_inputs=built.inputs,
+            also=built.also,
+            scorer=GivenRanking(unknown),
+            batches=data["batches"],  # type: ignore[arg-type]  # the model file returns a tuple
+            loss_fn=data["loss_fn"],
+            seed=built.source.seed,
+            compensate=repair.compensate,
+            say=say,
+        )
+        work = prune_work(task, data["held_out"], data["training_loss_fn"], repair.recovery)
+        return work.finished(result, work.meter.start(built.model), 1)
 
 
 def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, out: Output) -> None:
@@ -155,6 +186,8 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
         pinned_table(result.graph),
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=result.report.thop_macs),
         compensation_table(result.report.compensation),
+        trials_table(result.report.trials),
+        losses_table(result.report.losses),
         *remarks(result.graph, (*judge.notes(result.ranking), *result.report.notes), result.ranking.confidence),
         _attributes_line(result),
         judge.listener.table(),
@@ -164,7 +197,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
     out.text(
         f"\nVerified, and saved to {destination}{', in place of an earlier result' if replaced else ''}. Load it with:\n\n"
         f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
-        "A short fine-tuning brings back most of what the cut cost. To see what was done, as one HTML page:\n\n"
+        f"{_advice(result)}To see what was done, as one HTML page:\n\n"
         f"    proxyprune report {shlex.quote(str(destination))}"
     )
     out.emit(
@@ -177,6 +210,11 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
             **({} if files.save_pretrained is None else {"plain_folder": str(files.save_pretrained)}),
         }
     )
+
+
+def _advice(result: PruneResult) -> str:
+    trained = result.report.losses is not None and result.report.losses.recover_steps
+    return "" if trained else "A short fine-tuning brings back most of what the cut cost. "
 
 
 def _plain_class(result: PruneResult) -> str:

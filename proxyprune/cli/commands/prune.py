@@ -8,6 +8,7 @@ from click.core import ParameterSource
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.llm import LLMOptions, llm_options
 from proxyprune.cli.options.prune_files import PruneFiles, prune_files
+from proxyprune.cli.options.repair_options import RepairOptions, repair_options
 from proxyprune.cli.options.shared import (
     PLAN_NAMES,
     ModelOptions,
@@ -18,7 +19,7 @@ from proxyprune.cli.options.shared import (
 )
 from proxyprune.planning.request import PlanRequest
 
-_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups", "conv_groups", "adapter_ranks"}
+_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups", "conv_groups", "adapter_ranks", "steps"}
 
 
 @click.command(cls=Command)
@@ -26,26 +27,34 @@ _DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups"
 @scorer_option
 @llm_options
 @plan_options
+@repair_options
 @prune_files
 @json_option
 @traceback_option
 @click.pass_context
 def prune(
-    ctx: click.Context, source: ModelOptions, scorer: str, llm: LLMOptions, request: PlanRequest, files: PruneFiles, as_json: bool
+    ctx: click.Context,
+    source: ModelOptions,
+    scorer: str,
+    llm: LLMOptions,
+    request: PlanRequest,
+    repair: RepairOptions,
+    files: PruneFiles,
+    as_json: bool,
 ) -> None:
     """Prune a network to a budget, verify it, and save it.
 
     Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded.
     """
-    _refuse_conflicts(ctx, source, files)
+    _refuse_conflicts(ctx, source, files, repair)
     if files.ranking is not None or files.plan is not None:
         llm.refuse_any("a ranking" if files.ranking is not None else "a plan")
     from proxyprune.cli.actions.prune_network import prune_network
 
-    prune_network(source, scorer, llm, request, files, as_json=as_json)
+    prune_network(source, scorer, llm, request, repair, files, as_json=as_json)
 
 
-def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFiles) -> None:
+def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFiles, repair: RepairOptions) -> None:
     if files.plan is not None:
         if files.plan_only:
             raise click.UsageError("--plan applies a plan and --plan-only makes one; give one of them.")
@@ -58,8 +67,11 @@ def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFile
         raise click.UsageError("--ranking takes the place of a scorer; give --ranking or --scorer.")
     if files.timed and files.plan_only:
         raise click.UsageError("--plan-only cuts nothing, so there is no time to measure; leave --time out.")
-    if files.compensate and files.plan_only:
-        raise click.UsageError("--plan-only cuts nothing, so there is nothing to compensate; leave --compensate out.")
+    if repair.asked and files.plan_only:
+        named = " and ".join(repair.asked)
+        raise click.UsageError(f"--plan-only cuts nothing, so there is nothing to compensate, train or cut in steps; leave {named} out.")
+    if repair.steps > 1 and files.ranking is not None:
+        raise click.UsageError("--steps scores again before each cut, and --ranking gives the scores of the uncut network; leave one out.")
     if files.save_pretrained is not None and files.plan_only:
         raise click.UsageError("--plan-only cuts nothing, so there is no network for --save-pretrained; leave one of them out.")
     if source.fake_weights and not files.plan_only:

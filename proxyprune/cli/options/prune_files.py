@@ -21,7 +21,6 @@ class PruneFiles:
         out: Folder for the pruned network, or the plan's file under plan_only; None chooses a name after the model file.
         plot: Where to draw the widths, or None.
         timed: Measure how long a run takes before and after.
-        compensate: Refit the remaining weights on the model file's calibration batches.
         save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
     """
 
@@ -31,7 +30,6 @@ class PruneFiles:
     out: Path | None
     plot: Path | None
     timed: bool
-    compensate: bool
     save_pretrained: Path | None
 
     def destination(self, model_file: Path) -> Path:
@@ -51,9 +49,6 @@ _OPTIONS = (
     plot_option("widths before and after"),
     click.option(
         "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
-    ),
-    click.option(
-        "--compensate", is_flag=True, help="Refit the remaining weights on calibration_batches() of the model file, without training."
     ),
     file_option(
         "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rich.console import RenderableType
@@ -13,6 +14,7 @@ from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
 from proxyprune.planning.plan import PrunePlan
+from proxyprune.result import Losses, Trials
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import ScorerInfo
 from proxyprune.support.wording import figure, quantity
@@ -140,6 +142,41 @@ def compensation_table(report: CompensationReport | None) -> Table | None:
         table.add_row(entry.layer, figure(entry.error_before), after, ridge)
     if len(ordered) > _SHOWN_LAYERS:
         table.add_row(f"and {len(ordered) - _SHOWN_LAYERS} more", "", "", "")
+    return table
+
+
+def losses_table(losses: Losses | None) -> Table | None:
+    """Mean loss before and after; None if there was no loss."""
+    if losses is None or losses.unpruned is None:
+        return None
+    where = losses.measured_on if losses.batches > 1 else losses.measured_on.removesuffix("es")
+    table = _table(f"Mean loss on {losses.batches} {where}")
+    table.add_column("network", overflow="fold")
+    table.add_column("loss", justify="right")
+    trained = f"after {_counted(losses.recover_steps, 'step')} of training"
+    stages = (("unpruned", losses.unpruned), ("cut", losses.cut), ("compensated", losses.compensated), (trained, losses.recovered))
+    reached = [True, True, losses.compensated is not None, losses.recover_steps > 0]
+    for (stage, value), shown in zip(stages, reached, strict=True):
+        if shown:
+            table.add_row(stage, figure(value))
+    return table
+
+
+def trials_table(trials: Trials | None) -> Table | None:
+    """Scorers that were tried, best first; None if the scorer was given."""
+    if trials is None:
+        return None
+    table = _table(f"Scorers tried, by {trials.measure} on held-out batches")
+    for heading in ("scorer", "mode"):
+        table.add_column(heading)
+    table.add_column(trials.measure, justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("", overflow="fold")
+    for trial in sorted(trials.tried, key=lambda each: (not each.chosen, math.inf if each.value is None else each.value)):
+        about = "taken" if trial.chosen else trial.note
+        table.add_row(trial.scorer, trial.mode, "" if trial.value is None else figure(trial.value), f"{trial.seconds:.1f}", about)
+    for scorer, why in trials.unmeasured.items():
+        table.add_row(scorer, "", "", "", why)
     return table
 
 

@@ -32,6 +32,8 @@ class Figures:
     not_followed: Mapping[str, str] = field(default_factory=dict)
     compensation: CompensationRecord | None = None
     thop_macs: tuple[int, int] | None = None
+    losses: LossesRecord | None = None
+    trials: TrialsRecord | None = None
 
     @classmethod
     def read(cls, data: Fields) -> Figures:
@@ -62,7 +64,80 @@ class Figures:
             not_followed=data.text_map("not_followed"),
             thop_macs=data.pair_of(by_thop, "thop_macs") if by_thop else None,
             compensation=CompensationRecord.read(data.fields("compensation")) if data.has("compensation") else None,
+            losses=LossesRecord.read(data.fields("losses")) if data.has("losses") else None,
+            trials=TrialsRecord.read(data.fields("trials")) if data.has("trials") else None,
         )
+
+
+@dataclass(frozen=True)
+class LossesRecord:
+    """The loss at each stage; the attributes are those of `proxyprune.Losses`."""
+
+    measured_on: str
+    batches: int
+    unpruned: float | None
+    cut: float | None
+    compensated: float | None
+    recovered: float | None
+    recover_steps: int
+
+    @classmethod
+    def read(cls, data: Fields) -> LossesRecord:
+        """From "losses" in report.json.
+
+        Raises:
+            ResultFileError: If it is malformed.
+        """
+        return cls(
+            measured_on=data.text("measured_on"),
+            batches=data.count("batches"),
+            unpruned=data.number("unpruned"),
+            cut=data.number("cut"),
+            compensated=data.number("compensated"),
+            recovered=data.number("recovered"),
+            recover_steps=data.count("recover_steps"),
+        )
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One scorer and mode that was tried; the attributes are those of `proxyprune.Trial`."""
+
+    scorer: str
+    mode: str
+    value: float | None
+    seconds: float | None
+    chosen: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class TrialsRecord:
+    """The scorers that were tried; the attributes are those of `proxyprune.Trials`."""
+
+    measure: str
+    batches: int
+    tried: tuple[TrialRecord, ...]
+
+    @classmethod
+    def read(cls, data: Fields) -> TrialsRecord:
+        """From "trials" in report.json.
+
+        Raises:
+            ResultFileError: If it is malformed.
+        """
+        tried = tuple(
+            TrialRecord(
+                entry.text("scorer"),
+                entry.text("mode"),
+                entry.number("value"),
+                entry.number("seconds"),
+                entry.flag("chosen"),
+                entry.text("note"),
+            )
+            for entry in data.objects("tried")
+        )
+        return cls(measure=data.text("measure"), batches=data.count("batches"), tried=tried)
 
 
 @dataclass(frozen=True)

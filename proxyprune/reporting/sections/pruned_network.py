@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from proxyprune.graph.structure import Block
@@ -239,6 +240,42 @@ def compensation(result: Result) -> Section | None:
     parts += [Remarks(tuple(f"{name} was not compensated: {why}." for name, why in found.skipped.items()))] if found.skipped else []
     lead = "The error is that of the layer's output, relative to its square, on batches that the fit did not see."
     return Section("compensation", "Compensation", lead, tuple(parts))
+
+
+def losses(result: Result) -> Section | None:
+    """The loss at each stage of pruning."""
+    found = None if result.figures is None else result.figures.losses
+    if found is None:
+        return None
+    stages = [("unpruned", found.unpruned), ("cut", found.cut)]
+    stages += [] if found.compensated is None else [("compensated", found.compensated)]
+    stages += [(f"after {counted(found.recover_steps, 'step')} of training", found.recovered)] if found.recover_steps else []
+    details = Details(tuple((name, figure(value)) for name, value in stages))
+    lead = f"Mean loss on {found.batches} {found.measured_on}."
+    return Section("losses", "Loss before and after", lead, (details,))
+
+
+def trials(result: Result) -> Section | None:
+    """The scorers that were tried, best first."""
+    found = None if result.figures is None else result.figures.trials
+    if found is None:
+        return None
+    ordered = sorted(found.tried, key=lambda trial: (not trial.chosen, math.inf if trial.value is None else trial.value))
+    rows = [
+        Row(
+            (
+                TableCell(trial.scorer),
+                TableCell(trial.mode),
+                TableCell(figure(trial.value)),
+                TableCell(figure(trial.seconds, 3), tone="quiet"),
+                TableCell("taken" if trial.chosen else trial.note, tone="" if trial.chosen else "quiet"),
+            )
+        )
+        for trial in ordered
+    ]
+    columns = (Column("scorer"), Column("mode"), Column(found.measure, True), Column("seconds", True), Column(""))
+    table = Table(f"{counted(len(rows), 'trial')} on held-out batches ({found.batches})", columns, tuple(rows))
+    return Section("trials", "Scorers tried", "Each cut was measured on batches that no scorer and no refit saw.", (table,))
 
 
 def pinned(result: Result) -> Section | None:

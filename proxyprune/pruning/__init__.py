@@ -1,0 +1,1 @@
+"""Pruning in one call: score, cut in one step or several, compensate, recover and measure."""

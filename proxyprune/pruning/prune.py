@@ -1,0 +1,186 @@
+"""`prune`: the verb that runs every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from proxyprune.api import check_batches, moved_into, trace
+from proxyprune.coupling.options import TraceKeywords
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.held_out import Recovery
+from proxyprune.planning.budget import Target
+from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.pruning.losses import LossData, LossMeter, check_recovery, loss_data, with_recovery
+from proxyprune.pruning.progressive import check_steps, pruned_in_steps
+from proxyprune.pruning.task import PruneTask
+from proxyprune.result import Losses, PruneResult
+from proxyprune.scoring import Brief, Scorer
+from proxyprune.support.keywords import check_keywords, picked
+from proxyprune.tracing.model_call import Call, ExampleInputs
+
+
+class PruneKeywords(PlanKeywords, TraceKeywords, total=False):
+    """Keyword arguments of `prune` that other functions take too: those of `PlanKeywords` and of `TraceKeywords`."""
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    target: Target = 0.6,
+    scorer: str | Scorer = "magnitude",
+    *,
+    also: Sequence[Call] = (),
+    batches: Sequence[Any] | None = None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    held_out: Sequence[Any] | None = None,
+    training_loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    seed: int = 0,
+    inplace: bool = False,
+    brief: Brief | None = None,
+    compensate: bool = False,
+    steps: int = 1,
+    recover_steps: int = 0,
+    learning_rate: float = 1e-4,
+    progress: Callable[[str], None] | None = None,
+    **keywords: Unpack[PruneKeywords],
+) -> PruneResult:
+    """Trace, score, plan, apply and verify.
+
+    If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
+    plan is made again; `result.report.pinned` lists them with the reason.
+
+    Args:
+        model: Any torch module; it stays as it is unless `inplace`.
+        example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
+        also: Further example calls, as for `trace`; every one is verified.
+        target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
+        scorer: A name from `scorers()`, or any object with the `Scorer` interface.
+        batches: Calibration batches, for scorers that need them, for compensation and for training.
+        loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
+        held_out: Batches to measure that loss on. Without them it is measured on `batches`; if the network is trained, the last third of
+            `batches` is held out.
+        training_loss_fn: The loss for training, if it differs from `loss_fn`.
+        seed: Seed of scorers that draw at random, and of training.
+        inplace: Cut `model` itself.
+        brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
+        compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
+        steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
+        recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
+            follows each.
+        learning_rate: AdamW's.
+        progress: Called with a remark before each part of the work.
+        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
+            accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+
+    Returns:
+        The pruned model with plan, ranking and report.
+
+    Raises:
+        ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
+        TypeError: If a keyword is unknown.
+    """
+    check_keywords(prune, keywords, PruneKeywords)
+    request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
+    task = PruneTask(
+        model=model,
+        example_inputs=example_inputs,
+        also=also,
+        scorer=scorer,
+        batches=check_batches(batches) if compensate else None if batches is None else tuple(batches),
+        loss_fn=loss_fn,
+        seed=seed,
+        brief=brief,
+        compensate=compensate,
+        say=progress or (lambda remark: None),
+    )
+    work = prune_work(task, held_out, training_loss_fn, Recovery(recover_steps, learning_rate) if recover_steps else None)
+    work.task.say("tracing")
+    graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
+    check_steps(steps, graph)
+    losses = work.meter.start(model)
+    if steps == 1 and inplace and not compensate and not recover_steps:
+        return work.reported(work.task.cut(model, graph, request, inplace=True), losses)
+    result = work.finished(work.cut(graph, request, steps), losses, steps)
+    return replace(result, model=moved_into(model, result)) if inplace else result
+
+
+def prune_work(
+    task: PruneTask,
+    held_out: Sequence[Any] | None,
+    training_loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    recovery: Recovery | None,
+) -> PruneWork:
+    """Return the work of a task, with batches held out if the network is trained.
+
+    Args:
+        task: With all batches.
+        held_out: Batches to measure the loss on, or None.
+        training_loss_fn: The loss for training, if it differs.
+        recovery: Training, or None.
+
+    Raises:
+        MissingNeedError: If the data does not suffice.
+    """
+    check_recovery(recovery, task.loss_fn)
+    data = loss_data(task.batches, held_out, task.loss_fn, training_loss_fn, must_hold_out=recovery is not None)
+    if data is not None and recovery is not None:
+        task = replace(task, batches=data.batches)
+    return PruneWork(task, LossMeter(data, task.seed), data, recovery)
+
+
+@dataclass(frozen=True)
+class PruneWork:
+    """What follows the cut: refit, training, and the loss after each.
+
+    Attributes:
+        task: The pruning.
+        meter: Measures the loss.
+        data: What it is measured with, or None.
+        recovery: Training, or None.
+    """
+
+    task: PruneTask
+    meter: LossMeter
+    data: LossData | None
+    recovery: Recovery | None
+
+    def cut(self, graph: ModelGraph, request: PlanRequest, steps: int) -> PruneResult:
+        """Cut in one step, or in several with a refit and a part of the training between them."""
+        if steps == 1:
+            return self.task.cut(self.task.model, graph, request)
+        return pruned_in_steps(self.task, graph, request, steps, lambda result: self._between(result, steps))
+
+    def _between(self, result: PruneResult, steps: int) -> PruneResult:
+        if self.task.compensate:
+            result = self.task.compensated(result)
+        if self.recovery is not None and self.data is not None and (part := self.recovery.steps // steps):
+            result = with_recovery(result, self.data, replace(self.recovery, steps=part), self.task.seed)
+        return result
+
+    def finished(self, result: PruneResult, losses: Losses | None, steps: int) -> PruneResult:
+        """Refit and train the network of a result, and report the losses."""
+        losses = self.meter.add(losses, "cut", result.model)
+        if self.task.compensate:
+            result = self.task.compensated(result)
+            losses = self.meter.add(losses, "compensated", result.model)
+        if self.recovery is not None and self.data is not None:
+            self.task.say(f"training, {self.recovery.steps} steps")
+            last = self.recovery.steps - (steps - 1) * (self.recovery.steps // steps)
+            result = with_recovery(result, self.data, replace(self.recovery, steps=last), self.task.seed)
+            losses = self.meter.add(losses, "recovered", result.model)
+            if losses is not None:
+                losses = replace(losses, recover_steps=self.recovery.steps, learning_rate=self.recovery.learning_rate)
+        return self._with_losses(result, losses)
+
+    def reported(self, result: PruneResult, losses: Losses | None) -> PruneResult:
+        """Report the losses of a network that was cut and nothing else."""
+        return self._with_losses(result, self.meter.add(losses, "cut", result.model))
+
+    def _with_losses(self, result: PruneResult, losses: Losses | None) -> PruneResult:
+        note = () if self.data is None or self.data.note is None else (self.data.note,)
+        report = replace(result.report, losses=losses, notes=(*result.report.notes, *self.meter.notes, *note))
+        return replace(result, report=report)

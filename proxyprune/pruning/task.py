@@ -1,0 +1,78 @@
+"""The arguments of one pruning that every step of it shares, and a single step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from proxyprune.api import compensated, prune_ranked
+from proxyprune.compensation.calibration_pass import CalibrationData
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.planning.request import PlanRequest
+from proxyprune.result import PruneResult
+from proxyprune.scoring import Brief, Scorer, score
+from proxyprune.tracing.model_call import Call, ExampleInputs
+
+Say = Callable[[str], None]
+"""Takes a remark on what is being done."""
+
+
+@dataclass(frozen=True)
+class PruneTask:
+    """What one pruning works with.
+
+    Attributes:
+        model: The unpruned network.
+        example_inputs: What it is traced on.
+        also: Further example calls.
+        scorer: Ranks the blocks and channels of every network that is cut.
+        batches: Calibration batches, or None.
+        loss_fn: loss_fn(model, batch) -> scalar, or None.
+        seed: Every random choice follows from it.
+        brief: Further information for the scorer, or None.
+        compensate: Refit the remaining weights after every cut.
+        say: Takes remarks on the progress.
+    """
+
+    model: nn.Module = field(repr=False)
+    example_inputs: ExampleInputs = field(repr=False)
+    also: Sequence[Call] = field(repr=False)
+    scorer: str | Scorer
+    batches: tuple[Any, ...] | None = field(repr=False)
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = field(repr=False)
+    seed: int
+    brief: Brief | None = None
+    compensate: bool = False
+    say: Say = field(default=lambda remark: None, repr=False)
+
+    def cut(self, model: nn.Module, graph: ModelGraph, request: PlanRequest, *, inplace: bool = False) -> PruneResult:
+        """Score a network and cut it once.
+
+        Args:
+            model: The network, whole or cut before.
+            graph: Its trace.
+            request: What is asked of the plan.
+            inplace: Cut `model` itself.
+        """
+        self.say("scoring")
+        ranking = score(
+            graph,
+            self.scorer,
+            model=model,
+            batches=self.batches,
+            loss_fn=self.loss_fn,
+            seed=self.seed,
+            example_inputs=self.example_inputs,
+            brief=request.brief(self.brief),
+        )
+        self.say("cutting")
+        return prune_ranked(model, self.example_inputs, graph, ranking, request, inplace=inplace)
+
+    def compensated(self, result: PruneResult) -> PruneResult:
+        """Refit the network of a result of this task, in place."""
+        assert self.batches is not None  # checked where compensation was asked for
+        data = CalibrationData(self.batches, self.loss_fn, self.seed)
+        return compensated(result, self.model, data, None, lambda share, note: self.say(f"compensating, {share:.0%}"))
