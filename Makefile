@@ -11,7 +11,7 @@ APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers
            networks_timm.py networks_transformers.py networks_diffusers.py real_networks.py real_subjects.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs wheel local-llm bench zoo clean
+.PHONY: help demo test test-fast durations check format docs wheel local-llm bench zoo clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ demo: $(STAMP) ## train a small diffusion U-Net, then describe, score and prune 
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(STAMP) ## run the tests that are quick, for the daily loop
+	$(BIN)/python -m pytest -n 2 -m "not slow and not local_llm"
+
+durations: $(STAMP) ## run the tests, and record which functions are slow in tests/durations.json
+	PROXYPRUNE_DURATIONS=tests/durations.json $(BIN)/python -m pytest -n 2
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check

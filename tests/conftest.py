@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,34 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return _network_of(nodeid)
 
     return ByNetwork(config, log)
+
+
+DURATIONS = Path(__file__).parent / "durations.json"
+"""Seconds of each test function over all its parameters, in the run that `make durations` recorded; only those above a second."""
+_SLOW_SECONDS = 1.0
+_recorded: defaultdict[str, float] = defaultdict(float)
+
+
+def _function_of(nodeid: str) -> str:
+    return nodeid.partition("[")[0].partition("@")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the functions that took long as slow, so that `-m "not slow"` is quick; a new test counts as quick until it was recorded."""
+    known = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    for item in items:
+        if known.get(_function_of(item.nodeid), 0.0) > _SLOW_SECONDS:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up what a function takes, its fixtures included."""
+    _recorded[_function_of(report.nodeid)] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the durations where PROXYPRUNE_DURATIONS says so; only the process that gathers the reports of all workers does."""
+    place = os.environ.get("PROXYPRUNE_DURATIONS")
+    if place and not hasattr(session.config, "workerinput"):
+        slow = {name: round(seconds, 1) for name, seconds in sorted(_recorded.items()) if seconds > _SLOW_SECONDS}
+        Path(place).write_text(json.dumps(slow, indent=1) + "\n", encoding="utf-8")
