@@ -42,8 +42,8 @@ from proxyprune.support.seeds import derived_seed
 
 TARGET = 0.4
 SEEDS = (0, 1, 2)
-MEASUREMENTS = 12
-RECOVERY_STEPS = 40
+MEASUREMENTS = 10
+RECOVERY_STEPS = 30
 SECONDS_PER_CALL = 3600.0
 FACTOR = 2.0
 """Factor of a channel's score when the assistant's score of its block rises by a half."""
@@ -146,17 +146,21 @@ async def applied(session: Session, name: str, seed: int) -> str:
 def data_for(subject: Subject, seed: int) -> tuple[Data, Data]:
     """Data of a session, and data of the final judgement: the same batches to learn from, other batches to judge by."""
     learning = tuple(batches_of(subject, "train", 50_000 + 1024 * seed, 16, 32, seed=10 + seed))
-    held_out = tuple(batches_of(subject, "train", 56_000 + 1024 * seed, 4, 256, seed=20 + seed))
-    untouched = tuple(batches_of(subject, "t10k", 0, 10, 256, seed=30))
+    held_out = tuple(batches_of(subject, "train", 56_000 + 1024 * seed, 2, 256, seed=20 + seed))
+    untouched = tuple(batches_of(subject, "t10k", 0, 8, 256, seed=30))
     return Data(learning, held_out, subject.loss_fn), Data(learning, untouched, subject.loss_fn)
 
 
 def run(subject: Subject, assistant: str, seed: int, measurements: int) -> list[dict[str, Any]]:
     """One session, and the judgement of its one-shot plan and of the plan that was applied."""
+    folder = CACHE / f"assistant_{subject.name}_{assistant}_{measurements}_{seed}"
+    judged = folder / "judged.json"
+    if judged.is_file():
+        known: list[dict[str, Any]] = json.loads(judged.read_text(encoding="utf-8"))
+        return known
     data, final = data_for(subject, seed)
-    model = trained(subject)
     task = PruningTask.of(
-        model,
+        trained(subject),
         subject.example_inputs,
         TARGET,
         recovery=Recovery(RECOVERY_STEPS, subject.recovery_rate),
@@ -165,7 +169,6 @@ def run(subject: Subject, assistant: str, seed: int, measurements: int) -> list[
         held_out=data.held_out,
         loss_fn=data.loss_fn,
     )
-    folder = CACHE / f"assistant_{subject.name}_{assistant}_{measurements}_{seed}"
     with Session.open(task, folder, Bounds(measurements=measurements, seconds_per_call=SECONDS_PER_CALL)) as session:
         chosen = anyio.run(applied, session, assistant, seed)
         calls = session.calls
@@ -175,6 +178,7 @@ def run(subject: Subject, assistant: str, seed: int, measurements: int) -> list[
         result = task.built(made, task.ranked(task.start, deadline()), treatment=Treatment(recovery=True), deadline=deadline())
         loss = held_out_loss(result.model, final, seed=0)
         rows.append({"network": subject.name, "assistant": name, "seed": seed, "macs": made.macs, "loss": loss, "calls": calls})
+    judged.write_text(json.dumps(rows), encoding="utf-8")
     return rows
 
 
