@@ -1,8 +1,8 @@
 """Measure what the tools give an assistant: scripted assistants over a real MCP client, on the three networks of fashion.py.
 
-Each assistant gets the same number of measurements, the same one-shot plan (Taylor) and the same short recovery before each measurement. It
-sees what the tools answer and nothing else. The plan that it applies is judged on a third split that nothing has seen, after a longer
-recovery that is the same for all.
+Each assistant gets the same number of measurements, the same one-shot plan (Taylor) and the same treatment before each measurement:
+a short recovery. It sees what the tools answer and nothing else. The network of the plan that it applies is judged, after
+the same treatment, on a third split that nothing has seen.
 
     greedy       raises or lowers the importance of one block at a time, the most expensive first, and keeps what lowers the loss
     random       draws the importance of every block, and applies the best plan that it measured
@@ -31,18 +31,20 @@ from common import environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from mcp import Client
 
-import proxyprune as pp
 from proxyprune import Recovery
 from proxyprune.assistant import Bounds, PruningTask, Session, make_server
+from proxyprune.assistant.bounds import Deadline
+from proxyprune.assistant.treatment import Treatment
 from proxyprune.comparing.values import Spread
-from proxyprune.measuring.held_out import Data, held_out_loss, recovered
+from proxyprune.measuring.held_out import Data, held_out_loss
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.support.seeds import derived_seed
 
 TARGET = 0.4
 SEEDS = (0, 1, 2)
-MEASUREMENTS = 12
-SEARCH_STEPS, FINAL_STEPS = 10, 40
+MEASUREMENTS = 10
+RECOVERY_STEPS = 30
+SECONDS_PER_CALL = 3600.0
 FACTOR = 2.0
 """Factor of a channel's score when the assistant's score of its block rises by a half."""
 ONE_SHOT = "one-shot taylor"
@@ -70,7 +72,7 @@ class Tools:
         return None if loss is None else (plan["plan"], loss)
 
     async def loss(self, plan: str) -> float | None:
-        """Loss after the short recovery, infinite if it is not finite; None when the measurements are spent."""
+        """Loss after the treatment, infinite if it is not finite; None when the measurements are spent."""
         answer = await self.call("measure", plan=plan, recovery=True)
         if answer.get("error") == "CallLimitError":
             return None
@@ -144,37 +146,45 @@ async def applied(session: Session, name: str, seed: int) -> str:
 def data_for(subject: Subject, seed: int) -> tuple[Data, Data]:
     """Data of a session, and data of the final judgement: the same batches to learn from, other batches to judge by."""
     learning = tuple(batches_of(subject, "train", 50_000 + 1024 * seed, 16, 32, seed=10 + seed))
-    held_out = tuple(batches_of(subject, "train", 56_000 + 512 * seed, 2, 192, seed=20 + seed))
-    untouched = tuple(batches_of(subject, "t10k", 5_000, 4, 256, seed=30))
+    held_out = tuple(batches_of(subject, "train", 56_000 + 1024 * seed, 2, 256, seed=20 + seed))
+    untouched = tuple(batches_of(subject, "t10k", 0, 8, 256, seed=30))
     return Data(learning, held_out, subject.loss_fn), Data(learning, untouched, subject.loss_fn)
 
 
 def run(subject: Subject, assistant: str, seed: int, measurements: int) -> list[dict[str, Any]]:
     """One session, and the judgement of its one-shot plan and of the plan that was applied."""
+    folder = CACHE / f"assistant_{subject.name}_{assistant}_{measurements}_{seed}"
+    judged = folder / "judged.json"
+    if judged.is_file():
+        known: list[dict[str, Any]] = json.loads(judged.read_text(encoding="utf-8"))
+        return known
     data, final = data_for(subject, seed)
-    model = trained(subject)
     task = PruningTask.of(
-        model,
+        trained(subject),
         subject.example_inputs,
         TARGET,
-        recovery=Recovery(SEARCH_STEPS, subject.recovery_rate),
+        recovery=Recovery(RECOVERY_STEPS, subject.recovery_rate),
         seed=seed,
         batches=data.batches,
         held_out=data.held_out,
         loss_fn=data.loss_fn,
     )
-    folder = CACHE / f"assistant_{subject.name}_{assistant}_{measurements}_{seed}"
-    with Session.open(task, folder, Bounds(measurements=measurements)) as session:
+    with Session.open(task, folder, Bounds(measurements=measurements, seconds_per_call=SECONDS_PER_CALL)) as session:
         chosen = anyio.run(applied, session, assistant, seed)
         calls = session.calls
-    plans = {ONE_SHOT: "p0", assistant: chosen}
     rows = []
-    for name, plan in plans.items():
+    for name, plan in ((ONE_SHOT, "p0"), (assistant, chosen)):
         made = PrunePlan.from_json(folder / "plans" / f"{plan}.json")
-        bare = pp.apply_plan(model, made, subject.example_inputs)
-        loss = held_out_loss(recovered(bare, final, Recovery(FINAL_STEPS, subject.recovery_rate), seed), final, seed=0)
+        result = task.built(made, task.ranked(task.start, deadline()), treatment=Treatment(recovery=True), deadline=deadline())
+        loss = held_out_loss(result.model, final, seed=0)
         rows.append({"network": subject.name, "assistant": name, "seed": seed, "macs": made.macs, "loss": loss, "calls": calls})
+    judged.write_text(json.dumps(rows), encoding="utf-8")
     return rows
+
+
+def deadline() -> Deadline:
+    """Return the time for one call, from now on."""
+    return Deadline.after(SECONDS_PER_CALL)
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

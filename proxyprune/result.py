@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -159,6 +159,13 @@ class PruneResult:
     surgery: Surgery = field(repr=False)
     graph: ModelGraph = field(repr=False)
     example_inputs: ExampleInputs | None = field(default=None, repr=False, compare=False)
+
+    def with_notes(self, notes: tuple[str, ...]) -> PruneResult:
+        """Return the same result with more notes in the plan and the report."""
+        if not notes:
+            return self
+        plan = replace(self.plan, notes=(*self.plan.notes, *notes))
+        return replace(self, plan=plan, report=replace(self.report, notes=(*self.report.notes, *notes)))
 
 
 def make_report(

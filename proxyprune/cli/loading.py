@@ -13,11 +13,14 @@ from proxyprune.cli.options.llm import SCORERS, LLMOptions
 from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import Output
 from proxyprune.cli.output.llm_progress import Listener, preview_payload, preview_shown, preview_text
+from proxyprune.compensation.calibration_pass import CalibrationData
 from proxyprune.errors import InputError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import DataKeywords
 from proxyprune.modelfile import ExampleInputs, ModelFile, load_model_file
+from proxyprune.planning.request import PlanRequest
 from proxyprune.proxy.scorer import LLMScorer
+from proxyprune.pruning.channels import AUTO, Ranked, Scorers, takes_channels
 from proxyprune.scoring import Brief, ScoringContext
 from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer
 from proxyprune.scoring.ranking import Ranking
@@ -68,6 +71,14 @@ class Built:
         with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
             return score(graph, judge.scorer, model=self.model, example_inputs=self.inputs, seed=self.source.seed, brief=brief, **needed)
 
+    def rank_for_plan(self, graph: ModelGraph, judge: Judge, request: PlanRequest) -> Ranked:
+        """Score the blocks, and the channels where another scorer is to do that; calibration batches are made only if they are needed."""
+        batches = self.needed_by(judge.scorer)["batches"]
+        if batches is None and takes_channels(judge.scorer, judge.channels, request):
+            batches = None if self.source.fake_weights else self.file.calibration_batches()
+        data = CalibrationData(() if batches is None else tuple(batches), self.file.loss_fn, self.source.seed)
+        return Scorers(judge.scorer, judge.channels).rank(self.model, self.inputs, graph, request, data)
+
     def show_dry_run(self, judge: Judge, out: Output, brief: Brief | None = None) -> None:
         """Print what the scorer would send and what that would cost."""
         graph = self.trace(out)
@@ -100,11 +111,13 @@ class Judge:
         scorer: Judges the blocks.
         listener: Hears the events of a scorer that asks a language model.
         dry_run: Show what would be asked instead of asking.
+        channels: Scorer of the channels, where `scorer` scores blocks only; see `proxyprune.prune`.
     """
 
     scorer: Scorer
     listener: Listener = field(default_factory=Listener)
     dry_run: bool = False
+    channels: str | None = AUTO
 
     def notes(self, ranking: Ranking) -> tuple[str, ...]:
         """What the ranking says about how it was made, if a language model was to be asked."""

@@ -20,6 +20,7 @@ from proxyprune.errors import RuleError
 from proxyprune.graph.cost import CostModel, Polynomial
 from proxyprune.graph.find_blocks import BlockFinder, Span, kind_of
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.graph.read_block import read_block
 from proxyprune.graph.structure import Block
 from proxyprune.standard.blueprint import find_blueprint
 from proxyprune.tracing.capture import capture_all
@@ -49,10 +50,11 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
     names = finder.block_names
     cost = _cost_model(program, coupling, names)
     groups = tuple(replace(group, blocks=_blocks_of_group(group, names)) for group in coupling.groups)
-    blocks = _blocks(program, coupling, finder, names, groups, cost)
+    first_reading = _blocks(program, coupling, finder, names, groups, cost)
     return ModelGraph(
         model_class=type(model).__name__,
-        blocks=blocks,
+        blocks=_read_again(first_reading, finder, coupling),
+        first_reading=first_reading,
         groups=groups,
         unsupported_ops=coupling.unsupported_ops,
         uncosted_ops=coupling.uncosted_ops,
@@ -176,6 +178,15 @@ def _blocks(
             )
         )
     return tuple(blocks)
+
+
+def _read_again(blocks: tuple[Block, ...], finder: BlockFinder, coupling: Coupling) -> tuple[Block, ...]:
+    """Return the blocks with kind, size and heads as `read_block` reads them."""
+    found = []
+    for index, block in enumerate(blocks):
+        seen = read_block(finder, coupling, block.id, first=index == 0, last=index == len(blocks) - 1)
+        found.append(replace(block, kind=seen.kind, resolution=seen.resolution, widths=seen.widths, heads=seen.heads))
+    return tuple(found)
 
 
 def _extent(span: Span, coupling: Coupling) -> tuple[tuple[int, ...], int | None, int | None]:

@@ -26,7 +26,7 @@ _PASSING_ON = frozenset(
         "permute transpose unsqueeze squeeze relu relu_ type_as _to_copy float"
     ).split()
 )
-_JOINS = frozenset({"aten.add", "aten.add_", "aten.addcmul"})
+JOINS = frozenset({"aten.add", "aten.add_", "aten.addcmul"})
 _STACKS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
@@ -118,7 +118,7 @@ class BlockFinder:
                     return node
                 continue
             name = op_name(node)
-            if name in _JOINS:
+            if name in JOINS:
                 frontier += [(source, True) for source in node.all_input_nodes]
             elif name in _PASSING_ON or (name in ("aten.mul", "aten.div") and len(node.all_input_nodes) == 1):
                 frontier += [(source, joined) for source in node.all_input_nodes[:1]]
@@ -170,7 +170,7 @@ class BlockFinder:
         )
 
     def _products(self, name: str) -> int:
-        return sum(1 for node in self.span(name).nodes if op_name(node) in _PRODUCTS)
+        return sum(1 for node in self.span(name).nodes if op_name(node) in PRODUCTS)
 
     def _has_products(self, name: str) -> bool:
         return self._products(name) > 0
@@ -194,7 +194,7 @@ def _made_for(source: Node, streams: set[Node], inside: set[Node]) -> bool:
     return False
 
 
-_PRODUCTS = frozenset(
+PRODUCTS = frozenset(
     f"aten.{name}"
     for name in (
         "linear addmm matmul mm bmm baddbmm einsum scaled_dot_product_attention convolution conv1d conv2d conv3d "
@@ -202,7 +202,7 @@ _PRODUCTS = frozenset(
     ).split()
 )
 
-_ATTENTION = frozenset({"aten.scaled_dot_product_attention", "aten.softmax"})
+ATTENTION = frozenset({"aten.scaled_dot_product_attention", "aten.softmax"})
 
 
 def kind_of(finder: BlockFinder, name: str, *, first: bool, last: bool) -> str:
@@ -212,11 +212,11 @@ def kind_of(finder: BlockFinder, name: str, *, first: bool, last: bool) -> str:
     """
     span = finder.span(name)
     names = [op_name(node) for node in span.nodes]
-    attends = any(op in _ATTENTION for op in names)
+    attends = any(op in ATTENTION for op in names)
     convolves = any("conv" in op for op in names)
     linears = names.count("aten.linear") + names.count("aten.addmm")
-    products = [op for op in names if op in _PRODUCTS]
-    joins = any(op in _JOINS for op in names)
+    products = [op for op in names if op in PRODUCTS]
+    joins = any(op in JOINS for op in names)
     if attends:
         return "transformer" if linears >= 5 and name in finder.residual_paths else "attention"
     if first and products:

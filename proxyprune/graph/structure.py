@@ -42,6 +42,7 @@ class Block:
         inputs: Ids of the blocks whose output this one reads; "input" for the model's own inputs.
         removable: True when the network still runs with the block replaced by the identity.
         class_name: Name of the module's class.
+        heads: Attention heads inside, 0 if there are none or they cannot be read off.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Block:
     inputs: tuple[str, ...]
     removable: bool
     class_name: str = ""
+    heads: int = 0
 
     @property
     def neighbours(self) -> tuple[str, ...]:
@@ -106,6 +108,8 @@ class Structure:
         parameter_shapes: Shape of every parameter and buffer, by its name in the state dict.
         unreached: Parameters that the example call does not reach; they stay whole.
         notes: Sentences for the reader, such as what the cost depends on.
+        first_reading: The blocks as the first release read their kind and size; fingerprints and recorded prompts follow them. Empty if
+            they are `blocks`.
     """
 
     model_class: str
@@ -118,6 +122,7 @@ class Structure:
     parameter_shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     unreached: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
     notes: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    first_reading: tuple[Block, ...] = field(default=(), repr=False, kw_only=True)
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -138,7 +143,7 @@ class Structure:
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and wiring, never over weight values."""
         content = {
-            "blocks": [[b.id, b.kind, b.macs, b.params, list(b.resolution), list(b.inputs)] for b in self.blocks],
+            "blocks": [[b.id, b.kind, b.macs, b.params, list(b.resolution), list(b.inputs)] for b in self.first_reading or self.blocks],
             "groups": [[g.id, g.width, g.atoms, g.step, g.pinned is None, [[m.parameter, m.dim] for m in g.members]] for g in self.groups],
             "parameters": sorted((name, list(shape)) for name, shape in self.parameter_shapes.items()),
         }

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 _LEGEND = """\
-# one block a line: id kind in>out @resolution MACs% params% groups <- inputs (flags)
-# in>out: channels; @: spatial size or length of the output; MACs% and params%: share of the whole model
+# one block a line: id kind in>out @resolution (heads) MACs% params% groups <- inputs (flags)
+# in>out: channels; @: spatial size or length of the output; heads: of attention; MACs% and params%: share of the whole model
 # groups: channel groups inside the block as width/unit (a width shrinks in steps of its unit), shared ones named by number
 # <-: blocks it reads, "prev" for the line above, lines as numbers; skip: read from further back
 # removable: the network still runs without the block"""
@@ -93,7 +93,7 @@ def block_dict(block: Block) -> dict[str, Any]:
         "inputs": list(block.inputs),
         "groups": list(block.groups),
         "removable": block.removable,
-    }
+    } | ({"heads": block.heads} if block.heads else {})
 
 
 def _group(group: ChannelGroup) -> dict[str, Any]:
@@ -121,6 +121,7 @@ def _line(graph: Structure, block: Block, numbers: dict[str, int], shared: dict[
         block.kind,
         ">".join("?" if width is None else str(width) for width in block.widths),
         "@" + ("x".join(str(size) for size in block.resolution) or "1"),
+        *([f"heads {block.heads}"] if block.heads else []),
         f"{_share(block.macs, graph.macs)} {_share(block.params, graph.params)}",
         "[" + " ".join([*own, *common]) + "]",
         "<- " + _sources(block, numbers),

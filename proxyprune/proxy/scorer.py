@@ -89,7 +89,7 @@ class LLMScorer(LLMSettings):
         """
         check_needs(self, context)
         try:
-            ranking = self._asked(graph, context)
+            ranking = self._asked_or_replayed(graph, context)
         except LLMReplayMissError:
             raise
         except LLMError as error:
@@ -107,6 +107,19 @@ class LLMScorer(LLMSettings):
         check_needs(self, context)
         survey = self._survey(graph, context)
         return Preview(survey.prompts(0), self._estimate(survey, self._asker(context)), self._endpoint.url)
+
+    def _asked_or_replayed(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """Ask; a replay without recorded answers about today's lines takes those about the lines of the first release."""
+        try:
+            return self._asked(graph, context)
+        except LLMReplayMissError:
+            if graph.first_reading in ((), graph.blocks):
+                raise
+            try:
+                return self._asked(replace(graph, blocks=graph.first_reading), context)
+            except LLMReplayMissError:
+                pass  # the other miss names the file that a recording made today would have
+            raise
 
     def _asked(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
         if len(graph.blocks) < 2:

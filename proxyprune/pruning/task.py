@@ -12,8 +12,9 @@ from proxyprune.api import compensated, prune_ranked
 from proxyprune.compensation.calibration_pass import CalibrationData
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.request import PlanRequest
+from proxyprune.pruning.channels import AUTO, Scorers
 from proxyprune.result import PruneResult
-from proxyprune.scoring import Brief, Scorer, score
+from proxyprune.scoring import Brief, Scorer
 from proxyprune.tracing.model_call import Call, ExampleInputs
 
 Say = Callable[[str], None]
@@ -34,6 +35,7 @@ class PruneTask:
         seed: Every random choice follows from it.
         brief: Further information for the scorer, or None.
         compensate: Refit the remaining weights after every cut.
+        channels: Scorer of the channels, where `scorer` scores blocks only; see `prune`.
         say: Takes remarks on the progress.
     """
 
@@ -46,6 +48,7 @@ class PruneTask:
     seed: int
     brief: Brief | None = None
     compensate: bool = False
+    channels: str | Scorer | None = AUTO
     say: Say = field(default=lambda remark: None, repr=False)
 
     def cut(self, model: nn.Module, graph: ModelGraph, request: PlanRequest, *, inplace: bool = False) -> PruneResult:
@@ -58,18 +61,12 @@ class PruneTask:
             inplace: Cut `model` itself.
         """
         self.say("scoring")
-        ranking = score(
-            graph,
-            self.scorer,
-            model=model,
-            batches=self.batches,
-            loss_fn=self.loss_fn,
-            seed=self.seed,
-            example_inputs=self.example_inputs,
-            brief=request.brief(self.brief),
-        )
+        data = CalibrationData(self.batches or (), self.loss_fn, self.seed)
+        scorers = Scorers(self.scorer, self.channels, self.compensate, self.brief)
+        ranked = scorers.rank(model, self.example_inputs, graph, request, data)
         self.say("cutting")
-        return prune_ranked(model, self.example_inputs, graph, ranking, request, inplace=inplace)
+        result = prune_ranked(model, self.example_inputs, graph, ranked.ranking, request, inplace=inplace)
+        return result.with_notes(ranked.plan_notes)
 
     def compensated(self, result: PruneResult) -> PruneResult:
         """Refit the network of a result of this task, in place."""

@@ -138,3 +138,28 @@ def test_a_password_in_the_address_is_not_shown(network, server):
     given = ("--model", network, "--scorer", "openai", "--llm-model", "x", "--base-url", address)
     assert "hunter2canary" not in succeed("score", *given).output
     assert "hunter2canary" not in succeed("score", *given, "--dry-run").output
+
+
+def test_channels_of_another_scorer(network, server):
+    """Taylor's by default where the model file has data; by name for any scorer of blocks; none when told so."""
+    given = ("prune", "--model", network, "--plan-only", "--json", "--out", "p.json")
+    plans = {
+        name: json.loads(succeed(*given, *asking(server), *extra).stdout)["plan"]
+        for name, extra in {"auto": (), "named": ("--channels", "taylor"), "none": ("--channels", "none")}.items()
+    }
+    assert plans["auto"] == plans["named"]
+    assert plans["auto"]["scorer"] == "openai on taylor"
+    assert "held-out calibration batch" in plans["auto"]["notes"][-1]
+    assert plans["none"]["scorer"] == "openai"
+    ranking = {"schema": 1, "scorer": "mine", "scores": _scores_of(network)}
+    Path("mine.json").write_text(json.dumps({"confidence": None, "seed": 0, "channel_scores": {}, "notes": [], **ranking}))
+    assert json.loads(succeed(*given, "--ranking", "mine.json", "--channels", "taylor").stdout)["plan"]["scorer"] == "mine on taylor"
+    Path("bare.py").write_text(NETWORK)
+    text = succeed("prune", "--model", "bare.py", "--plan-only", *asking(server), "--out", "bare.json").stdout
+    assert "rests on the block scores" in " ".join(text.split())
+    assert "--channels taylor" in " ".join(text.split())
+    assert "channels='taylor' measures" in fail("prune", "--model", "bare.py", "--ranking", "mine.json", "--channels", "taylor")
+
+
+def _scores_of(network: Path) -> dict[str, float]:
+    return json.loads(succeed("score", "--model", network, "--json").stdout)["scores"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from pathlib import Path
@@ -13,7 +14,7 @@ from llm import SCORERS, ask, options, small_graph
 import proxyprune as pp
 from proxyprune.errors import InputError, LLMBudgetError, LLMReplayMissError, StorageError
 from proxyprune.scoring import Brief, find
-from proxyprune.testing import FakeLLMServer, SimulatedProxy, Status, residual_network
+from proxyprune.testing import FakeLLMServer, SimulatedProxy, Status, attention_network, residual_network
 
 REPLAY = {"cache_mode": "replay-only"}
 
@@ -217,3 +218,18 @@ class TestMoney:
         assert 0 < known.input_usd < known.output_usd
         assert price_of(hosted, "no-such-model-at-all", None) is None
         assert price_of(endpoint_of("http://127.0.0.1:1", ANTHROPIC), "claude-haiku-4-5", None) is None
+
+
+def test_answers_recorded_about_the_lines_of_the_first_release_still_replay(tmp_path, no_network):
+    """A transformer's lines are read differently now; a replay without answers about them finds the old ones."""
+    network = attention_network()
+    traced = pp.trace(network.model, network.example_inputs, probe=False)
+    read_again = dataclasses.replace(traced, first_reading=tuple(dataclasses.replace(block, kind="other") for block in traced.blocks))
+    with FakeLLMServer() as server:
+        given = options(server, "openai", cache=str(tmp_path))
+        recorded = pp.score(dataclasses.replace(traced, blocks=read_again.first_reading), find("openai", given))
+        assert any("other" in asked.prompt for asked in server.requests)
+    no_network()
+    assert bytes_of(pp.score(read_again, find("openai", {**given, **REPLAY}))) == bytes_of(recorded)
+    with pytest.raises(LLMReplayMissError):
+        pp.score(read_again, find("openai", {**given, **REPLAY}), seed=5)

@@ -28,6 +28,7 @@ from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_widths
+from proxyprune.pruning.channels import takes_channels
 from proxyprune.pruning.prune import prune, prune_work
 from proxyprune.pruning.task import PruneTask
 from proxyprune.result import PruneResult, make_report
@@ -58,9 +59,22 @@ class GivenRanking:
         return self.ranking
 
 
+@dataclass(frozen=True)
+class NamedScorers:
+    """The scorers of a plan, by name.
+
+    Attributes:
+        blocks: The scorer.
+        channels: The scorer of channels, "auto", or None; see `proxyprune.prune`.
+    """
+
+    blocks: str
+    channels: str | None
+
+
 def prune_network(
     source: ModelOptions,
-    scorer: str,
+    scorers: NamedScorers,
     llm: LLMOptions,
     request: PlanRequest,
     repair: RepairOptions,
@@ -72,7 +86,8 @@ def prune_network(
     _check_destinations(files, source)
     with output(as_json) as out:
         given = _read_plan(files.plan)
-        judge = Judge(GivenRanking(_read_ranking(files.ranking))) if files.ranking is not None else scorer_named(scorer, llm)
+        judge = Judge(GivenRanking(_read_ranking(files.ranking))) if files.ranking is not None else scorer_named(scorers.blocks, llm)
+        judge = replace(judge, channels=scorers.channels)
         built = build(source, out)
         if judge.dry_run:
             built.show_dry_run(judge, out, request.brief())
@@ -80,7 +95,7 @@ def prune_network(
         if files.plan_only:
             _only_plan(built, judge, request, files, out)
         else:
-            data = _data(built, judge, repair)
+            data = _data(built, judge, repair, channels=given is None and takes_channels(judge.scorer, judge.channels, request))
             result = _prune(built, judge, request, repair, data, out) if given is None else _replay(built, given, repair, data, out)
             _finish(built, result, files, out, judge)
 
@@ -97,6 +112,7 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, repair: RepairOptio
             **built.source.trace_keywords,
             seed=built.source.seed,
             compensate=repair.compensate,
+            channels=judge.channels,
             steps=repair.steps,
             recover_steps=repair.recover_steps,
             learning_rate=repair.learning_rate,
@@ -106,7 +122,7 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, repair: RepairOptio
         )
 
 
-def _data(built: Built, judge: Judge, repair: RepairOptions) -> DataKeywords:
+def _data(built: Built, judge: Judge, repair: RepairOptions, *, channels: bool) -> DataKeywords:
     """Return batches and losses of the model file, made before anything is cut; none that nobody needs.
 
     Raises:
@@ -115,7 +131,7 @@ def _data(built: Built, judge: Judge, repair: RepairOptions) -> DataKeywords:
     file, needed = built.file, built.needed_by(judge.scorer)
     held_out = file.validation_batches() if file.loss_fn is not None else None
     batches = needed["batches"]
-    if batches is None and (repair.compensate or repair.recover_steps or (file.loss_fn is not None and held_out is None)):
+    if batches is None and (channels or repair.compensate or repair.recover_steps or (file.loss_fn is not None and held_out is None)):
         batches = file.calibration_batches()
     if repair.compensate and batches is None:
         raise MissingNeedError(f"--compensate refits on calibration batches, but {file.path} defines no calibration_batches().")
@@ -146,9 +162,12 @@ def _replay(built: Built, plan: PrunePlan, repair: RepairOptions, data: DataKeyw
 
 def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, out: Output) -> None:
     graph = built.trace(out)
-    ranking = built.rank(graph, judge, out, request.brief())
+    with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
+        ranked = built.rank_for_plan(graph, judge, request)
+    ranking = ranked.ranking
     with out.stage("Planning"):
         plan = plan_for(graph, ranking, request, model=None if built.source.fake_weights else built.model)
+        plan = replace(plan, notes=(*plan.notes, *ranked.plan_notes))
     destination = files.destination(built.file.path)
     plan.to_json(destination)
     plotted = _plot(files.plot, graph, plan)

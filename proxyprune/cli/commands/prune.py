@@ -12,6 +12,7 @@ from proxyprune.cli.options.repair_options import RepairOptions, repair_options
 from proxyprune.cli.options.shared import (
     PLAN_NAMES,
     ModelOptions,
+    channels_option,
     json_option,
     model_options,
     plan_options,
@@ -19,12 +20,13 @@ from proxyprune.cli.options.shared import (
 )
 from proxyprune.planning.request import PlanRequest
 
-_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "ranking", "norm_groups", "conv_groups", "adapter_ranks", "steps"}
+_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "channels", "ranking", "norm_groups", "conv_groups", "adapter_ranks", "steps"}
 
 
 @click.command(cls=Command)
 @model_options
 @scorer_option
+@channels_option
 @llm_options
 @plan_options
 @repair_options
@@ -36,6 +38,7 @@ def prune(
     ctx: click.Context,
     source: ModelOptions,
     scorer: str,
+    channels: str,
     llm: LLMOptions,
     request: PlanRequest,
     repair: RepairOptions,
@@ -49,9 +52,10 @@ def prune(
     _refuse_conflicts(ctx, source, files, repair)
     if files.ranking is not None or files.plan is not None:
         llm.refuse_any("a ranking" if files.ranking is not None else "a plan")
-    from proxyprune.cli.actions.prune_network import prune_network
+    from proxyprune.cli.actions.prune_network import NamedScorers, prune_network
 
-    prune_network(source, scorer, llm, request, repair, files, as_json=as_json)
+    scorers = NamedScorers(scorer, None if channels == "none" else channels)
+    prune_network(source, scorers, llm, request, repair, files, as_json=as_json)
 
 
 def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFiles, repair: RepairOptions) -> None:

@@ -265,6 +265,15 @@ def scorer_option(command: _Function) -> _Function:
     )
 
 
+def channels_option(command: _Function) -> _Function:
+    """Give a command `--channels`."""
+    text = (
+        "Scorer of the channels, where the scorer scores blocks only; calibration data decides how much the blocks weigh. "
+        "auto: taylor with a language model, in mode width, if the model file has data; none: no channel scorer."
+    )
+    return click.option("--channels", default="auto", show_default=True, metavar="NAME", shell_complete=scorer_names, help=text)(command)
+
+
 def file_option(name: str, metavar: str, text: str) -> Callable[[_Function], _Function]:
     """An option that names a file or folder; whether it exists is for the command to see."""
     return click.option(name, type=_FILE, metavar=metavar, help=text)

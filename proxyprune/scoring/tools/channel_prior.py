@@ -18,7 +18,8 @@ def with_block_prior(graph: ModelGraph, channels: Ranking, scores: Mapping[str, 
 
     Every channel score of a group is multiplied by exp(strength x z), where z is the mean standardised block score of the blocks that the
     group lies in. With strength 0 the channel scores stay as they are. Channel scores that are not in one unit for the whole network keep
-    their order within a group, which is all that planning reads of them.
+    their order within a group, which is all that planning reads of them. Scores
+    below 0 are divided by the factor, so that important blocks never lose by it.
 
     Args:
         graph: The traced network.
@@ -34,7 +35,7 @@ def with_block_prior(graph: ModelGraph, channels: Ranking, scores: Mapping[str, 
     for group, values in channels.channel_scores.items():
         found = [z[block] for block in graph.by_id[group].blocks if block in z]
         factor = math.exp(strength * sum(found) / max(len(found), 1))
-        weighted[group] = tuple(significant(value * factor) for value in values)
+        weighted[group] = tuple(significant(value * factor if value >= 0 else value / factor) for value in values)
     return replace(channels, scores=dict(scores), channel_scores=weighted if strength else channels.channel_scores)
 
 

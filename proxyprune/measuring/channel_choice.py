@@ -1,0 +1,146 @@
+"""The weight of block scores on the channel scores of another scorer, chosen by measuring; the channel scorer alone is a candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from proxyprune.errors import MissingNeedError, VerificationError
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.held_out import Data, held_out_loss
+from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.planner import plan_for
+from proxyprune.planning.request import PlanRequest
+from proxyprune.scoring.contract import LossFunction
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.scoring.tools.channel_prior import with_block_prior
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0)
+"""Weights of the block scores that are measured, besides 0: the channel scorer alone."""
+
+
+@dataclass(frozen=True)
+class PriorTrial:
+    """One weight of the block scores, measured.
+
+    Attributes:
+        strength: Weight; 0 is the channel scorer alone.
+        loss: Mean loss on the held-out half of the calibration batches; infinite if it is not finite.
+        ranking: What was planned with.
+        plan: What was planned; trials with equal plans are measured once.
+    """
+
+    strength: float
+    loss: float
+    ranking: Ranking = field(repr=False)
+    plan: PrunePlan = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """A task of choosing a weight.
+
+    Attributes:
+        graph: The traced network.
+        model: The traced network itself.
+        request: What is asked of the plan.
+        batches: Calibration batches; those of odd index judge.
+        loss_fn: Loss of a network on a batch.
+        seed: All randomness follows from it.
+        build: Ranking -> the network that would be returned for it.
+    """
+
+    graph: ModelGraph
+    model: nn.Module = field(repr=False)
+    request: PlanRequest
+    batches: Sequence[Any] = field(repr=False)
+    loss_fn: LossFunction = field(repr=False)
+    seed: int
+    build: Callable[[Ranking], nn.Module] = field(repr=False)
+
+    def choose(self, blocks: Ranking, channels: Ranking) -> Ranking:
+        """Return the ranking whose network has the lowest loss on the held-out half; of equal ones, that with the smallest weight.
+
+        Args:
+            blocks: The ranking that has block scores.
+            channels: The ranking that has channel scores. With weight 0 it is planned with as it is.
+        """
+        trials = self.trials(blocks, channels)
+        best = min(trials, key=lambda trial: (trial.loss, trial.strength))
+        name = f"{blocks.scorer} on {channels.scorer}"
+        notes = (*blocks.notes, *channels.notes, self._note(blocks, channels, trials, best))
+        return replace(best.ranking, scorer=name, confidence=blocks.confidence, unreliable=blocks.unreliable, notes=notes)
+
+    def trials(self, blocks: Ranking, channels: Ranking) -> tuple[PriorTrial, ...]:
+        """Measure every weight, from 0 up."""
+        found: list[PriorTrial] = []
+        data = Data((), self.batches[1::2], self.loss_fn)
+        for strength in (0.0, *STRENGTHS):
+            ranking = channels
+            if strength:
+                weighted = with_block_prior(self.graph, channels, blocks.scores, strength)
+                ranking = replace(weighted, removal_scores=blocks.removal_scores)
+            plan = plan_for(self.graph, ranking, self.request, model=self.model)
+            same = next((trial for trial in found if _same(trial.plan, plan)), None)
+            loss = same.loss if same is not None else self._loss(ranking, data, needed=not strength)
+            found.append(PriorTrial(strength, loss, ranking, plan))
+        return tuple(found)
+
+    def _loss(self, ranking: Ranking, data: Data, *, needed: bool) -> float:
+        """Loss of a ranking's network; infinite for a prior whose network does not run, unless it is needed."""
+        try:
+            return held_out_loss(self.build(ranking), data, self.seed)
+        except VerificationError:
+            if needed:
+                raise
+            return math.inf
+
+    def _note(self, blocks: Ranking, channels: Ranking, trials: Sequence[PriorTrial], best: PriorTrial) -> str:
+        tried = ", ".join(f"{trial.strength:g}: {trial.loss:.5g}" for trial in trials)
+        judged = len(self.batches[1::2])
+        return (
+            f"Channels are scored by '{channels.scorer}', and the block scores of '{blocks.scorer}' weigh on them with {best.strength:g}, "
+            f"chosen by the loss on {judged} held-out calibration batch{'es' if judged > 1 else ''} ({tried})."
+        )
+
+
+def check_choosable(channels: str, batches: Sequence[Any] | None, loss_fn: LossFunction | None) -> None:
+    """Make sure that a weight can be chosen.
+
+    Raises:
+        MissingNeedError: If there are fewer than two batches, or no loss.
+    """
+    if choosable(batches, loss_fn):
+        return
+    found = "no loss" if loss_fn is None else f"{len(batches or ())} calibration batches"
+    raise MissingNeedError(
+        f"channels='{channels}' measures how much block scores weigh on its channel scores, which needs at least two calibration batches "
+        f"and a loss; found {found}. Pass batches=[...] and loss_fn; in a model file, define calibration_batches() and loss(model, batch)."
+    )
+
+
+def choosable(batches: Sequence[Any] | None, loss_fn: LossFunction | None) -> bool:
+    """Return True if there is enough data to choose a weight."""
+    return loss_fn is not None and batches is not None and len(batches) > 1
+
+
+def resting_note(blocks: Ranking, *, weights: bool) -> str:
+    """Return the note of a plan made from block scores alone.
+
+    Args:
+        blocks: The ranking.
+        weights: Whether planning reads weights.
+    """
+    within = "the magnitude of weights" if weights else "nothing: the first channels stay"
+    return (
+        f"This plan rests on the block scores of '{blocks.scorer}', and inside each channel group on {within}; nothing was measured. With "
+        "calibration batches and a loss, channels='taylor' (--channels taylor) scores the channels and measures the weight of the blocks."
+    )
+
+
+def _same(one: PrunePlan, other: PrunePlan) -> bool:
+    return one.kept == other.kept and one.removed_blocks == other.removed_blocks

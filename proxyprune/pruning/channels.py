@@ -1,0 +1,108 @@
+"""Score a network: with one scorer, or with one for blocks and another for channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from proxyprune.api import compensated, prune_ranked
+from proxyprune.compensation.calibration_pass import CalibrationData
+from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.channel_choice import PriorChoice, check_choosable, choosable, resting_note
+from proxyprune.planning.request import PlanRequest
+from proxyprune.scoring import Brief, Scorer, score
+from proxyprune.scoring.ranking import Ranking
+from proxyprune.scoring.registry import find
+from proxyprune.tracing.model_call import ExampleInputs
+from proxyprune.tracing.record_values import has_values
+
+AUTO, DEFAULT_CHANNELS = "auto", "taylor"
+"""`channels` by default, and the scorer that it stands for with a language model."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A ranking to plan with, and notes for the plan.
+
+    Attributes:
+        ranking: The ranking, with the channel scores of another scorer where that was asked for.
+        plan_notes: Sentences on what the plan rests on.
+    """
+
+    ranking: Ranking
+    plan_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """The scorers of a plan.
+
+    Attributes:
+        blocks: The scorer, by name or as an object.
+        channels: The scorer of the channels if `blocks` has no channel scores, by name or as an object; "auto" or None as in `prune`.
+        compensate: Choose the weight of the block scores after a compensation.
+        brief: Further information for both, or None.
+    """
+
+    blocks: str | Scorer
+    channels: str | Scorer | None = AUTO
+    compensate: bool = False
+    brief: Brief | None = None
+
+    def rank(
+        self, model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, request: PlanRequest, data: CalibrationData
+    ) -> Ranked:
+        """Score a network, and combine block scores with the channel scores of the other scorer.
+
+        Args:
+            model: The network.
+            example_inputs: What it was traced on.
+            graph: Its trace.
+            request: What is asked of the plan.
+            data: Calibration batches, or none, and a loss.
+
+        Raises:
+            MissingNeedError: If another scorer is named and there is too little data to choose a weight.
+            ProxyPruneError: From scoring, planning or applying.
+        """
+        blocks_by: Scorer = find(self.blocks, {}) if isinstance(self.blocks, str) else self.blocks
+        if self.channels is not None and self.channels != AUTO:
+            named = self.channels if isinstance(self.channels, str) else self.channels.name
+            check_choosable(named, data.batches, data.loss_fn)
+
+        def scored(by: Scorer) -> Ranking:
+            return score(
+                graph,
+                by,
+                model=model,
+                batches=data.batches or None,
+                loss_fn=data.loss_fn,
+                seed=data.seed,
+                example_inputs=example_inputs,
+                brief=request.brief(self.brief),
+            )
+
+        blocks = scored(blocks_by)
+        if not takes_channels(blocks_by, self.channels, request) or blocks.channel_scores:
+            return Ranked(blocks)
+        if blocks.unreliable is not None and not request.accept_unreliable:
+            return Ranked(blocks)  # planning rejects it
+        if data.loss_fn is None or not choosable(data.batches, data.loss_fn):
+            return Ranked(blocks, (resting_note(blocks, weights=has_values(model)),))
+
+        def built(ranking: Ranking) -> nn.Module:
+            result = prune_ranked(model, example_inputs, graph, ranking, request)
+            return compensated(result, model, data, None, lambda share, note: None).model if self.compensate else result.model
+
+        name = DEFAULT_CHANNELS if self.channels is None or self.channels == AUTO else self.channels
+        choice = PriorChoice(graph, model, request, data.batches, data.loss_fn, data.seed, built)
+        ranking = choice.choose(blocks, scored(find(name, {}) if isinstance(name, str) else name))
+        return Ranked(ranking, ranking.notes[-1:])
+
+
+def takes_channels(scorer: Scorer, channels: str | Scorer | None, request: PlanRequest) -> bool:
+    """Return True if the channels of a scorer of blocks are to be scored by another scorer; `channels` as in `prune`."""
+    if channels == AUTO:
+        return "network" in getattr(scorer, "needs", ()) and request.mode == "width"
+    return channels is not None
