@@ -157,6 +157,8 @@ ARMS: Mapping[str, Arm] = {
     "base": Arm("full base", _WHOLE, shared=False),
     "experts_full": Arm("full-size experts", {"budgets.method": "full"}),
     "formula_80": Arm("formula, 80 %", _FORMULA_80),
+    "formula_80_compensated": Arm("formula, 80 %, compensated cuts", {**_FORMULA_80, "pruning.compensate": True}),
+    "formula_50_compensated": Arm("formula, 50 %, compensated cuts", {**_FORMULA_80, "budgets.target": 0.49, "pruning.compensate": True}),
     "measured_80": Arm("measured, 80 %", _MEASURED_80),
     "measured_80_step": Arm("measured by sampler step, 80 %", {**_MEASURED_80, "budgets.damage_per": "step"}),
     "measured_50": Arm("measured, 50 %", {**_MEASURED, "budgets.target": 0.49}),

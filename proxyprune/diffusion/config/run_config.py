@@ -149,6 +149,8 @@ class PruningConfig:
         calibration_batches: Batches for scorers that measure; drawn from the interval's timesteps.
         calibration_images: Images in each.
         rounds: Cuts on the way to the budget, equal steps in log size, with training in between.
+        compensate: After each cut, refit the remaining weights in closed form on the calibration batches, before training goes on; see
+            `proxyprune.compensate`. What it computes is in the ledger.
         accept_unreliable: Cut although a ranking says of itself that it should decide nothing. A run that stopped for that may go on with
             it.
         accept_uncosted: Cut although the MACs of some ops are unknown; no figure and no budget of the run counts them.
@@ -167,6 +169,7 @@ class PruningConfig:
     calibration_batches: int = 8
     calibration_images: int = 64
     rounds: int = 1
+    compensate: bool = False
     accept_unreliable: bool = False
     accept_uncosted: bool = False
     uniform: bool = False

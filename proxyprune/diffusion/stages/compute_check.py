@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.base_complexity import complexity_macs
-from proxyprune.diffusion.stages.judging import scoring_macs
+from proxyprune.diffusion.stages.judging import compensation_macs, scoring_macs
 from proxyprune.diffusion.stages.layout import check_size, decide
 from proxyprune.diffusion.stages.trials import trial_macs
 from proxyprune.diffusion.training.ledger import affordable_steps, split_allowance, training_macs
@@ -54,7 +54,7 @@ def check_compute(setup: Setup, looks: float) -> None:
         )
     allowances = split_allowance(left - cost, compute.expert_weights or (1.0,) * config.intervals.count)
     for index, (fraction, allowance) in enumerate(zip(fractions, allowances, strict=True)):
-        judged = scoring_macs(setup, looks) * config.pruning.rounds if fraction < 1.0 else 0
+        judged = (scoring_macs(setup, looks) + compensation_macs(setup)) * config.pruning.rounds if fraction < 1.0 else 0
         if affordable_steps(max(0, allowance - judged), int(fraction * setup.base_macs), config.run.batch_size) < 1:
             raise ComputeError(
                 f"Expert {index} would not be trained for a single step: its share is {allowance:,} training MACs, of which judging "

@@ -5,7 +5,7 @@ Where the expert stands (which cuts were made, which step it is at) lies in its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,19 @@ from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.files import write_json, write_text
 from proxyprune.surgery.perform import perform
+
+
+def _compensated_alike(averaged: Mapping[str, Tensor], cut: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Add to averaged weights what compensation added to the network's own.
+
+    Args:
+        averaged: Averaged weights after the cut.
+        cut: The network's weights as the cut left them.
+        model: The network after compensation.
+    """
+    now = model.state_dict()
+    floating = {name for name, value in averaged.items() if value.is_floating_point()}
+    return {name: value + (now[name] - cut[name]).to(value) if name in floating else now[name] for name, value in averaged.items()}
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ class Specialist:
         ledger = training.ledger.add(self._spent(training), self._taught(training))
         training.model.eval()
         judged = judge(self.setup, training.model, self.interval, target, "expert", self.base_losses)
-        result = judged.cut(self.setup, training.model, target)
+        result, compensating = judged.cut(self.setup, training.model, target)
         grown = Training(
             result.model,
             training.ema,
@@ -131,11 +144,16 @@ class Specialist:
             if training.step
             else new_optimizer(result.model, self.setup.config.experts),
             step=training.step,
-            ledger=ledger.add(judged.entry),
+            ledger=ledger.add(judged.entry, *compensating),
             scaler=training.scaler,
         )
         if training.ema.decay:
-            training.ema.load(carry_state(training.ema.state, result.surgery, result.model), training.ema.updates)
+            averaged = carry_state(training.ema.state, result.surgery, result.model)
+            if compensating:
+                averaged = _compensated_alike(
+                    averaged, carry_state(training.model.state_dict(), result.surgery, result.model), result.model
+                )
+            training.ema.load(averaged, training.ema.updates)
         grown.phase = self._phase(grown, number)
         if self.setup.accelerator.is_main_process:
             place = self.folder.cut(number)

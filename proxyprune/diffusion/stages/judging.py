@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.api import prune_ranked, trace
+from proxyprune.api import compensate, prune_ranked, trace
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.setup import Setup
@@ -22,6 +22,9 @@ from proxyprune.planning.planner import chosen_allocation
 from proxyprune.result import PruneResult
 from proxyprune.scoring import Brief, find, score
 from proxyprune.scoring.ranking import Ranking
+
+_COMPENSATION_PASSES = 12
+"""Passes of each image that compensation costs as much as, about: three for each network, and the sums of products."""
 
 
 @dataclass
@@ -50,15 +53,32 @@ class Judged:
         graph: Its trace.
         ranking: Its blocks and channels, judged on the interval.
         entry: What judging cost.
+        batches: What it was judged on.
+        objective: The loss.
     """
 
     graph: ModelGraph
     ranking: Ranking
     entry: Entry
+    batches: Sequence[NoisyBatch] = field(repr=False)
+    objective: Objective = field(repr=False)
 
-    def cut(self, setup: Setup, model: nn.Module, macs: int) -> PruneResult:
-        """Prune the judged network, or one with the same weights, to a number of MACs."""
-        return prune_ranked(model, setup.placed_inputs(), self.graph, self.ranking, setup.config.pruning.request(macs))
+    def cut(self, setup: Setup, model: nn.Module, macs: int) -> tuple[PruneResult, tuple[Entry, ...]]:
+        """Prune the judged network, or one with the same weights, to a number of MACs, and compensate where that is configured.
+
+        Returns:
+            The result, and what compensation cost.
+        """
+        settings = setup.config.pruning
+        result = prune_ranked(model, setup.placed_inputs(), self.graph, self.ranking, settings.request(macs))
+        if not settings.compensate:
+            return result, ()
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:  # sums of products count as well as passes through the networks
+            result = compensate(result, model, self.batches, self.objective, seed=setup.config.seed, inplace=True)
+        images = sum(map(len, self.batches))
+        return result, (Entry(self.entry.stage, self.entry.interval, "compensation", images, counter.get_total_flops() // 2),)
 
 
 def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: str, base_losses: Losses = ()) -> Judged:
@@ -92,7 +112,7 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
     )
     shown = int(from_main_process(setup.accelerator, loss.images))
     spent = training_macs(graph.macs, shown) if "gradients" in scorer.needs else graph.macs * shown
-    return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent))
+    return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent), batches, Objective(setup.calling))
 
 
 def rehearse_judging(setup: Setup) -> float:
@@ -130,6 +150,12 @@ def training_batches(setup: Setup, process: Process, first: int, last: int, imag
     """Training images with noise, from timesteps first ... last; the same ones whenever they are asked for."""
     seed, device = setup.config.seed, setup.device
     return fixed_batches(setup.data, process, first, last, images=images, batch_size=batch_size, seed=seed, held_out=False, device=device)
+
+
+def compensation_macs(setup: Setup) -> int:
+    """Return about what one compensation costs; the ledger has the exact figure afterwards."""
+    settings = setup.config.pruning
+    return _COMPENSATION_PASSES * setup.base_macs * settings.calibration_batches * settings.calibration_images * settings.compensate
 
 
 def scoring_macs(setup: Setup, looks: float = 1.0) -> int:

@@ -12,7 +12,7 @@ from proxyprune.diffusion.config.run_config import StageConfig
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, interval_loss
 from proxyprune.diffusion.setup import Setup
-from proxyprune.diffusion.stages.judging import judge, scoring_macs, training_batches
+from proxyprune.diffusion.stages.judging import compensation_macs, judge, scoring_macs, training_batches
 from proxyprune.diffusion.stages.recovery import TriedSize
 from proxyprune.diffusion.training.averaged_weights import AveragedWeights
 from proxyprune.diffusion.training.batches import Draws
@@ -63,11 +63,12 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
         model, macs = setup.base_model(weights), setup.base_macs
         if fraction < 1.0:
             try:
-                result = judged_base.cut(setup, model, int(fraction * macs))
+                result, compensating = judged_base.cut(setup, model, int(fraction * macs))
             except TargetError as error:
                 notes.append(f"Interval {interval.index}: size {fraction} cannot be reached ({error})")
                 continue
             model, macs = result.model, result.plan.macs
+            entries += compensating
         lengths = short.lengths(macs)
         losses = short.losses(model, lengths, fraction)
         images, looks = lengths[-1] * setup.config.run.batch_size, len(lengths) * settings.trial_images
@@ -90,7 +91,7 @@ def trial_macs(setup: Setup, looks: float = 1.0) -> int:
     settings = setup.config.budgets
     lengths = setup.config.trial_lengths
     images = (lengths[-1] + 1) * setup.config.run.batch_size  # a smaller network's steps are rounded, by less than one
-    each = training_macs(setup.base_macs, images) + setup.base_macs * len(lengths) * settings.trial_images
+    each = training_macs(setup.base_macs, images) + setup.base_macs * len(lengths) * settings.trial_images + compensation_macs(setup)
     return setup.config.intervals.count * (scoring_macs(setup, looks) + (1 + len(settings.sizes)) * each)
 
 
