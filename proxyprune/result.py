@@ -14,7 +14,9 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.dataclass_json import to_plain
+from proxyprune.support.summary import Summary
 from proxyprune.support.versions import made_with
+from proxyprune.support.wording import counted, seconds
 from proxyprune.surgery.surgery import Surgery
 from proxyprune.tracing.model_call import ExampleInputs
 
@@ -166,6 +168,30 @@ class PruneResult:
             return self
         plan = replace(self.plan, notes=(*self.plan.notes, *notes))
         return replace(self, plan=plan, report=replace(self.report, notes=(*self.report.notes, *notes)))
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def summary(self, *, ids: bool = False) -> Summary:
+        """Return what was cut, and what it cost and costs now, on one screen; `print(result)` shows it.
+
+        Args:
+            ids: One row for each channel group, with its id instead of block and role.
+        """
+        plan = self.plan.summary(self.graph, ids=ids)
+        notes = [note for note in self.report.notes if note not in plan.notes]
+        if self.report.pinned:
+            notes.append(f"{counted(len(self.report.pinned), 'channel group')} pinned; result.report.pinned has the reasons.")
+        if self.report.not_followed:
+            count = len(self.report.not_followed)
+            notes.append(f"{counted(count, 'attribute')} kept an old size; result.report.not_followed has the reasons.")
+        if self.report.seconds is not None:
+            before, after = self.report.seconds
+            notes.append(f"One run on the example inputs: {seconds(before)} before, {seconds(after)} after.")
+        return replace(plan, title=plan.title.replace("Plan", f"Pruned {self.graph.model_class}", 1), notes=(*plan.notes, *notes))
 
 
 def make_report(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from proxyprune.errors import InputError
 from proxyprune.graph.structure import Structure
+from proxyprune.graph.summary import graph_summary
 from proxyprune.graph.text import to_dict, to_networkx, to_text
+from proxyprune.support.summary import Summary
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -77,6 +79,20 @@ class ModelGraph(Structure):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {name: _NotPickled() for name in _NOT_PICKLED})
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def summary(self, *, ids: bool = False) -> Summary:
+        """Return totals, kinds of blocks and channel groups on one screen; `print(graph)` shows it.
+
+        Args:
+            ids: One row for each channel group, with its id instead of block and role.
+        """
+        return graph_summary(self, ids=ids)
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """Return the directed graph of blocks; node attributes are the fields of `Block`, edges carry kind="flow" or "skip"."""

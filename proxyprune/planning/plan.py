@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
+from proxyprune.graph.group_names import group_names, names_of_ids
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.graph.summary import widths_table
 from proxyprune.planning.budget import METRICS, Target
 from proxyprune.planning.request import MODES
 from proxyprune.support.checks import is_count, listed
@@ -25,6 +27,8 @@ from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.files import write_named
 from proxyprune.support.ranges import from_ranges, to_ranges
 from proxyprune.support.strict_json import loads
+from proxyprune.support.summary import Summary, SummaryTable
+from proxyprune.support.wording import counted, share
 
 SCHEMA = 1
 
@@ -101,6 +105,35 @@ class PrunePlan:
 
     def __hash__(self) -> int:
         return hash(self.sha256)
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def summary(self, graph: ModelGraph | None = None, *, ids: bool = False) -> Summary:
+        """Return costs and widths before and after on one screen; `print(plan)` shows it.
+
+        Args:
+            graph: The trace of the unpruned network, for exact names; without it, names come from the ids of the groups.
+            ids: One row for each channel group, with its id instead of block and role.
+        """
+        names = {group: group for group in self.widths} if ids else names_of_ids(self.widths) if graph is None else group_names(graph)
+        costs = SummaryTable(
+            ("", "before", "after", "left", "at most"),
+            tuple(
+                (what, f"{before:,}", f"{after:,}", share(after, before), f"{most:,}" if budgeted else "")
+                for what, before, after, most, budgeted in (
+                    ("MACs", self.base_macs, self.macs, self.target_macs, self.metric == "macs"),
+                    ("parameters", self.base_params, self.params, self.target_params, self.metric == "params"),
+                )
+            ),
+        )
+        removed = f", {counted(len(self.removed_blocks), 'block')} removed" if self.removed_blocks else ""
+        title = f"Plan: {counted(len(self.widths), 'channel group')} cut{removed}; {self.scorer or 'no'} scores, mode {self.mode}"
+        widths = widths_table(names, self.widths, self.removed_blocks, every=ids)
+        return Summary(f"{title}, seed {self.seed}", (costs, widths), self.notes)
 
     @property
     def sha256(self) -> str:

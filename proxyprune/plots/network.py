@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxyprune.plots.figure import ROW_FONT, Rows, add_title, check_plot_path, label_rows, new_canvas, write_figure
+from proxyprune.support.summary import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def plot_ranking(graph: ModelGraph, ranking: Ranking, path: str | Path) -> None:
         StorageError: If the format is unknown or the file cannot be written.
     """
     path = check_plot_path(path)
-    rows = Rows([_short(block.id) for block in graph.blocks])
+    rows = Rows([shortened(block.id, _LONGEST_NAME) for block in graph.blocks])
     figure, (left, right) = new_canvas(rows, panels=2)
     places = range(len(graph.blocks))
     colours = [_KIND_COLOURS.get(block.kind, _OTHER_COLOUR) for block in graph.blocks]
@@ -80,20 +81,24 @@ def plot_ranking(graph: ModelGraph, ranking: Ranking, path: str | Path) -> None:
     write_figure(figure, path)
 
 
-def plot_widths(graph: ModelGraph, plan: PrunePlan, path: str | Path) -> None:
+def plot_widths(graph: ModelGraph, plan: PrunePlan, path: str | Path, *, ids: bool = False) -> None:
     """Draw the width of every prunable channel group before and after.
 
     Args:
         graph: The traced model.
         plan: A plan for it.
+        ids: Write the ids of the groups instead of block and role.
         path: Where to write; the suffix (.png, .svg, .pdf) chooses the format.
 
     Raises:
         StorageError: If the format is unknown or the file cannot be written.
     """
+    from proxyprune.graph.group_names import group_names
+
     path = check_plot_path(path)
     groups = graph.prunable
-    rows = Rows([_short(_group_name(group)) for group in groups])
+    names = {group.id: group.id for group in groups} if ids else group_names(graph)
+    rows = Rows([shortened(names[group.id], _LONGEST_NAME) for group in groups])
     figure, (axes,) = new_canvas(rows, panels=1)
     places = range(len(groups))
     removed = set(plan.removed_blocks)
@@ -137,18 +142,6 @@ def _legend(figure: Figure, colours: dict[str, str]) -> None:
         handlelength=1.0,
         columnspacing=1.4,
     )
-
-
-def _group_name(group: ChannelGroup) -> str:
-    return group.id.replace(".weight:0", "").replace(":0", "")
-
-
-def _short(name: str) -> str:
-    """Long names lose their middle: both ends tell more."""
-    if len(name) <= _LONGEST_NAME:
-        return name
-    half = (_LONGEST_NAME - 1) // 2
-    return f"{name[:half]}…{name[-half:]}"
 
 
 def _gone(group: ChannelGroup, removed: set[str]) -> bool:

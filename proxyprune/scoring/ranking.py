@@ -12,8 +12,14 @@ from proxyprune.errors import InvalidScoreError
 from proxyprune.support.checks import is_number, listed
 from proxyprune.support.dataclass_json import from_plain, to_plain
 from proxyprune.support.files import write_named
+from proxyprune.support.summary import Bar, Summary, SummaryTable
+from proxyprune.support.wording import counted
 
 SCHEMA = 1
+
+_MOST_SHOWN = 12
+_LEAST_SHOWN = 4
+"""Rows of a summary: the most and the least important blocks."""
 
 _ORDER = ("scorer", "seed", "confidence", "scores", "channel_scores", "comparable_channels", "removal_scores", "notes", "unreliable")
 """Fields in the order of the file."""
@@ -61,6 +67,27 @@ class Ranking:
     def order(self) -> tuple[str, ...]:
         """Block ids, most important first; ties stand in the order of `scores` (the graph's order)."""
         return tuple(sorted(self.scores, key=lambda block: -self.scores[block]))
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def summary(self, *, every: bool = False) -> Summary:
+        """Return the blocks by importance on one screen; `print(ranking)` shows it.
+
+        Args:
+            every: All blocks; otherwise the most and the least important ones of a long ranking.
+        """
+        rows = [(block, str(place), f"{self.scores[block]:.3f}", Bar(self.scores[block])) for place, block in enumerate(self.order, 1)]
+        if not every and len(rows) > _MOST_SHOWN + _LEAST_SHOWN + 1:
+            left_out = (f"and {len(rows) - _MOST_SHOWN - _LEAST_SHOWN} more", "", "", Bar(0.0))
+            rows = [*rows[:_MOST_SHOWN], left_out, *rows[-_LEAST_SHOWN:]]
+        confidence = "" if self.confidence is None else f", confidence {self.confidence:.2f}"
+        title = f"Ranking of {counted(len(self.scores), 'block')} by {self.scorer}, seed {self.seed}{confidence}; larger means keep"
+        unreliable = () if self.unreliable is None else (f"Unreliable: {self.unreliable}",)
+        return Summary(title, (SummaryTable(("block", "#", "score", ""), tuple(rows)),), (*unreliable, *self.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the schema number."""

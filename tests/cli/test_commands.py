@@ -289,13 +289,28 @@ class TestPrune:
         assert all(re.search(rf"{re.escape(block)}\b.*\bremoved\b", result.stdout) for block in removed)
 
     def test_pinned_axes_are_listed_with_their_reason(self, model_file):
-        """What cannot be cut is said, and why."""
+        """What cannot be cut is said, and why; groups are named by block and role, and by id with --ids."""
         model_file.write_text(NETWORK.replace("return x + self.conv2", "x = x.reshape(-1, 16, 8, 8)\n        return x + self.conv2"))
-        output = succeed("prune", "--model", model_file, "--target", "0.8", "--out", "small").stdout
-        assert "3 channel groups pinned, with the reason" in output
-        for why, group in (("is not followed by the forward of blocks.0", "stem.weight:0"), ("is an output of the model", "head.weight:0")):
-            assert re.search(rf"{re.escape(why)}.* 1  {re.escape(group)}", output), why
+        command = ("prune", "--model", model_file, "--target", "0.8", "--out", "small")
+        for arguments, groups in (
+            ((), ("stem residual stream", "head outputs", "blocks.0 channels")),
+            (("--ids",), ("stem.weight:0", "head.weight:0", "blocks.0.conv1.weight:0")),
+        ):
+            output = succeed(*command, *arguments).stdout
+            assert "3 channel groups pinned, with the reason" in output
+            for why, group in zip(("is not followed by the forward of blocks.0", "is an output of the model"), groups[:2], strict=True):
+                assert re.search(rf"{re.escape(why)}.* 1  {re.escape(group)}", output), why
+            assert re.search(rf"(?m)^{re.escape(groups[2])} +\d+ → \d+", output)
         assert not {"stem.weight:0", "head.weight:0"} & set(PrunePlan.from_json("small/plan.json").kept)
+
+    @pytest.mark.parametrize("columns", [60, 80, 120])
+    def test_tables_fit_the_terminal(self, model_file, columns):
+        """Tables of a ranking and of widths fit the terminal, with every block on one line."""
+        ranking = succeed("score", "--model", model_file, columns=columns).stdout
+        widths = succeed("prune", "--model", model_file, "--out", "small", columns=columns).stdout.partition("Plan:")[0]
+        assert max(map(len, (ranking + widths).splitlines())) <= columns
+        assert all(re.search(rf"(?m)^ *\d+  {block} .*\d\.\d{{3}}", ranking) for block in ("stem", "blocks.0", "blocks.1", "head"))
+        assert re.search(r"(?m)^stem residual stream +\d+ → \d+ +\d", widths)
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -55,12 +55,12 @@ def loss(model, batch):
 """
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(main, [str(argument) for argument in arguments])
+def run(*arguments: object, columns: int = 160) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, [str(argument) for argument in arguments])
 
 
-def succeed(*arguments: object) -> Result:
-    result = run(*arguments)
+def succeed(*arguments: object, columns: int = 160) -> Result:
+    result = run(*arguments, columns=columns)
     assert result.exit_code == 0, result.output
     return result
 

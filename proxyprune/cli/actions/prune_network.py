@@ -170,11 +170,11 @@ def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFil
         plan = replace(plan, notes=(*plan.notes, *ranked.plan_notes))
     destination = files.destination(built.file.path)
     plan.to_json(destination)
-    plotted = _plot(files.plot, graph, plan)
+    plotted = _plot(files, graph, plan)
     report = make_report(graph, plan)
     out.show(
-        widths_table(graph, plan),
-        pinned_table(graph),
+        widths_table(graph, plan, ids=files.ids),
+        pinned_table(graph, ids=files.ids),
         summary_table(plan, conventional=report.conventional_macs),
         *remarks(graph, (*judge.notes(ranking), *plan.notes), ranking.confidence),
         judge.listener.table(),
@@ -194,15 +194,15 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, j
     replaced = (destination / MANIFEST).is_file()
     with out.stage(f"Saving to {destination}"):
         save(result, destination)
-    plotted = _plot(files.plot, result.graph, result.plan)
+    plotted = _plot(files, result.graph, result.plan)
     if files.save_pretrained is not None:
         with out.stage(f"Saving to {files.save_pretrained}, and loading it without proxyprune"):
             save_pretrained(result, files.save_pretrained, command=shlex.join(["proxyprune", *sys.argv[1:]]))
         plotted = (*plotted, f"Plain folder: {files.save_pretrained}. Load it with {_plain_class(result)}.from_pretrained.")
     line = f'small = pp.load("{destination}", load_model_file("{built.source.model}").build_model)'
     out.show(
-        widths_table(result.graph, result.plan),
-        pinned_table(result.graph),
+        widths_table(result.graph, result.plan, ids=files.ids),
+        pinned_table(result.graph, ids=files.ids),
         summary_table(result.plan, conventional=result.report.conventional_macs, thop=result.report.thop_macs),
         compensation_table(result.report.compensation),
         trials_table(result.report.trials),
@@ -269,12 +269,12 @@ def _time_line(result: PruneResult) -> str | None:
     return f"• One run on the example inputs: {before:.2f} ms before, {after:.2f} ms after ({after / before:.0%})."
 
 
-def _plot(path: Path | None, graph: ModelGraph, plan: PrunePlan) -> tuple[str, ...]:
+def _plot(files: PruneFiles, graph: ModelGraph, plan: PrunePlan) -> tuple[str, ...]:
     """Draw the widths when asked to; what to tell the reader."""
-    if path is None:
+    if files.plot is None:
         return ()
-    plot_widths(graph, plan, path)
-    return (f"Plot: {path}",)
+    plot_widths(graph, plan, files.plot, ids=files.ids)
+    return (f"Plot: {files.plot}",)
 
 
 def _check_destinations(files: PruneFiles, source: ModelOptions) -> None:

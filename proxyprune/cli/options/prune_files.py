@@ -22,6 +22,7 @@ class PruneFiles:
         plot: Where to draw the widths, or None.
         timed: Measure how long a run takes before and after.
         save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
+        ids: Show ids of channel groups instead of block and role.
     """
 
     ranking: Path | None
@@ -31,6 +32,7 @@ class PruneFiles:
     plot: Path | None
     timed: bool
     save_pretrained: Path | None
+    ids: bool
 
     def destination(self, model_file: Path) -> Path:
         """The folder of the result."""
@@ -53,6 +55,7 @@ _OPTIONS = (
     file_option(
         "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
     ),
+    click.option("--ids", is_flag=True, help="Show channel groups by the id that plans and --keep use, not by block and role."),
 )
 
 prune_files = gathered("files", PruneFiles, _OPTIONS)

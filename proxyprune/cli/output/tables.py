@@ -9,44 +9,35 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from proxyprune.cli.output.fitting_table import FittingTable
 from proxyprune.compensation.report import CompensationReport
 from proxyprune.coupling.groups import ChannelGroup
+from proxyprune.graph.group_names import group_names
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.result import Losses, Trials
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import ScorerInfo
+from proxyprune.support.summary import Bar, SummaryTable
 from proxyprune.support.wording import figure, quantity
 
-_BAR_CELLS = 20
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 _SHOWN_LAYERS = 12  # layers of a compensation; the report has all
 _SHOWN_PLACES = 3  # places named for each reason of pinning; the rest is counted
 
 
-def ranking_table(graph: ModelGraph, ranking: Ranking) -> Table:
+def ranking_table(graph: ModelGraph, ranking: Ranking) -> FittingTable:
     """All blocks, most important first."""
-    table = _table(f"{len(graph.blocks)} blocks of {graph.model_class}, most important first ({ranking.scorer})")
-    for heading, justify in (("#", "right"), ("block", "left"), ("kind", "left"), ("widths", "right"), ("resolution", "right")):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("MACs", justify="right")
-    table.add_column("share", justify="right")
-    table.add_column("importance", no_wrap=True)
+    rows = []
     for place, block_id in enumerate(ranking.order, start=1):
         block = graph.block_by_id[block_id]
         score = ranking.scores[block_id]
-        table.add_row(
-            str(place),
-            block.id,
-            block.kind,
-            _widths(block),
-            "×".join(map(str, block.resolution)),
-            quantity(block.macs),
-            _share(block.macs, graph.macs),
-            Text.assemble((f"{score:.3f} ", ""), (_bar(score), "cyan")),
-        )
-    return table
+        resolution = "×".join(map(str, block.resolution))
+        share = _share(block.macs, graph.macs)
+        rows.append((str(place), block.id, block.kind, _widths(block), resolution, quantity(block.macs), share, f"{score:.3f}", Bar(score)))
+    headings = ("#", "block", "kind", "widths", "resolution", "MACs", "share", "score", "")
+    table = SummaryTable(headings, tuple(rows), names=1, left=("kind",), optional=("MACs", "kind", "widths", "resolution"))
+    return FittingTable(f"{len(graph.blocks)} blocks of {graph.model_class}, most important first ({ranking.scorer})", table)
 
 
 def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = None) -> list[RenderableType]:
@@ -81,7 +72,7 @@ def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple
     """
     table = _table(f"Plan: {plan.scorer} scores, mode {plan.mode}, seed {plan.seed}")
     for heading in ("", "before", "after", "left", "target", "gap to target"):
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading), min_width=None if heading else 18)
     rows = (
         ("MACs (exact, attention included)", plan.base_macs, plan.macs, plan.target_macs, plan.metric == "macs"),
         ("parameters", plan.base_params, plan.params, plan.target_params, plan.metric == "params"),
@@ -94,37 +85,34 @@ def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple
     return table
 
 
-def widths_table(graph: ModelGraph, plan: PrunePlan) -> Table:
-    """Every channel group that is cut, and every block that is taken out."""
+def widths_table(graph: ModelGraph, plan: PrunePlan, *, ids: bool = False) -> FittingTable:
+    """Every channel group that is cut, by block and role or by id, and every block that is taken out."""
+    names = {group.id: group.id for group in graph.groups} if ids else group_names(graph)
     removed = f", {_counted(len(plan.removed_blocks), 'block')} removed" if plan.removed_blocks else ""
-    table = _table(f"{len(plan.widths)} of {len(graph.prunable)} channel groups cut{removed}")
-    table.add_column("channel group", overflow="fold")
-    table.add_column("channels", justify="right")
-    table.add_column("left", justify="right")
-    table.add_column("unit", justify="right")
-    table.add_column("layers", justify="right")
+    rows = []
     for group_id, (before, after) in plan.widths.items():
         group = graph.by_id[group_id]
-        table.add_row(group_id, f"{before} → {after}", _share(after, before), str(group.unit), str(_layers(group)))
-    for block_id in plan.removed_blocks:
-        table.add_row(block_id, "removed", "", "", "")
-    return table
+        rows.append((names[group_id], f"{before} → {after}", _share(after, before), str(group.unit), str(_layers(group))))
+    rows += [(block_id, "removed", "", "", "") for block_id in plan.removed_blocks]
+    table = SummaryTable(("channel group", "channels", "left", "unit", "layers"), tuple(rows), optional=("unit", "layers"))
+    return FittingTable(f"{len(plan.widths)} of {len(graph.prunable)} channel groups cut{removed}", table)
 
 
-def pinned_table(graph: ModelGraph) -> Table | None:
+def pinned_table(graph: ModelGraph, *, ids: bool = False) -> Table | None:
     """What cannot be cut, by reason; None when everything can."""
+    shown = {group.id: group.id for group in graph.groups} if ids else group_names(graph)
     places: dict[str, list[str]] = {}
     for group in graph.groups:
         if group.pinned is not None:
-            places.setdefault(group.pinned, []).append(group.id)
+            places.setdefault(group.pinned, []).append(shown[group.id])
     if not places:
         return None
     table = _table(f"{_counted(sum(map(len, places.values())), 'channel group')} pinned, with the reason")
     table.add_column("why", overflow="fold")
     table.add_column("groups", justify="right")
-    table.add_column("such as", overflow="fold")
+    table.add_column("such as", no_wrap=True)
     for reason, names in places.items():
-        table.add_row(reason, str(len(names)), ", ".join(names[:_SHOWN_PLACES]))
+        table.add_row(reason, str(len(names)), "\n".join(names[:_SHOWN_PLACES]))
     return table
 
 
@@ -133,7 +121,7 @@ def compensation_table(report: CompensationReport | None) -> Table | None:
     if report is None or not report.layers:
         return None
     table = _table(f"{len(report.refitted)} of {_counted(len(report.layers), 'layer')} refitted")
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", no_wrap=True)
     for heading in ("held-out error as cut", "refitted", "ridge"):
         table.add_column(heading, justify="right")
     ordered = sorted(report.layers, key=lambda entry: -(entry.error_before or 0.0))
@@ -208,12 +196,6 @@ def _table(title: str | None) -> Table:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _bar(score: float) -> str:
-    eighths = round(score * _BAR_CELLS * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_BAR_CELLS)
 
 
 def _share(part: int, whole: int) -> str:
