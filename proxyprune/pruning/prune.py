@@ -72,8 +72,8 @@ def prune(
         compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
         channels: Scorer of the channels, where `scorer` scores blocks only. Its channel scores are multiplied by exp(b z), z the
             standardised block score. The weight b is chosen by the loss on the batches of odd index, after the compensation if there is
-            one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor" for
-            a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
+            one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor"
+            for a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
         steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
         recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
             follows each.
