@@ -34,11 +34,13 @@ def plot_layout(schedule: NoiseSchedule, members: tuple[Interval, ...], budgets:
         lower.text((member.first + member.last) / 2, fraction, f"{fraction:.0%}", ha="center", va="bottom", fontsize=9)
         if member.index:
             upper.axvline(member.first - 0.5, color="#D55E00", linewidth=1.0)
-    lower.axhline(budgets.mean, color="#D55E00", linewidth=1.0, linestyle="--", label=f"mean over the sampler's steps {budgets.mean:.1%}")
-    lower.set_ylim(0.0, 1.15)
+    mean = lower.axhline(
+        budgets.mean, color="#D55E00", linewidth=1.0, linestyle="--", label=f"mean over the sampler's steps {budgets.mean:.1%}"
+    )
+    lower.set_ylim(0.0, 1.12)
     lower.set_ylabel("share of the base's MACs")
     lower.set_xlabel("timestep (0 is clean)")
-    lower.legend(frameon=False, loc="lower right")
+    figure.legend(handles=[mean], loc="outside lower right", frameon=False)
     try:
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ class DataConfig:
     """Which images.
 
     Attributes:
-        source: "digits", "fashion-mnist", an .npz file, a folder of images, or "hub:NAME" through the package `datasets`.
+        source: "digits", "fashion-mnist", "cifar10", an .npz file, a folder of images, or "hub:NAME" through the package `datasets`.
         path: Where the files are, when not at the usual place.
         size: Pixels along a side; None takes those that the network is made for.
         held_out: Images that are never trained on (from the start of a fixed shuffle); sources with a test split use that. None holds out

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proxyprune.diffusion.config.run_config import DataConfig
+from proxyprune.diffusion.data.cifar_files import cifar_records
 from proxyprune.errors import DataError
 from proxyprune.support.extras import how_to_install
 from proxyprune.support.seeds import derived_seed
@@ -29,9 +30,13 @@ from proxyprune.support.seeds import derived_seed
 FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-mnist"))
 """Where Debian's package dataset-fashion-mnist puts the files, and where a download may lie."""
 
+CIFAR_PLACES = (Path("data/cifar-10-batches-bin"), Path("data/cifar-10-binary.tar.gz"))
+"""Where a download may lie."""
+
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SHUFFLE_SEED = 0
 _DIGITS_HELD_OUT, _MOST_HELD_OUT = 297, 5000
+_WITH_FILES = ("fashion-mnist", "cifar10")
 _CONDITIONS = ("labels", "y", "embeddings")
 """Names of what an npz tells a denoiser about each image."""
 """Held-out images are the same in every run, whatever the run's seed."""
@@ -96,10 +101,10 @@ def load_data(config: DataConfig, size: int | None = None) -> ImageData:
         DataError: If it is missing or holds something that cannot be used; names the file.
     """
     wanted = config.size or size
-    if config.path is not None and config.source != "fashion-mnist":
+    if config.path is not None and config.source not in _WITH_FILES:
         raise DataError(
-            f"data.path (--data) says where the files of fashion-mnist are, but the source is {config.source!r}. Leave it out, or name "
-            "a folder of images or an .npz file as the source (--source)."
+            f"data.path (--data) says where the files of {' or '.join(_WITH_FILES)} are, but the source is {config.source!r}. Leave it out, "
+            "or name a folder of images or an .npz file as the source (--source)."
         )
     if config.source in _READERS:
         return _READERS[config.source](config, wanted)
@@ -195,6 +200,23 @@ def _idx(folder: Path, name: str, dimensions: int) -> Bytes:
     if len(raw) - head != math.prod(shape):
         raise DataError(f"{path} should hold {math.prod(shape):,} bytes for {shape}, but holds {len(raw) - head:,}. Download it again.")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape).copy()
+
+
+def _cifar10(config: DataConfig, size: int | None) -> ImageData:
+    """CIFAR-10 in its binary version, 50,000 training and 10,000 test images of 32 pixels."""
+    places = (Path(config.path).expanduser(),) if config.path else CIFAR_PLACES
+    place = next((place for place in places if place.exists()), None)
+    if place is None:
+        raise DataError(
+            f"CIFAR-10 was looked for in {', '.join(map(str, places))}. Download cifar-10-binary.tar.gz, and give the archive or the "
+            "folder that it unpacks to as data.path (--data)."
+        )
+    records = [cifar_records(place, names) for names in ([f"data_batch_{n}.bin" for n in range(1, 6)], ["test_batch.bin"])]
+    images = [_resized(torch.from_numpy(found[:, 1:].reshape(-1, 3, 32, 32).copy()), size or 32) for found in records]
+    labels = [torch.from_numpy(found[:, 0].copy()).long() for found in records]
+    if config.labels:
+        return ImageData("cifar10", images[0], images[1], labels[0], labels[1], 10)
+    return ImageData("cifar10", images[0], images[1])
 
 
 def _folder(config: DataConfig, size: int | None, place: Path) -> ImageData:
@@ -376,4 +398,4 @@ def _split(name: str, images: Tensor, labels: Tensor | None, config: DataConfig)
     return ImageData(name, images[kept], images[out], labels[kept], labels[out], classes)
 
 
-_READERS: Mapping[str, Callable[[DataConfig, int | None], ImageData]] = {"digits": _digits, "fashion-mnist": _fashion}
+_READERS: Mapping[str, Callable[[DataConfig, int | None], ImageData]] = {"digits": _digits, "fashion-mnist": _fashion, "cifar10": _cifar10}
