@@ -31,7 +31,8 @@ def plot_layout(schedule: NoiseSchedule, members: tuple[Interval, ...], budgets:
     upper.set_ylabel("SNR (dB)")
     for member, fraction in zip(members, budgets.fractions, strict=True):
         lower.bar(member.first, fraction, width=member.timesteps, align="edge", color="#56B4E9", edgecolor="white")
-        lower.text((member.first + member.last) / 2, fraction, f"{fraction:.0%}", ha="center", va="bottom", fontsize=9)
+        middle = (member.first + member.last) / 2
+        lower.text(middle, fraction / 2, f"{fraction:.0%}", ha="center", va="center", fontsize=9)  # clear of the line of the mean
         if member.index:
             upper.axvline(member.first - 0.5, color="#D55E00", linewidth=1.0)
     mean = lower.axhline(
