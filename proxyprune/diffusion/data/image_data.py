@@ -103,8 +103,8 @@ def load_data(config: DataConfig, size: int | None = None) -> ImageData:
     wanted = config.size or size
     if config.path is not None and config.source not in _WITH_FILES:
         raise DataError(
-            f"data.path (--data) says where the files of {' or '.join(_WITH_FILES)} are, but the source is {config.source!r}. Leave it out, "
-            "or name a folder of images or an .npz file as the source (--source)."
+            f"data.path (--data) says where the files of {' or '.join(_WITH_FILES)} are, but the source is {config.source!r}. Leave it "
+            "out, or name a folder of images or an .npz file as the source (--source)."
         )
     if config.source in _READERS:
         return _READERS[config.source](config, wanted)
