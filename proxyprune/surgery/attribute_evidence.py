@@ -96,7 +96,7 @@ class AttributeEvidence:
         for name, module in modules.items():
             module.__class__ = _recording_reads(classes[name], name, reads)
         try:
-            self.runs.faithful.call(self._skeleton, None, self.runs.calls)
+            self.runs.faithful.call(self._skeleton, WholeOps(), self.runs.calls)  # which repeats the ops of earlier runs
         except Exception:  # noqa: BLE001  the forward cannot run without data, so nothing is known about its reads
             return None
         finally:

@@ -25,11 +25,13 @@ from proxyprune.surgery.comparison import (
     named_arguments,
 )
 from proxyprune.surgery.observer import Observer
+from proxyprune.surgery.prediction import Prediction
 from proxyprune.tracing.dispatch import NumbersWritten, ReportedDevice, RunAborted, WholeOps
 from proxyprune.tracing.empty_ops import EmptyOps
 from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, failing_module
 from proxyprune.tracing.module_stack import module_stack
 from proxyprune.tracing.nodes import output_shapes
+from proxyprune.tracing.program import Program
 from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs
 from proxyprune.tracing.values import Decisions, RepeatedValues, read_values
 
@@ -107,12 +109,12 @@ class DryRun:
         if mode is not None and self.empty.mode is None:
             mode.known_ops = self.known_ops
         if prediction is None or prediction.graph.program.exporting:
-            with as_if_exporting(), self._ops_of_device(), mode or contextlib.nullcontext():
+            with as_if_exporting(), self._ops_of_device(prediction), mode or contextlib.nullcontext():
                 yield
             return
         mode = mode or WholeOps()
         if not prediction.graph.program.on_values:
-            with mode:
+            with self._ops_of_device(prediction), mode:
                 yield
             return
         on_meta = self.empty.mode is None
@@ -122,10 +124,15 @@ class DryRun:
         with RepeatedValues(reads), reported, mode:
             yield
 
-    def _ops_of_device(self) -> contextlib.AbstractContextManager[object]:
-        """Let tensors on the meta device take the ops of the device that they stand for."""
+    def _ops_of_device(self, prediction: Prediction | None) -> contextlib.AbstractContextManager[object]:
+        """Let tensors on the meta device take the ops of the device that they stand for, if the traced forward writes numbers into any."""
         on_cpu = self._device is None or self._device.type == "cpu"
-        return NumbersWritten() if self.empty.mode is None and on_cpu else contextlib.nullcontext()
+        needed = self.empty.mode is None and on_cpu and prediction is not None and _writes_numbers(prediction.graph.program)
+        return NumbersWritten() if needed else contextlib.nullcontext()
+
+
+def _writes_numbers(program: Program) -> bool:
+    return bool(program.graph.find_nodes(op="call_function", target=torch.ops.aten.fill_.Tensor, sort=False))
 
 
 @dataclass

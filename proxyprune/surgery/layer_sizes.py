@@ -86,6 +86,26 @@ def prelu(layer: PrunedLayer) -> Attributes:
     return {"num_parameters": layer.shapes["weight"][0]}
 
 
+_GATES = {"LSTM": 4, "GRU": 3}
+"""Mode of a recurrent layer -> gates stacked in the rows of a weight; a plain RNN has one."""
+
+
+def recurrent(layer: PrunedLayer) -> Attributes:
+    """input_size, hidden_size, and proj_size of an LSTM whose state is projected."""
+    if "weight_ih_l0" not in layer.shapes:
+        return {}
+    rows, into = layer.shapes["weight_ih_l0"]
+    attributes: Attributes = {"input_size": into, "hidden_size": rows // _GATES.get(str(layer.module.mode), 1)}
+    if "weight_hr_l0" in layer.shapes:
+        attributes["proj_size"] = layer.shapes["weight_hr_l0"][0]
+    return attributes
+
+
+def recurrent_cell(layer: PrunedLayer) -> Attributes:
+    """input_size, hidden_size."""
+    return {"input_size": layer.shapes["weight_ih"][1], "hidden_size": layer.shapes["weight_hh"][1]} if "weight_ih" in layer.shapes else {}
+
+
 TABLE: dict[type[nn.Module], Callable[[PrunedLayer], Attributes]] = {
     nn.Linear: linear,
     _ConvNd: convolution,
@@ -95,6 +115,8 @@ TABLE: dict[type[nn.Module], Callable[[PrunedLayer], Attributes]] = {
     nn.RMSNorm: layer_norm,
     nn.Embedding: embedding,
     nn.PReLU: prelu,
+    nn.RNNBase: recurrent,
+    nn.RNNCellBase: recurrent_cell,
 }
 
 

@@ -42,7 +42,7 @@ class UnprunedRuns:
     @functools.cached_property
     def meta(self) -> DryRun:
         """A dry run on the meta device, the fastest way."""
-        return DryRun(on_device_of(self.model, self._inputs), EmptyTensors.meta())
+        return DryRun(on_device_of(self.model, self._inputs), EmptyTensors.meta(), self._graph.program.known_ops)
 
     @functools.cached_property
     def fake(self) -> DryRun:

@@ -137,18 +137,19 @@ def _rewrite(tensor: Tensor, values: Tensor) -> None:
             tensor.data = values
 
 
-def copied(model: nn.Module, memo: dict[int, Any], *, share_uncopyable: bool = False) -> nn.Module:
+def copied(model: nn.Module, memo: dict[int, Any], *, share_uncopyable: bool = False, detached: bool = False) -> nn.Module:
     """Copy a model that may hold computed tensors, which `copy.deepcopy` rejects; the copy holds their values without a graph.
 
     Args:
         model: Any module; not changed.
         memo: Replacements by the id of what they replace, as for `copy.deepcopy`.
         share_uncopyable: Let the copy hold the same locks, files and other objects that cannot be copied, instead of raising.
+        detached: `memo` has every tensor that the model holds, so that none of them need be looked for.
 
     Raises:
         InputError: If something cannot be copied; the message names the module and the attribute.
     """
-    for tensor in held_tensors(model):
+    for tensor in () if detached else held_tensors(model):
         if not tensor.is_leaf and id(tensor) not in memo:
             memo[id(tensor)] = tensor.detach().clone()
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node
 
+from proxyprune.tracing.empty_ops import EmptyOps
 from proxyprune.tracing.names import named_state
 
 
@@ -38,6 +39,7 @@ class Program:
         further: Further example calls of the same model, which a cut must also be valid for.
         on_values: True for a program recorded on real tensors, whose branches and sizes the values of the example inputs decided.
         exporting: True if the forward ran while `torch.compiler.is_exporting()` was true, so that it took its branch for export.
+        known_ops: Ops on the meta device that were run before on tensors of the same layout, by the recorder or by a probe.
     """
 
     graph: Graph = field(repr=False)
@@ -52,6 +54,7 @@ class Program:
     further: tuple[FurtherCall, ...] = ()
     on_values: bool = False
     exporting: bool = True
+    known_ops: EmptyOps = field(default_factory=EmptyOps, repr=False)
 
     @property
     def calls(self) -> Iterator[Node]:

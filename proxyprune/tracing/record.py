@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from proxyprune.support.nested import tensors_of
-from proxyprune.tracing.dispatch import ReportedDevice, RunAborted, SizesFromValues, WholeOps
+from proxyprune.tracing.dispatch import NumbersWritten, ReportedDevice, RunAborted, SizesFromValues, WholeOps
 from proxyprune.tracing.empty_ops import EmptyOps, emptied, on_meta
 from proxyprune.tracing.model_call import as_if_exporting, evaluation
 from proxyprune.tracing.module_stack import module_stack
@@ -29,7 +29,7 @@ _READS = frozenset(f"aten::{name}" for name in "is_nonzero item _local_scalar_de
 """Ops that read values."""
 
 _UNSURE = frozenset(f"aten::{name}" for name in "lift_fresh scalar_tensor set_ resize_".split())
-"""Numbers that Python code writes into a tensor, which the two ways of tracing put down as other ops, and new storage for a tensor."""
+"""Numbers that Python code writes into a tensor by an op that depends on the device, and new storage for a tensor."""
 
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
@@ -63,6 +63,7 @@ def record(
             evaluation(blank, training=training),
             as_if_exporting() if exporting else contextlib.nullcontext(),
             _without_cudnn(),
+            NumbersWritten() if device.type == "cpu" and not exporting else contextlib.nullcontext(),
             ReportedDevice(device),
         ):
             recording = Recording(modules)
@@ -81,7 +82,7 @@ def record(
         return None
     recording.leave_out_unread_detach()
     program = assemble(model, recording.graph, recording.placeholders, recording.owners, frozenset(recording.repeated))
-    return replace(program, exporting=exporting)
+    return replace(program, exporting=exporting, known_ops=recorder.empty_ops)
 
 
 def _without_cudnn() -> contextlib.AbstractContextManager[None]:

@@ -62,7 +62,7 @@ def skeleton(model: nn.Module, empty: EmptyTensors, shapes: Mapping[str, tuple[i
     for tensor in held_tensors(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, empty)
-    return copied(model, memo, share_uncopyable=True)
+    return copied(model, memo, share_uncopyable=True, detached=True)
 
 
 def _like(tensor: Tensor, empty: EmptyTensors, shape: tuple[int, ...] | None = None) -> Tensor:

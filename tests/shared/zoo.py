@@ -11,7 +11,7 @@ Tags:
 - `functional_attention`: multiplies activations with activations (matmul, einsum, scaled dot product).
 - `conv_or_linear_only`: every multiplication sits in a convolution or linear module.
 - `trap`: runs after a naive cut and is wrong, or holds a width that no op of the graph shows.
-- `recurrent`: may be pinned as a whole, must not break.
+- `recurrent`: carries a state from step to step.
 - `large`: takes seconds; tested at one target.
 
 A network has neither of the two counting tags when it multiplies weights outside modules of that kind (GPT-2's Conv1D, an LSTM).
@@ -1607,7 +1607,7 @@ class Lstm(nn.Module):
 
 @network("lstm", embedded(), "recurrent")
 def _lstm() -> nn.Module:
-    """nn.LSTM between linear layers: the recurrent part may be pinned, the rest is still prunable."""
+    """nn.LSTM between linear layers: its hidden units are shared by four gates, two layers and two directions."""
     return Lstm()
 
 

@@ -132,6 +132,39 @@ def test_what_is_not_sure_is_left_to_export(kind: type[nn.Module]) -> None:
     assert (dict(vars(model)), dict(model.named_buffers())) == kept
 
 
+class WritesNumbers(nn.Module):
+    """Writes numbers into a mask, as windowed attention does, by ops that depend on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros((6, 6))
+        for number, part in enumerate((slice(0, 2), slice(2, None))):
+            mask[part, part] = number
+        mask[0] = True
+        mask[..., 1] = 0.5
+        return self.last(mask @ self.first(x))
+
+
+def test_numbers_written_into_a_tensor_are_recorded() -> None:
+    """An ordinary call on the CPU is recorded with the ops that it runs there, so that torch.export need not look; both agree."""
+    model, inputs = WritesNumbers(), torch.ones(1, 6, 8)
+    recorded = record(model, (inputs,), {}, exporting=False)
+    assert recorded is not None
+    exported = export(model, (inputs,), {})
+    of_constants = ("aten.lift_fresh_copy.default", "aten.detach_.default")
+    ops, expected = (
+        [(str(node.target), list(node.meta["val"].shape)) for node in program.calls if str(node.target) not in of_constants]
+        for program in (recorded, exported)
+    )
+    assert ops == expected
+    result = pp.prune(model, inputs, target=0.6)
+    assert not result.graph.program.exporting
+    assert result.plan.macs <= result.plan.target_macs
+
+
 class SelectsBehindConstant(SelectsByMask):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + torch.tensor([1.0, 2.0, 3.0, 4.0]))

@@ -21,7 +21,7 @@ NOT_ZERO = "is summed over, where dropped values are not zero, in"
 def linear(walk: Walk, node: Node) -> Outcome:
     """linear(x, w, b): x [..., in], w [out, in] or [in], b [out]."""
     data, weight, bias = tensor_argument(node, "input"), tensor_argument(node, "weight"), _optional(node, "bias")
-    _contract(walk, node, (data, -1), (weight, -1))
+    contract(walk, node, (data, -1), (weight, -1))
     out: Axes = walk.axes(weight)[:-1]
     if bias is not None and out:
         out = (walk.labels.unify([*out, *walk.axes(bias)], walk.where(node)),)
@@ -68,7 +68,7 @@ def matmul(walk: Walk, node: Node) -> Outcome:
 
 def _product(walk: Walk, node: Node, left: Node, right: Node) -> Outcome:
     left_axes, right_axes = walk.axes(left), walk.axes(right)
-    _contract(walk, node, (left, -1), (right, max(-2, -len(right_axes))))
+    contract(walk, node, (left, -1), (right, max(-2, -len(right_axes))))
     shape = output_shapes(node)[0]
     rows = left_axes[-2:-1]
     columns = right_axes[-1:] if len(right_axes) > 1 else ()
@@ -108,7 +108,7 @@ def _batch_axes(walk: Walk, node: Node, left: Node, right: Node, shape: tuple[in
     return tuple(result)
 
 
-def _contract(walk: Walk, node: Node, first: tuple[Node, int], second: tuple[Node, int]) -> None:
+def contract(walk: Walk, node: Node, first: tuple[Node, int], second: tuple[Node, int]) -> None:
     """Sum over a shared dimension: cutting it is exact when at least one factor is zero in the dropped positions."""
     axes = [walk.axes(operand)[dim] for operand, dim in (first, second)]
     walk.labels.equate(axes[0], axes[1], walk.where(node))
@@ -302,7 +302,7 @@ def convolution(walk: Walk, node: Node) -> Outcome:
     if conv.groups > 1:
         out_axis, groups = _grouped(walk, node, conv, in_axis)
     else:
-        _contract(walk, node, (conv.data, channel_dim), (conv.weight, int(not conv.transposed)))
+        contract(walk, node, (conv.data, channel_dim), (conv.weight, int(not conv.transposed)))
         out_axis, groups = walk.axes(conv.weight)[int(conv.transposed)], 1
     if conv.bias is not None:
         out_axis = walk.labels.unify([out_axis, walk.axes(conv.bias)[0]], walk.where(node))
@@ -389,7 +389,7 @@ def grouped_matmul(walk: Walk, node: Node) -> Outcome:
     rows, inner = walk.axes(data)
     groups, _, columns = walk.axes(weight)
     walk.pin([rows, groups], node, "is looked up by number in")
-    _contract(walk, node, (data, -1), (weight, -2))
+    contract(walk, node, (data, -1), (weight, -2))
     for axis in (inner, columns):
         if axis is not None:
             walk.labels.divisible.append(Divisible(axis, math.gcd(len(axis), _ALIGNED_ENTRIES), runs=False))
@@ -424,18 +424,6 @@ def distances(walk: Walk, node: Node) -> Outcome:
     return Outcome(outputs=((*batch, *(walk.axes(tensor)[-2] for tensor in tensors)),))
 
 
-def recurrent(walk: Walk, node: Node) -> Outcome:
-    """lstm, gru, rnn and their cells: gates are packed in one matrix and the state is carried along, so nothing inside is cut.
-
-    Every weight matrix is used once for each step and sequence.
-    """
-    values = arguments(node)
-    steps = math.prod(walk.shape(tensor_argument(node, 0))[:-1])
-    weights = values["params"] if "params" in values else [values["w_ih"], values["w_hh"]]
-    macs = tuple(Term(steps * math.prod(shape)) for shape in map(walk.shape, weights) if len(shape) == 2)
-    return kept_whole(walk, node, "belongs to a recurrence, which is kept whole,", macs)
-
-
 RULES: dict[str, Rule] = {
     "aten.linear": linear,
     **dict.fromkeys(ops("addmm baddbmm addmv"), addmm),
@@ -447,5 +435,4 @@ RULES: dict[str, Rule] = {
     "aten.cdist": distances,
     "aten.scaled_dot_product_attention": attention,
     **dict.fromkeys(ops("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"), convolution),
-    **dict.fromkeys(ops("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"), recurrent),
 }
