@@ -131,8 +131,8 @@ class PrunePlan:
             tuple(
                 (what, f"{before:,}", f"{after:,}", share(after, before), f"{most:,}" if budgeted else "")
                 for what, before, after, most, budgeted in (
-                    ("MACs", self.base_macs, self.macs, self.target_macs, self.metric == "macs"),
-                    ("parameters", self.base_params, self.params, self.target_params, self.metric == "params"),
+                    ("MACs", self.base_macs, self.macs, self.target_macs, "macs" in self.metric.split(",")),
+                    ("parameters", self.base_params, self.params, self.target_params, "params" in self.metric.split(",")),
                 )
             ),
         )

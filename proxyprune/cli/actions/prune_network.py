@@ -179,6 +179,8 @@ def _replay(built: Built, plan: PrunePlan, repair: RepairOptions, data: DataKeyw
 
 def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, times: TimeOptions, out: Output) -> None:
     graph = built.trace(out)
+    if request.needs_times:
+        graph = _with_table(built, graph, times)
     with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
         ranked = built.rank_for_plan(graph, judge, request)
     ranking = ranked.ranking
