@@ -12,6 +12,8 @@ from .graph.cost import CostModel as CostModel
 from .graph.model_graph import ModelGraph as ModelGraph
 from .graph.structure import Block as Block
 from .measuring.held_out import DataKeywords as DataKeywords, Recovery as Recovery
+from .measuring.network_times import with_times as with_times
+from .measuring.timing import Timing as Timing
 from .planning.plan import PrunePlan as PrunePlan
 from .planning.planner import make_plan as make_plan
 from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKeywords

@@ -19,6 +19,7 @@ from proxyprune.errors import InputError, MissingNeedError, TargetError, Verific
 from proxyprune.graph.build import analyse
 from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.network_times import times_again
 from proxyprune.planning.budget import Target
 from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanRequest
@@ -233,7 +234,7 @@ def _prune_once(
         if failure.module in plan.removed_blocks and failure.module not in request.limits.keep:
             request = request.keeping(failure.module)  # this block cannot be removed after all; choose others
         else:
-            graph = _amended(model, example_inputs, graph, failure, evidence)
+            graph = times_again(_amended(model, example_inputs, graph, failure, evidence), graph, model, example_inputs)
             ranking = _restricted(ranking, graph)
     raise VerificationError(
         "No plan could be verified, although blocks were kept and channel groups pinned as often as there are blocks and groups. "

@@ -12,6 +12,7 @@ from proxyprune.compensation.report import CompensationReport
 from proxyprune.graph.cost import CostModel
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.planned_time import MeasuredTime
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.summary import Summary
@@ -104,6 +105,7 @@ class Report:
         made_with: Package -> version.
         seconds: Measured wall time of one run before and after, or None when nobody measured it.
         thop_macs: What thop counts before and after; None where it fails, or where nobody counted.
+        time: Measured time of one run before and after with its spread, or None if it was not measured.
         unreached: Parameters that the example call does not reach; they stay whole.
         not_followed: Attribute -> why it kept its value although it equals a size that changed. Code that the example inputs do not reach
             (training, a cache, a method that fuses layers) may read it.
@@ -132,11 +134,12 @@ class Report:
     thop_macs: tuple[int, int] | None = None
     losses: Losses | None = None
     trials: Trials | None = field(default=None, repr=False)
+    time: MeasuredTime | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         absent = {"unreached"} if not self.unreached else set()
-        absent |= {name for name in ("compensation", "losses", "trials") if getattr(self, name) is None}
+        absent |= {name for name in ("compensation", "losses", "trials", "time") if getattr(self, name) is None}
         return {"schema": 1, **to_plain(self, omit=absent)}
 
 

@@ -24,6 +24,7 @@ from proxyprune.errors import InputError, ProxyPruneError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, held_out_loss, recovered, weights_digest
 from proxyprune.measuring.journal import Journal, opened
+from proxyprune.measuring.network_times import with_times
 from proxyprune.planning.budget import Target, parse_budget
 from proxyprune.planning.request import CutKeywords, PlanRequest
 from proxyprune.scoring import Brief, Scorer, find, score
@@ -176,6 +177,8 @@ def compare(
     requests = {case: replace(cuts, target=case.target, mode=case.mode) for case in chosen}
     data = Data.of(**picked(DataKeywords, keywords))
     graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
+    if any(request.needs_times for request in requests.values()):
+        graph = with_times(graph, model, example_inputs)
     task = _ComparisonTask(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, requests)
     with _journal(journal, _header(task), resume) as opened_journal:
         record = _Record(opened_journal, progress)

@@ -17,9 +17,10 @@ from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.rules.register import registered_rules
 from proxyprune.errors import RuleError
-from proxyprune.graph.cost import CostModel, Polynomial
+from proxyprune.graph.cost import CostModel
 from proxyprune.graph.find_blocks import BlockFinder, Span, kind_of
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.graph.polynomial import Polynomial
 from proxyprune.graph.read_block import read_block
 from proxyprune.graph.structure import Block
 from proxyprune.standard.blueprint import find_blueprint

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import InputError, KeepPatternError
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.planning.limits import Bound, Limits
+from proxyprune.planning.limits import AUTO, Bound, Limits
 
 DEFAULT_FLOOR = 0.1
 """Share of its atoms that every group keeps, unless the target cannot be reached otherwise or a floor pattern says something else."""
@@ -106,7 +106,7 @@ def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
 
     Raises:
         KeepPatternError: If a pattern matches nothing.
-        InputError: If a floor and a ceiling leave a group without an allowed count.
+        InputError: If a floor and a ceiling leave a group without an allowed count, or rounding needs a cost table that is missing.
     """
     names = Names(graph)
     keep = frozenset().union(*(names.match(pattern, "keep") for pattern in limits.keep))
@@ -120,9 +120,25 @@ def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
             continue
         least = [_floor_atoms(group, bound) for reached, bound in floored if group.id in reached]
         most = [_ceiling_atoms(group, bound) for reached, bound in ceiled if group.id in reached]
-        allowed.append(_allowed(group, max(least, default=None), min(most, default=group.atoms), limits.round_to))
+        allowed.append(_allowed(group, max(least, default=None), min(most, default=group.atoms), multiple_of(graph, group, limits)))
     firm = keep.union(*(matched for matched, bound in floors if bound > 0))
     return Resolved(tuple(allowed), frozenset(_kept_blocks(names, graph, firm)))
+
+
+def multiple_of(graph: ModelGraph, group: ChannelGroup, limits: Limits) -> int:
+    """Return the multiple of channels that a group should have.
+
+    Raises:
+        InputError: If it is to be taken from the cost table of this machine and the graph has none.
+    """
+    if limits.round_to != AUTO:
+        return int(limits.round_to)
+    if graph.cost.time is None:
+        raise InputError(
+            "round_to='auto' takes the multiples that pay from the cost table of this machine, and this graph has none. Make the plan "
+            "from proxyprune.with_times(graph, model, example_inputs), or give a number."
+        )
+    return graph.cost.time.multiples.get(group.id, 1)
 
 
 def uncut(group: ChannelGroup) -> AllowedWidths:

@@ -10,6 +10,9 @@ from proxyprune.support.checks import is_count
 
 Bound = float | int
 
+AUTO = "auto"
+"""Take the multiple of channels that pays on this machine, for each group."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -25,17 +28,17 @@ class Limits:
             entirely inside what is matched, or, when there are none, every group that touches it. The highest match counts. A block with
             a floor above 0 is not removed; for groups this holds as for keep.
         ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
-        round_to: Channels of each cut group should be a multiple of this.
+        round_to: Channels of each cut group should be a multiple of this; "auto" takes the multiple that pays on this machine.
     """
 
     keep: tuple[str, ...] = ()
     floors: Mapping[str, Bound] = field(default_factory=dict)
     ceilings: Mapping[str, Bound] = field(default_factory=dict)
-    round_to: int = 1
+    round_to: int | str = 1
 
     def __post_init__(self) -> None:
-        if not is_count(self.round_to, 1):
-            raise InputError(f"round_to must be a whole number of channels, at least 1; found {self.round_to!r}.")
+        if self.round_to != AUTO and not is_count(self.round_to, 1):
+            raise InputError(f"round_to must be a whole number of channels, at least 1, or 'auto'; found {self.round_to!r}.")
         for pattern in (*self.keep, *self.floors, *self.ceilings):
             if not isinstance(pattern, str) or not pattern:
                 raise KeepPatternError(f"Expected patterns as non-empty strings, found {pattern!r}.")

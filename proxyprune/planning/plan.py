@@ -20,10 +20,11 @@ from proxyprune.errors import PlanFormatError, PlanMismatchError, StorageError
 from proxyprune.graph.group_names import group_names, names_of_ids
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.summary import widths_table
-from proxyprune.planning.budget import METRICS, Target
+from proxyprune.planning.budget import BUDGETED, METRICS, Target
+from proxyprune.planning.planned_time import PlannedTime
 from proxyprune.planning.request import MODES
 from proxyprune.support.checks import is_count, listed
-from proxyprune.support.dataclass_json import to_plain
+from proxyprune.support.dataclass_json import from_plain, to_plain
 from proxyprune.support.files import write_named
 from proxyprune.support.ranges import from_ranges, to_ranges
 from proxyprune.support.strict_json import loads
@@ -55,6 +56,9 @@ _KEYS = (
 )
 """Keys in the order of the file, which keeps `kept` and `widths` together as "groups"."""
 
+_OPTIONAL = ("time",)
+"""Keys that only some plans have; they stand before the hash."""
+
 
 @dataclass(frozen=True)
 class PrunePlan:
@@ -65,8 +69,8 @@ class PrunePlan:
     Attributes:
         fingerprint: Fingerprint of the structure (names, shapes, wiring) that the plan was made for.
         mode: "width", "depth" or "both".
-        metric: "macs" or "params": what `target` budgets.
-        target: The target as it was asked for.
+        metric: What `target` budgets: "macs", "params" or "time"; several are joined by commas.
+        target: The target as it was asked for; several by metric.
         base_macs: Multiply-accumulates of the unpruned model, one run on the example inputs.
         target_macs: The most the pruned model may spend.
         macs: What the pruned model will spend, exactly.
@@ -80,6 +84,7 @@ class PrunePlan:
         seed: Seed of that ranking.
         options: What else was asked for (round_to, keep, floors ...); plain JSON values.
         notes: Sentences for the reader, such as how far below the budget the plan ends and why.
+        time: Predicted time, if the plan was made with the cost table of a machine, or None.
     """
 
     fingerprint: str
@@ -99,6 +104,7 @@ class PrunePlan:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    time: PlannedTime | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -125,8 +131,8 @@ class PrunePlan:
             tuple(
                 (what, f"{before:,}", f"{after:,}", share(after, before), f"{most:,}" if budgeted else "")
                 for what, before, after, most, budgeted in (
-                    ("MACs", self.base_macs, self.macs, self.target_macs, self.metric == "macs"),
-                    ("parameters", self.base_params, self.params, self.target_params, self.metric == "params"),
+                    ("MACs", self.base_macs, self.macs, self.target_macs, "macs" in self.metric.split(",")),
+                    ("parameters", self.base_params, self.params, self.target_params, "params" in self.metric.split(",")),
                 )
             ),
         )
@@ -151,7 +157,7 @@ class PrunePlan:
             "options": json.loads(json.dumps(self.options)),
             "groups": {group: {"width": list(self.widths[group]), "kept": to_ranges(kept)} for group, kept in self.kept.items()},
         }
-        return {key: values[key] for key in _KEYS if key != "sha256"}
+        return {key: values[key] for key in (*_KEYS, *_OPTIONAL) if key != "sha256" and not (key in _OPTIONAL and values[key] is None)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PrunePlan:
@@ -168,6 +174,15 @@ class PrunePlan:
             widths={group: (entry["width"][0], entry["width"][1]) for group, entry in groups.items()},
             removed_blocks=tuple(data["removed_blocks"]),
             notes=tuple(data["notes"]),
+            time=None
+            if data.get("time") is None
+            else from_plain(
+                PlannedTime,
+                data["time"],
+                lambda found: PlanFormatError(
+                    f"This is not a valid plan: in 'time', {'; '.join(found)}. Make the plan again, or restore the original file."
+                ),
+            ),
         )
         if data["sha256"] != plan.sha256:
             _fail(f"the content hash is {plan.sha256[:12]}…, the file says {str(data['sha256'])[:12]}…: it was changed after it was made")
@@ -299,7 +314,7 @@ def _check_keys(data: object) -> None:
     if data.get("schema") != SCHEMA or isinstance(data.get("schema"), bool):
         _fail(f"expected schema {SCHEMA}, found {data.get('schema')!r}")
     missing = [key for key in _KEYS if key not in data]
-    unknown = sorted(str(key) for key in data if key not in _KEYS)
+    unknown = sorted(str(key) for key in data if key not in (*_KEYS, *_OPTIONAL))
     if missing or unknown:
         _fail(f"missing keys: {missing}; unknown keys: {unknown}")
     for key in ("removed_blocks", "notes"):
@@ -318,13 +333,9 @@ def _check_keys(data: object) -> None:
 def _check_fields(plan: PrunePlan) -> None:
     if not isinstance(plan.fingerprint, str) or not _FINGERPRINT.fullmatch(plan.fingerprint):
         _fail(f"the fingerprint must be 64 hexadecimal digits, found {str(plan.fingerprint)[:80]!r}")
-    for name, allowed in (("mode", MODES), ("metric", METRICS)):
-        if getattr(plan, name) not in allowed:
-            _fail(f"'{name}' must be one of {', '.join(allowed)}, found {getattr(plan, name)!r}")
-    if isinstance(plan.target, bool) or not isinstance(plan.target, int | float | str):
-        _fail(f"'target' must be a number or a string, found {plan.target!r}")
-    if isinstance(plan.target, float) and not math.isfinite(plan.target):
-        _fail(f"'target' must be finite, found {plan.target!r}")
+    if plan.mode not in MODES:
+        _fail(f"'mode' must be one of {', '.join(MODES)}, found {plan.mode!r}")
+    _check_goal(plan)
     for metric in METRICS:
         base, target, spent = (getattr(plan, name) for name in (f"base_{metric}", f"target_{metric}", metric))
         if not all(is_count(value) for value in (base, target, spent)):
@@ -338,8 +349,27 @@ def _check_fields(plan: PrunePlan) -> None:
             _fail(f"'{name}' must hold strings only")
     if len(set(plan.removed_blocks)) != len(plan.removed_blocks):
         _fail("a block is removed twice")
+    if plan.time is not None and plan.time.problem is not None:
+        _fail(f"in 'time', {plan.time.problem}")
     _check_options(plan.options)
     _check_groups(plan)
+
+
+def _check_goal(plan: PrunePlan) -> None:
+    metrics = plan.metric.split(",") if isinstance(plan.metric, str) else []
+    if not metrics or not set(metrics) <= set(BUDGETED) or len(set(metrics)) != len(metrics):
+        _fail(f"'metric' must be one of {', '.join(BUDGETED)}, or several joined by commas, found {plan.metric!r}")
+    if isinstance(plan.target, Mapping):
+        if sorted(plan.target) != sorted(metrics):
+            _fail(f"'target' must have the metrics {', '.join(metrics)}, found {', '.join(map(str, plan.target))}")
+        targets = list(plan.target.values())
+    else:
+        targets = [plan.target]
+    for target in targets:
+        if isinstance(target, bool) or not isinstance(target, int | float | str):
+            _fail(f"'target' must be a number or a string, found {target!r}")
+        if isinstance(target, float) and not math.isfinite(target):
+            _fail(f"'target' must be finite, found {target!r}")
 
 
 def _check_options(options: object) -> None:

@@ -22,10 +22,13 @@ from proxyprune.planning.constraints import (
 )
 from proxyprune.planning.depth import Leaving, drop_nested, removal_order, share_of_blocks, solve_depth
 from proxyprune.planning.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
+from proxyprune.planning.limits import AUTO
 from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.planned_time import PlannedTime
+from proxyprune.planning.price import JOINT_LIMIT, JointCost, PlanCost, bases_of, price_of, time_of
 from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.planning.shared_widths import SharedWidths, Ties, decided, shared, ties_of, without_groups
-from proxyprune.planning.widths import TOLERANCE, PlanCost, order_by_loss, order_steps, savings_per_atom, solve_widths
+from proxyprune.planning.widths import TOLERANCE, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords
 
@@ -45,7 +48,7 @@ class _Problem:
     graph: ModelGraph
     ranking: Ranking
     request: PlanRequest
-    budget: Budget
+    budgets: tuple[Budget, ...]
     resolved: Resolved
     allocation: str
     ties: Ties
@@ -55,8 +58,18 @@ class _Problem:
         """What may be removed, least important first."""
         return removal_order(self.graph, self.ranking, self.resolved.kept_blocks, self.ties.removable(self.graph))
 
-    def price(self, removed: Collection[str] = ()) -> PlanCost:
-        return PlanCost(self.graph, self.budget.metric, frozenset(removed))
+    @property
+    def limit(self) -> int:
+        """The most that a plan may cost, in the units of `price`."""
+        return self.budgets[0].limit if len(self.budgets) == 1 else JOINT_LIMIT
+
+    @property
+    def base(self) -> int:
+        """What the unpruned network costs, in the units of `price`."""
+        return self.budgets[0].base if len(self.budgets) == 1 else self.price_blocks(())
+
+    def price(self, removed: Collection[str] = ()) -> PlanCost | JointCost:
+        return price_of(self.graph, {budget.metric: budget.limit for budget in self.budgets}, frozenset(removed))
 
     def price_blocks(self, removed: Collection[str]) -> int:
         """Cost at full width without some blocks."""
@@ -92,7 +105,8 @@ def make_plan(
     Args:
         graph: The traced model.
         ranking: Block importances, for exactly the blocks of the graph.
-        target: Fraction of the base (0 < t < 1), or an absolute number ("3.4G").
+        target: Fraction of the base (0 < t < 1), an absolute number ("3.4G"), or several by metric ({"macs": 0.7, "params": 0.8}), all of
+            which the plan meets. A target of time is one for the predicted time; the graph comes from `with_times`.
         model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
@@ -124,28 +138,31 @@ def plan_for(
     options: Mapping[str, Any] | None = None,
 ) -> PrunePlan:
     """Make the plan of a request; arguments and errors as for `make_plan`."""
-    metric = request.metric
-    budget = parse_budget(request.target, base=graph.params if metric == "params" else graph.macs, metric=metric)
+    targets = request.targets
+    bases = bases_of(graph, tuple(targets))
+    budgets = tuple(parse_budget(target, base=bases[metric], metric=metric) for metric, target in targets.items())
     check_scores(graph, ranking)
     _check_reliable(ranking, accepted=request.accept_unreliable)
-    _check_costed(graph, metric, accepted=request.accept_uncosted)
+    for metric in targets:
+        _check_costed(graph, metric, accepted=request.accept_uncosted)
     resolved, allocation = resolve(graph, request.limits), chosen_allocation(graph, ranking, request.allocation)
-    problem = _Problem(graph, ranking, request, budget, resolved, allocation, ties_of(graph, request.uniform))
+    problem = _Problem(graph, ranking, request, budgets, resolved, allocation, ties_of(graph, request.uniform))
     problem, choice = _choose(problem)
     if choice is None:
         raise _unreachable(problem)
     counts = {g.id: int(n) for g, n in zip(graph.prunable, choice.atoms.tolist(), strict=True) if n < g.atoms}
     macs, params = (PlanCost(graph, each, choice.removed).one(choice.atoms) for each in METRICS)
+    limits = {budget.metric: budget.limit for budget in budgets}
     return PrunePlan(
         fingerprint=graph.fingerprint,
         mode=request.mode,
-        metric=metric,
-        target=budget.asked,
+        metric=",".join(targets),
+        target=budgets[0].asked if len(budgets) == 1 else {budget.metric: budget.asked for budget in budgets},
         base_macs=graph.macs,
-        target_macs=budget.limit if metric == "macs" else graph.macs,
+        target_macs=limits.get("macs", graph.macs),
         macs=macs,
         base_params=graph.params,
-        target_params=budget.limit if metric == "params" else graph.params,
+        target_params=limits.get("params", graph.params),
         params=params,
         kept=kept_atoms(graph, ranking, counts, model),
         widths={group: (graph.by_id[group].width, count * graph.by_id[group].atom_channels) for group, count in counts.items()},
@@ -153,8 +170,16 @@ def plan_for(
         scorer=ranking.scorer,
         seed=ranking.seed,
         options=_options(problem, options),
-        notes=_notes(problem, choice, {"macs": macs, "params": params}[metric]),
+        notes=_notes(problem, choice),
+        time=None if graph.cost.time is None else _planned_time(problem, choice),
     )
+
+
+def _planned_time(problem: _Problem, choice: _Choice) -> PlannedTime:
+    """Return the predicted time of a choice, beside its budget if there is one."""
+    time, limits = time_of(problem.graph), {budget.metric: budget.limit for budget in problem.budgets}
+    base = time.total(_full(problem.graph))
+    return PlannedTime(base, limits.get("time"), time.total(choice.atoms, choice.removed), dict(time.settings))
 
 
 def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
@@ -204,13 +229,21 @@ def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> 
     price, allowed = problem.price(removed), problem.allowed(removed)
     if problem.allocation == "blocks":
         steps = order_steps(allowed, importance_by_group(problem.graph, problem.ranking))
-        atoms = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
+        atoms = solve_widths(steps, price, problem.limit, problem.base)
     else:
         atoms = _weigh_channels(problem, price, allowed)
     return None if atoms is None else _Choice(atoms, removed)
 
 
-def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[SharedWidths, ...]) -> IndexArray | None:
+def _savings(price: PlanCost | JointCost, allowed: tuple[SharedWidths, ...], atoms: IndexArray) -> NDArray[np.float64]:
+    """Cost that leaves with one atom of each group; of several budgets the sum of shares over those that hold the plan back."""
+    if isinstance(price, PlanCost):
+        return savings_per_atom(price, allowed, atoms)
+    parts = [savings_per_atom(one, allowed, atoms) / limit for one, limit in price.deciding(atoms)]
+    return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
+
+
+def _weigh_channels(problem: _Problem, price: PlanCost | JointCost, allowed: tuple[SharedWidths, ...]) -> IndexArray | None:
     """Least lost for what is saved; what an atom saves depends on all other widths, so it is looked at again in the plan found."""
     scores = [np.asarray(problem.ranking.channel_scores[group.id], np.float64) for group in problem.graph.prunable]
     lost = [
@@ -225,8 +258,8 @@ def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[SharedWid
     ]
     atoms = _full(problem.graph)
     for _ in range(_WEIGHINGS):
-        steps = order_by_loss(allowed, lost, savings_per_atom(price, allowed, atoms))
-        found = solve_widths(steps, price, problem.budget.limit, problem.budget.base)
+        steps = order_by_loss(allowed, lost, _savings(price, allowed, atoms))
+        found = solve_widths(steps, price, problem.limit, problem.base)
         if found is None:
             return None
         atoms = found
@@ -234,17 +267,17 @@ def _weigh_channels(problem: _Problem, price: PlanCost, allowed: tuple[SharedWid
 
 
 def _choose_blocks(problem: _Problem) -> _Choice | None:
-    removed = solve_depth(problem.leaving, problem.price_blocks, problem.budget.limit)
+    removed = solve_depth(problem.leaving, problem.price_blocks, problem.limit)
     return None if removed is None else _Choice(_full(problem.graph), removed)
 
 
 def _choose_both(problem: _Problem) -> _Choice | None:
     leaving = problem.leaving
-    start = share_of_blocks(leaving, problem.price_blocks, base=problem.budget.base, limit=problem.budget.limit)
+    start = share_of_blocks(leaving, problem.price_blocks, base=problem.base, limit=problem.limit)
     for count in range(start, len(leaving) + 1):
         removed = drop_nested(leaving[:count])
         # One look at the narrowest network tells whether solving the widths can succeed.
-        if problem.price(removed).one(_narrowest(problem, removed)) <= problem.budget.limit:
+        if problem.price(removed).one(_narrowest(problem, removed)) <= problem.limit:
             return _choose_widths(problem, removed)
     return None
 
@@ -265,7 +298,7 @@ def _narrowest(problem: _Problem, removed: Collection[str] = ()) -> IndexArray:
 
 def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
     graph, limits = problem.graph, problem.request.limits
-    asked = {
+    asked: dict[str, Any] = {
         "allocation": problem.allocation,
         "norm_groups": graph.options.norm_groups,
         "conv_groups": graph.options.conv_groups,
@@ -292,7 +325,14 @@ def _least(problem: _Problem) -> int:
 
 
 def _unreachable(problem: _Problem) -> TargetError:
-    budget, mode = problem.budget, problem.request.mode
+    """Return the error for a budget that no plan meets; of several the first that is out of reach alone.
+
+    The cheapest network is the cheapest in every metric, so where several are out of reach together, one is alone.
+    """
+    if len(problem.budgets) > 1:
+        alone = [replace(problem, budgets=(budget,)) for budget in problem.budgets]
+        problem = next((one for one in alone if _least(one) > one.limit), alone[0])
+    budget, mode = problem.budgets[0], problem.request.mode
     best = _least(problem)
 
     def without(**changes: Any) -> int:
@@ -328,8 +368,8 @@ def _unreachable(problem: _Problem) -> TargetError:
     )
 
 
-def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
-    budget, mode = problem.budget, problem.request.mode
+def _notes(problem: _Problem, choice: _Choice) -> tuple[str, ...]:
+    mode = problem.request.mode
     notes = list(problem.graph.notes)
     if problem.ranking.unreliable is not None:
         notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
@@ -338,13 +378,7 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
     if mode != "depth" and problem.ranking.comparable_channels and not comparable_channels(problem.graph, problem.ranking):
         unscored = [group.id for group in problem.graph.prunable if group.id not in problem.ranking.channel_scores]
         notes.append(f"Widths follow blocks, and channels are not weighed across groups: {_some(unscored)} without channel scores.")
-    gap = budget.limit - spent
-    if gap > TOLERANCE * budget.base:
-        coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(mode, "blocks and channel steps")
-        notes.append(
-            f"The plan stays {gap:,} {budget.unit} ({budget.share(gap):.2%} of the base) below the target: "
-            f"{coarse} and the limits gave nothing closer."
-        )
+    notes += _gap_notes(problem, choice)
     if mode == "both" and not choice.removed:
         notes.append(f"Mode 'both' removed no block, so this plan narrows widths only: {_why_no_block(problem)}.")
     if mode == "depth":
@@ -356,8 +390,23 @@ def _notes(problem: _Problem, choice: _Choice, spent: int) -> tuple[str, ...]:
         notes.append(f"To reach the target, {_some(relaxed)} went below the default floor of {DEFAULT_FLOOR:.0%} of their atoms.")
     unrounded = _cut_in_phase(problem, choice, UNROUNDED)
     if unrounded:
-        notes.append(f"No multiple of {problem.request.limits.round_to} channels was possible for {_some(unrounded)}.")
+        round_to = problem.request.limits.round_to
+        multiple = "No multiple that pays" if round_to == AUTO else f"No multiple of {round_to} channels"
+        notes.append(f"{multiple} was possible for {_some(unrounded)}.")
     return tuple(notes)
+
+
+def _gap_notes(problem: _Problem, choice: _Choice) -> list[str]:
+    """Return how far the plan stays below its target; of several budgets below the tightest."""
+    gaps = [(budget.limit - PlanCost(problem.graph, budget.metric, choice.removed).one(choice.atoms), budget) for budget in problem.budgets]
+    gap, budget = min(gaps, key=lambda pair: pair[0] / pair[1].base)
+    if gap <= TOLERANCE * budget.base:
+        return []
+    coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(problem.request.mode, "blocks and channel steps")
+    return [
+        f"The plan stays {gap:,} {budget.unit} ({budget.share(gap):.2%} of the base) below the target: "
+        f"{coarse} and the limits gave nothing closer."
+    ]
 
 
 def _why_no_block(problem: _Problem) -> str:
@@ -368,7 +417,7 @@ def _why_no_block(problem: _Problem) -> str:
     if not leaving:
         return f"keep patterns or floors hold all {len(removable)} removable blocks"
     first = sorted(leaving[0])
-    share = problem.budget.share(problem.budget.base - problem.price_blocks(first))
+    share = 1.0 - problem.price_blocks(first) / problem.base
     named = f"'{' with '.join(first)}'"
     return f"the least important removable block, {named}, saves {share:.1%} of the base, too much for the cut asked for"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from proxyprune.errors import InputError
-from proxyprune.planning.budget import Target, check_target
-from proxyprune.planning.limits import Bound, Limits
+from proxyprune.planning.budget import METRICS, SingleTarget, Target, targets_of
+from proxyprune.planning.limits import AUTO, Bound, Limits
 from proxyprune.scoring.brief import Brief
 from proxyprune.support.keywords import check_keywords
 
@@ -28,9 +28,9 @@ class CutKeywords(TypedDict, total=False):
     """Keyword arguments of a plan besides its target and mode: all that holds for every case of a comparison.
 
     Attributes:
-        metric: "macs" (default) or "params": what the target budgets.
+        metric: "macs" (default), "params", or "time" on this machine: what the target budgets. Targets by metric do not need it.
         round_to: Channels of each cut group become a multiple of this (default 1). A group without such a width stays whole unless the
-            target needs it.
+            target needs it. "auto" takes for each group the multiple that pays on this machine; it is the default for budgets of time.
         keep: Names, dotted prefixes or fnmatch patterns of blocks, groups, modules or parameters that must stay exactly as they are.
         floors: Least that stays, by pattern: a fraction (float) or channels (int). Without a floor, a group keeps a tenth of its atoms
             unless the target cannot be reached otherwise.
@@ -47,7 +47,7 @@ class CutKeywords(TypedDict, total=False):
     """
 
     metric: str
-    round_to: int
+    round_to: int | str
     keep: Iterable[str]
     floors: Mapping[str, Bound] | None
     ceilings: Mapping[str, Bound] | None
@@ -76,9 +76,9 @@ class PlanRequest:
     """What is asked of a plan.
 
     Attributes:
-        target: Fraction of the base (0 < t < 1), or an absolute number ("3.4G").
+        target: Fraction of the base (0 < t < 1), an absolute number ("3.4G", "5ms"), or several by metric ({"macs": 0.7, "time": 0.6}).
         mode: "width", "depth" or "both"; see `PlanKeywords`.
-        metric: "macs" or "params".
+        metric: What one target budgets: "macs", "params" or "time"; of several targets their metrics, joined by commas.
         allocation: "auto", "blocks" or "channels"; see `CutKeywords`.
         limits: What must stay, and the multiples that widths should have.
         accept_unreliable: Whether a ranking that is marked unreliable may be planned from.
@@ -107,13 +107,26 @@ class PlanRequest:
             raise InputError(
                 f"Unknown uniform {self.uniform!r}; expected True, False, {', '.join(map(repr, KINDS))}, or a list of patterns."
             )
-        check_target(self.target, self.metric)
+        targets = targets_of(self.target, self.metric)
+        if isinstance(self.target, Mapping):
+            object.__setattr__(self, "metric", ",".join(targets))
+
+    @property
+    def targets(self) -> dict[str, SingleTarget]:
+        """The targets by metric, in the order of `BUDGETED`."""
+        return targets_of(self.target, self.metric)
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether a plan needs the cost table of this machine."""
+        return "time" in self.targets or self.limits.round_to == AUTO
 
     @classmethod
     def of(cls, target: Target, **keywords: Unpack[PlanKeywords]) -> PlanRequest:
         """Build a request from the keyword arguments of a public function."""
         check_keywords(PlanRequest.of, keywords, PlanKeywords)
         keep, uniform = keywords.get("keep", Limits.keep), keywords.get("uniform", cls.uniform)
+        timed = "time" in targets_of(target, keywords.get("metric", cls.metric))
         return cls(
             target,
             mode=keywords.get("mode", cls.mode),
@@ -123,7 +136,7 @@ class PlanRequest:
                 keep=(keep,) if isinstance(keep, str) else tuple(keep),
                 floors=dict(keywords.get("floors") or {}),
                 ceilings=dict(keywords.get("ceilings") or {}),
-                round_to=keywords.get("round_to", Limits.round_to),
+                round_to=keywords.get("round_to", AUTO if timed else Limits.round_to),
             ),
             accept_unreliable=keywords.get("accept_unreliable", cls.accept_unreliable),
             accept_uncosted=keywords.get("accept_uncosted", cls.accept_uncosted),
@@ -156,5 +169,12 @@ class PlanRequest:
         return replace(self, limits=replace(self.limits, keep=(*self.limits.keep, name)))
 
     def brief(self, given: Brief | None = None) -> Brief:
-        """Return a brief for a scorer, with the goal of this request filled in."""
-        return replace(given or Brief(), target=self.target, metric=self.metric, mode=self.mode)
+        """Return a brief for a scorer, with the goal of this request filled in.
+
+        Of several targets it has the first; a share of time stands there as one of MACs.
+        """
+        metric, target = next(iter(self.targets.items()))
+        if metric in METRICS:
+            return replace(given or Brief(), target=target, metric=metric, mode=self.mode)
+        share = target if not isinstance(target, str) or not target.strip().endswith("s") else None
+        return replace(given or Brief(), target=share, metric="macs", mode=self.mode)

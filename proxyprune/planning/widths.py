@@ -21,11 +21,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.constraints import UNROUNDED
+from proxyprune.planning.price import IndexArray, Price
 from proxyprune.planning.shared_widths import SharedWidths
-
-IndexArray = NDArray[np.int64]
 
 TOLERANCE = 0.01
 """Share of the base by which a plan may miss its budget without a note."""
@@ -34,31 +32,6 @@ _WIDEST_SEARCH = 24  # groups that the repair of a coarse plan looks at
 _GRID_SIZE = 8192  # plans in one grid
 _GRID_PLANS = 60_000  # plans in all grids together
 _PROBES = 15  # plans per call while bisecting: four bits a call
-
-
-@dataclass(frozen=True)
-class PlanCost:
-    """What plans cost, in the budget's metric, with some blocks removed."""
-
-    graph: ModelGraph
-    metric: str
-    removed: frozenset[str] = frozenset()
-
-    def one(self, atoms: IndexArray) -> int:
-        """Cost of one plan; atoms kept per group, [groups]."""
-        cost = self.graph.cost
-        return int(cost.macs(atoms, self.removed) if self.metric == "macs" else cost.params(atoms, self.removed))
-
-    def many(self, atoms: IndexArray) -> IndexArray:
-        """Cost of several plans, [plans], for [plans, groups]."""
-        if self.batched:
-            return np.asarray(self.graph.cost.macs_batch(atoms), dtype=np.int64)
-        return np.array([self.one(row) for row in atoms], dtype=np.int64)
-
-    @property
-    def batched(self) -> bool:
-        """Whether several plans cost little more time than one."""
-        return self.metric == "macs" and not self.removed
 
 
 @dataclass(frozen=True)
@@ -151,7 +124,7 @@ def order_by_loss(allowed: Sequence[SharedWidths], lost: Sequence[NDArray[np.flo
     return Steps(tuple(allowed), owners[order], tuple(preference))
 
 
-def savings_per_atom(price: PlanCost, allowed: Sequence[SharedWidths], atoms: IndexArray) -> NDArray[np.float64]:
+def savings_per_atom(price: Price, allowed: Sequence[SharedWidths], atoms: IndexArray) -> NDArray[np.float64]:
     """Cost that leaves with one atom of each group, [groups]: the mean from its first level to its last, all others as in `atoms`."""
     groups = len(atoms)
     levels = np.zeros((groups, 2), np.int64)
@@ -163,7 +136,7 @@ def savings_per_atom(price: PlanCost, allowed: Sequence[SharedWidths], atoms: In
     return np.asarray((most - least) / np.maximum(levels[:, 0] - levels[:, 1], 1), dtype=np.float64)
 
 
-def solve_widths(steps: Steps, price: PlanCost, limit: int, base: int) -> IndexArray | None:
+def solve_widths(steps: Steps, price: Price, limit: int, base: int) -> IndexArray | None:
     """Atoms kept per group, [groups], at a cost of at most `limit` and as close to it as the steps allow.
 
     Returns:
@@ -175,7 +148,7 @@ def solve_widths(steps: Steps, price: PlanCost, limit: int, base: int) -> IndexA
 
 
 class _WidthSolver:
-    def __init__(self, steps: Steps, price: PlanCost, limit: int, slack: int) -> None:
+    def __init__(self, steps: Steps, price: Price, limit: int, slack: int) -> None:
         self._steps = steps
         self._price = price
         self._limit = limit

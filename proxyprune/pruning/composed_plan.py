@@ -13,7 +13,7 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.constraints import BELOW_DEFAULT_FLOOR, AllowedWidths, Names, resolve
 from proxyprune.planning.limits import Limits
 from proxyprune.planning.plan import PrunePlan
-from proxyprune.planning.widths import PlanCost
+from proxyprune.planning.price import PlanCost
 from proxyprune.result import PruneResult
 
 Atom = tuple[str, int]

@@ -26,14 +26,19 @@ from proxyprune.tracing.names import named_state
 _EARLIER = "After an earlier step: "
 
 
-def check_steps(steps: int, graph: ModelGraph) -> None:
+def check_steps(steps: int, graph: ModelGraph, request: PlanRequest) -> None:
     """Raise if a network cannot be cut in this number of steps.
 
     Raises:
-        InputError: If the number is none, or values decide sizes of the network.
+        InputError: If the number is none, values decide sizes of the network, or the request needs times or has several targets.
     """
     if not is_count(steps, 1):
         raise InputError(f"Expected steps to be a whole number from 1 up, found {steps!r}.")
+    if steps > 1 and (request.needs_times or len(request.targets) > 1):
+        raise InputError(
+            f"steps={steps} takes one target of MACs or parameters and a number for round_to, because every step has a budget of its own. "
+            "Prune to a time, to several targets, or with round_to='auto' with steps=1."
+        )
     if steps > 1 and graph.program.on_values:
         raise InputError(
             f"steps={steps} needs a network whose sizes do not depend on values, because every step is planned on the network that the "
@@ -68,7 +73,7 @@ def pruned_in_steps(
         VerificationError: If the cuts cannot be expressed as one plan.
         ProxyPruneError: From a step that failed; see `proxyprune.errors`.
     """
-    check_steps(steps, graph)
+    check_steps(steps, graph, request)
     base = graph.params if request.metric == "params" else graph.macs
     limit = parse_budget(request.target, base=base, metric=request.metric).limit
     result: PruneResult | None = None

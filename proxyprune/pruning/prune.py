@@ -12,6 +12,8 @@ from proxyprune.api import check_batches, moved_into, trace
 from proxyprune.coupling.options import TraceKeywords
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Recovery
+from proxyprune.measuring.network_times import with_times
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.budget import Target
 from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.pruning.channels import AUTO
@@ -47,6 +49,8 @@ def prune(
     steps: int = 1,
     recover_steps: int = 0,
     learning_rate: float = 1e-4,
+    timing: Timing | None = None,
+    accept_missed_time: bool = False,
     progress: Callable[[str], None] | None = None,
     **keywords: Unpack[PruneKeywords],
 ) -> PruneResult:
@@ -59,7 +63,9 @@ def prune(
         model: Any torch module; it stays as it is unless `inplace`.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
         also: Further example calls, as for `trace`; every one is verified.
-        target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
+        target: Fraction of the base cost (0 < t < 1), an absolute number ("3.4G", "5ms" with metric="time"), or several by metric
+            ({"macs": 0.7, "params": 0.8, "time": 0.6}), all of which hold. A target of time is measured, and the plan corrected, until it
+            is met.
         scorer: A name from `scorers()`, or any object with the `Scorer` interface.
         batches: Calibration batches, for scorers that need them, for compensation and for training.
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
@@ -78,6 +84,8 @@ def prune(
         recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
             follows each.
         learning_rate: AdamW's.
+        timing: Batch, threads, dtype, and eager or compiled, for targets of time.
+        accept_missed_time: Return the fastest network with a note if a target of time is not met, instead of an error.
         progress: Called with a remark before each part of the work.
         keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
             accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
@@ -103,13 +111,18 @@ def prune(
         compensate=compensate,
         channels=channels,
         say=progress or (lambda remark: None),
+        timing=timing,
+        accept_missed_time=accept_missed_time,
     )
     work = prune_work(task, held_out, training_loss_fn, Recovery(recover_steps, learning_rate) if recover_steps else None)
     work.task.say("tracing")
     graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
-    check_steps(steps, graph)
+    check_steps(steps, graph, request)
+    if request.needs_times:
+        work.task.say("timing ops")
+        graph = with_times(graph, model, example_inputs, timing)
     losses = work.meter.start(model)
-    if steps == 1 and inplace and not compensate and not recover_steps:
+    if steps == 1 and inplace and not compensate and not recover_steps and "time" not in request.targets:
         return work.reported(work.task.cut(model, graph, request, inplace=True), losses)
     result = work.finished(work.cut(graph, request, steps), losses, steps)
     return replace(result, model=moved_into(model, result)) if inplace else result

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from proxyprune.api import compensated, prune_ranked
 from proxyprune.compensation.calibration_pass import CalibrationData
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.measuring.time_budget import prune_to_time
+from proxyprune.measuring.timed_run import timed_in_turns
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
 from proxyprune.pruning.channels import AUTO, Scorers
 from proxyprune.result import PruneResult
@@ -37,6 +40,8 @@ class PruneTask:
         compensate: Refit the remaining weights after every cut.
         channels: Scorer of the channels, where `scorer` scores blocks only; see `prune`.
         say: Takes remarks on the progress.
+        timing: How networks are timed for a target of time, or None for the default.
+        accept_missed_time: Take the fastest network with a note if a target of time is not met.
     """
 
     model: nn.Module = field(repr=False)
@@ -50,6 +55,8 @@ class PruneTask:
     compensate: bool = False
     channels: str | Scorer | None = AUTO
     say: Say = field(default=lambda remark: None, repr=False)
+    timing: Timing | None = None
+    accept_missed_time: bool = False
 
     def cut(self, model: nn.Module, graph: ModelGraph, request: PlanRequest, *, inplace: bool = False) -> PruneResult:
         """Score a network and cut it once.
@@ -58,14 +65,22 @@ class PruneTask:
             model: The network, whole or cut before.
             graph: Its trace.
             request: What is asked of the plan.
-            inplace: Cut `model` itself.
+            inplace: Cut `model` itself; not for a target of time, for which several networks may be made.
         """
         self.say("scoring")
         data = CalibrationData(self.batches or (), self.loss_fn, self.seed)
         scorers = Scorers(self.scorer, self.channels, self.compensate, self.brief)
         ranked = scorers.rank(model, self.example_inputs, graph, request, data)
         self.say("cutting")
-        result = prune_ranked(model, self.example_inputs, graph, ranked.ranking, request, inplace=inplace)
+        if "time" not in request.targets:
+            result = prune_ranked(model, self.example_inputs, graph, ranked.ranking, request, inplace=inplace)
+            return result.with_notes(ranked.plan_notes)
+        result = prune_to_time(
+            request,
+            lambda asked: prune_ranked(model, self.example_inputs, graph, ranked.ranking, asked),
+            lambda found: timed_in_turns(model, found.model, self.example_inputs, self.timing),
+            accept_missed=self.accept_missed_time,
+        )
         return result.with_notes(ranked.plan_notes)
 
     def compensated(self, result: PruneResult) -> PruneResult:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import measured_macs
 
 import proxyprune as pp
-from proxyprune.graph.cost import LinearForm, Polynomial, Summand
+from proxyprune.graph.polynomial import LinearForm, Polynomial, Summand
 
 GROUPS = 3
 FORMS = st.tuples(

@@ -24,7 +24,10 @@ MEASURED = {"batches", "loss_fn", "held_out", "training_loss_fn"}
 KEYWORDS: dict[Callable[..., Any], set[str]] = {
     pp.trace: {"probe", "also"} | TRACED,
     pp.make_plan: {"mode", "model", "options", "accept_unreliable"} | PLANNED,
-    pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief", "also", "compensate"} | PLANNED | TRACED,
+    pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief", "also", "compensate"}
+    | {"timing", "accept_missed_time"}
+    | PLANNED
+    | TRACED,
     pp.search: {"rounds", "patience", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress", "also"}
     | PLANNED
     | TRACED
@@ -67,7 +70,7 @@ def test_signatures_are_flat_and_typed(function: Callable[..., Any]) -> None:
     named = [p.name for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert sorted([*named, *described(function)]) == sorted(KEYWORDS[function])
     types = described(function)
-    assert types["norm_groups" if function is pp.trace else "round_to"] is (str if function is pp.trace else int)
+    assert types["norm_groups" if function is pp.trace else "round_to"] == (str if function is pp.trace else int | str)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.fx
 from proxyprune import Block, ChannelGroup, CostModel, Member, ModelGraph
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.options import Options
-from proxyprune.graph.cost import Polynomial
+from proxyprune.graph.polynomial import Polynomial
 from proxyprune.scoring import Ranking
 from proxyprune.tracing.program import Program
 

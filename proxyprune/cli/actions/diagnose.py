@@ -23,7 +23,14 @@ def diagnose(*, as_json: bool) -> bool:
 
 
 def _shown(diagnosis: Diagnosis) -> list[RenderableType]:
-    lines: list[RenderableType] = [_place(diagnosis), _packages(diagnosis), _extras(diagnosis), _data_sets(diagnosis), _scorers(diagnosis)]
+    lines: list[RenderableType] = [
+        _place(diagnosis),
+        _packages(diagnosis),
+        _extras(diagnosis),
+        _data_sets(diagnosis),
+        _scorers(diagnosis),
+        _time_tables(diagnosis),
+    ]
     if not diagnosis.problems:
         return [*lines, Text("\nEverything that should work does.", style="green")]
     return [*lines, Text("\nTo mend:", style="bold red"), *(Text(f"• {problem}") for problem in diagnosis.problems)]
@@ -68,6 +75,15 @@ def _scorers(diagnosis: Diagnosis) -> Table:
     table = _table("Scorers")
     for name, origin, error in diagnosis.scorers:
         table.add_row(name, origin, "works" if error is None else "cannot be used (see below)")
+    return table
+
+
+def _time_tables(diagnosis: Diagnosis) -> Table:
+    table = _table("Cost tables for budgets of time")
+    for entry in diagnosis.time_tables:
+        table.add_row(f"{entry.calls} op calls, {entry.networks} networks", entry.machine, entry.path)
+    if not diagnosis.time_tables:
+        table.add_row("none yet; prune --metric time makes one")
     return table
 
 

@@ -14,14 +14,17 @@ from proxyprune.cli.options.llm import LLMOptions
 from proxyprune.cli.options.prune_files import PruneFiles
 from proxyprune.cli.options.repair_options import RepairOptions
 from proxyprune.cli.options.shared import ModelOptions
+from proxyprune.cli.options.timing import TimeOptions
 from proxyprune.cli.output.console import Output, output
 from proxyprune.cli.output.tables import compensation_table, losses_table, pinned_table, remarks, summary_table, trials_table, widths_table
 from proxyprune.errors import InvalidScoreError, MissingNeedError, PlanFormatError, StorageError
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import DataKeywords
+from proxyprune.measuring.network_times import CostTable, with_times
 from proxyprune.measuring.thop_count import thop_macs
-from proxyprune.measuring.wall_time import run_seconds
+from proxyprune.measuring.time_budget import measured_time
+from proxyprune.measuring.timed_run import timed_in_turns
 from proxyprune.modelfile import split_spec
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.planning.planner import plan_for
@@ -79,6 +82,7 @@ def prune_network(
     request: PlanRequest,
     repair: RepairOptions,
     files: PruneFiles,
+    times: TimeOptions,
     *,
     as_json: bool,
 ) -> None:
@@ -93,15 +97,22 @@ def prune_network(
             built.show_dry_run(judge, out, request.brief())
             return
         if files.plan_only:
-            _only_plan(built, judge, request, files, out)
+            _only_plan(built, judge, request, files, times, out)
         else:
             data = _data(built, judge, repair, channels=given is None and takes_channels(judge.scorer, judge.channels, request))
-            result = _prune(built, judge, request, repair, data, out) if given is None else _replay(built, given, repair, data, out)
-            _finish(built, result, files, out, judge)
+            if given is None:
+                result = _prune(built, judge, request, repair, times, data, out)
+            else:
+                result = _replay(built, given, repair, data, out)
+            _finish(built, result, files, times, out, judge)
 
 
-def _prune(built: Built, judge: Judge, request: PlanRequest, repair: RepairOptions, data: DataKeywords, out: Output) -> PruneResult:
+def _prune(
+    built: Built, judge: Judge, request: PlanRequest, repair: RepairOptions, times: TimeOptions, data: DataKeywords, out: Output
+) -> PruneResult:
     listener = judge.listener
+    if request.needs_times:  # filled here, where a bar can be shown; pruning then finds every time in the table
+        _with_table(built, built.trace(out), times)
     with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as listener.say:
         return prune(
             built.model,
@@ -116,10 +127,16 @@ def _prune(built: Built, judge: Judge, request: PlanRequest, repair: RepairOptio
             steps=repair.steps,
             recover_steps=repair.recover_steps,
             learning_rate=repair.learning_rate,
+            timing=times.timing,
+            accept_missed_time=times.accept_missed,
             progress=lambda remark: listener.say(remark),
             **request.keywords(),
             **data,
         )
+
+
+def _with_table(built: Built, graph: ModelGraph, times: TimeOptions) -> ModelGraph:
+    return with_times(graph, built.model, built.inputs, times.timing, table=CostTable(progress=True))
 
 
 def _data(built: Built, judge: Judge, repair: RepairOptions, *, channels: bool) -> DataKeywords:
@@ -160,8 +177,10 @@ def _replay(built: Built, plan: PrunePlan, repair: RepairOptions, data: DataKeyw
         return work.finished(result, work.meter.start(built.model), 1)
 
 
-def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, out: Output) -> None:
+def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, times: TimeOptions, out: Output) -> None:
     graph = built.trace(out)
+    if request.needs_times:
+        graph = _with_table(built, graph, times)
     with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
         ranked = built.rank_for_plan(graph, judge, request)
     ranking = ranked.ranking
@@ -177,6 +196,9 @@ def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFil
         pinned_table(graph, ids=files.ids),
         summary_table(plan, conventional=report.conventional_macs),
         *remarks(graph, (*judge.notes(ranking), *plan.notes), ranking.confidence),
+        None
+        if plan.time is None
+        else f"• One run is predicted to take {plan.time.ratio:.1%} of the unpruned network's time; it was not measured.",
         judge.listener.table(),
         *plotted,
         f"The plan is in {destination}. Apply it with: proxyprune prune --model {built.source.model} --plan {destination}",
@@ -184,11 +206,11 @@ def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFil
     out.emit({"schema": _SCHEMA, "plan": plan.to_dict(), "report": report.to_dict(), "file": str(destination)})
 
 
-def _finish(built: Built, result: PruneResult, files: PruneFiles, out: Output, judge: Judge) -> None:
+def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOptions, out: Output, judge: Judge) -> None:
     destination = files.destination(built.file.path)
-    if files.timed:
+    if files.timed and result.report.time is None:
         with out.stage("Measuring time"):
-            result = _timed(built, result)
+            result = _timed(built, result, times)
     with out.stage("Counting with thop"):
         result = _counted_by_thop(built, result)
     replaced = (destination / MANIFEST).is_file()
@@ -240,9 +262,9 @@ def _plain_class(result: PruneResult) -> str:
     return result.graph.model_class if result.graph.blueprint is None else result.graph.blueprint.kind.__name__
 
 
-def _timed(built: Built, result: PruneResult) -> PruneResult:
-    seconds = run_seconds(built.model, result.model, built.inputs)
-    return replace(result, report=replace(result.report, seconds=seconds))
+def _timed(built: Built, result: PruneResult, times: TimeOptions) -> PruneResult:
+    found = measured_time(timed_in_turns(built.model, result.model, built.inputs, times.timing))
+    return replace(result, report=replace(result.report, seconds=(found.before[1], found.after[1]), time=found))
 
 
 def _counted_by_thop(built: Built, result: PruneResult) -> PruneResult:
@@ -263,10 +285,14 @@ def _attributes_line(result: PruneResult) -> str | None:
 
 
 def _time_line(result: PruneResult) -> str | None:
-    if result.report.seconds is None:
-        return None
-    before, after = (1000 * seconds for seconds in result.report.seconds)
-    return f"• One run on the example inputs: {before:.2f} ms before, {after:.2f} ms after ({after / before:.0%})."
+    measured, planned = result.report.time, result.plan.time
+    if measured is None:
+        return None if planned is None else f"• One run is predicted to take {planned.ratio:.1%} of the unpruned network's time."
+    predicted = "" if planned is None else f" Predicted: {planned.ratio:.1%}"
+    if measured.target_ratio is None:
+        return f"• {measured.sentence}.{predicted and predicted + '.'}"
+    corrected = f", after {measured.corrections} corrections of a first prediction of {measured.first_predicted:.1%}"
+    return f"• {measured.sentence}. Target: {measured.target_ratio:.1%}.{predicted}{corrected if measured.corrections else ''}."
 
 
 def _plot(files: PruneFiles, graph: ModelGraph, plan: PrunePlan) -> tuple[str, ...]:

@@ -6,13 +6,17 @@ import click
 
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.shared import ModelOptions, json_option, model_options
+from proxyprune.cli.options.timing import timing_options
+from proxyprune.measuring.timing import Timing
 
 
 @click.command(cls=Command)
 @model_options
+@click.option("--time", "timed", is_flag=True, help="Show each block's share of the time of a run on this machine.")
+@timing_options
 @json_option
 @traceback_option
-def describe(source: ModelOptions, as_json: bool) -> None:
+def describe(source: ModelOptions, timed: bool, timing: Timing, as_json: bool) -> None:
     """Show a network's blocks, their cost, and how they are wired.
 
     The text is the same for the same network, byte for byte. A language model is shown another one, without names: `proxyprune score
@@ -20,4 +24,4 @@ def describe(source: ModelOptions, as_json: bool) -> None:
     """
     from proxyprune.cli.actions.describe_network import describe_network
 
-    describe_network(source, as_json=as_json)
+    describe_network(source, timing if timed else None, as_json=as_json)

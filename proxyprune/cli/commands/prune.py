@@ -18,6 +18,7 @@ from proxyprune.cli.options.shared import (
     plan_options,
     scorer_option,
 )
+from proxyprune.cli.options.timing import TimeOptions, time_options
 from proxyprune.planning.request import PlanRequest
 
 _DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "channels", "ranking", "norm_groups", "conv_groups", "adapter_ranks", "steps"}
@@ -31,6 +32,7 @@ _DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "channels", "ranking", "
 @plan_options
 @repair_options
 @prune_files
+@time_options
 @json_option
 @traceback_option
 @click.pass_context
@@ -43,11 +45,13 @@ def prune(
     request: PlanRequest,
     repair: RepairOptions,
     files: PruneFiles,
+    times: TimeOptions,
     as_json: bool,
 ) -> None:
     """Prune a network to a budget, verify it, and save it.
 
-    Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded.
+    Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded; one of time is
+    measured, and the plan corrected, until it is met.
     """
     _refuse_conflicts(ctx, source, files, repair)
     if files.ranking is not None or files.plan is not None:
@@ -55,7 +59,7 @@ def prune(
     from proxyprune.cli.actions.prune_network import NamedScorers, prune_network
 
     scorers = NamedScorers(scorer, None if channels == "none" else channels)
-    prune_network(source, scorers, llm, request, repair, files, as_json=as_json)
+    prune_network(source, scorers, llm, request, repair, files, times, as_json=as_json)
 
 
 def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFiles, repair: RepairOptions) -> None:

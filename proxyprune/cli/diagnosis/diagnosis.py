@@ -59,6 +59,23 @@ class DataSet:
 
 
 @dataclass(frozen=True)
+class TimeTable:
+    """A cost table in the cache folder.
+
+    Attributes:
+        path: The file.
+        machine: What its times hold for: processor, device, threads, versions.
+        calls: Number of op calls in it.
+        networks: Number of whole networks in it.
+    """
+
+    path: str
+    machine: str
+    calls: int
+    networks: int
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything that `proxyprune doctor` reports.
 
@@ -72,6 +89,7 @@ class Diagnosis:
         scorers: (name, origin, error or None) of every registered scorer.
         keys: Environment variable -> whether it is set.
         data_sets: Named data sets, found or not.
+        time_tables: Cost tables in the cache folder.
     """
 
     version: str
@@ -83,6 +101,7 @@ class Diagnosis:
     scorers: tuple[tuple[str, str, str | None], ...]
     keys: dict[str, bool]
     data_sets: tuple[DataSet, ...] = ()
+    time_tables: tuple[TimeTable, ...] = ()
 
     @property
     def extras(self) -> dict[str, tuple[Package, ...]]:
@@ -111,5 +130,6 @@ class Diagnosis:
             "scorers": [{"name": name, "origin": origin, "error": error} for name, origin, error in self.scorers],
             "keys": dict(self.keys),
             "data_sets": [{"name": d.name, "place": d.place, "advice": d.advice or None} for d in self.data_sets],
+            "time_tables": [{"path": t.path, "machine": t.machine, "calls": t.calls, "networks": t.networks} for t in self.time_tables],
             "problems": list(self.problems),
         }

@@ -10,7 +10,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from proxyprune.cli.diagnosis.diagnosis import DataSet, Device, Diagnosis, Package
+from proxyprune.cli.diagnosis.diagnosis import DataSet, Device, Diagnosis, Package, TimeTable
 from proxyprune.scoring.registry import scorers
 
 DISTRIBUTION = "proxyprune"
@@ -40,7 +40,19 @@ def examine(data_sets: tuple[DataSet, ...] = ()) -> Diagnosis:
         scorers=tuple((info.name, info.origin, info.error) for info in scorers()),
         keys={name: bool(os.environ.get(name)) for name in KEYS},
         data_sets=data_sets,
+        time_tables=tuple(_time_tables()),
     )
+
+
+def _time_tables() -> Iterator[TimeTable]:
+    """Yield the cost tables in the cache folder; nothing is measured."""
+    from proxyprune.measuring.table_file import read_table, times_folder
+
+    for path in sorted(times_folder().glob("*.json")):
+        content = read_table(path)
+        if content is not None:
+            named = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
+            yield TimeTable(str(path), named, len(content["nanoseconds"]), len(content["networks"]))
 
 
 def _packages() -> Iterator[Package]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from proxyprune.cli.options.completion import files, scorer_names
+from proxyprune.planning.budget import SingleTarget, Target
+from proxyprune.planning.limits import AUTO
 from proxyprune.planning.request import CutKeywords, PlanKeywords, PlanRequest
 
 if TYPE_CHECKING:
@@ -78,6 +80,21 @@ class BoundType(click.ParamType):  # type: ignore[type-arg]  # generic from clic
             self.fail(f"{number!r} in {value!r} is neither a fraction such as 0.5 nor a number of channels such as 32.", param, ctx)
 
 
+class RoundToType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A whole number of channels, or "auto"."""
+
+    name = "n|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Read a number from 1 up, or the word."""
+        text = str(value).strip()
+        if text == AUTO:
+            return AUTO
+        if not text.isdigit() or int(text) < 1:
+            self.fail(f"{value!r} is neither a whole number of channels from 1 up nor 'auto'.", param, ctx)
+        return int(text)
+
+
 _FAKE_WEIGHTS = click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory.")
 _MODEL = (
     click.option(
@@ -114,13 +131,27 @@ _MODEL = (
     ),
 )
 _GOAL = (
-    click.option("--target", "-t", default="0.6", show_default=True, help="Fraction of the base (0.6), or an amount (3.4G, 250M)."),
+    click.option(
+        "--target",
+        "-t",
+        default="0.6",
+        show_default=True,
+        help="Fraction of the base (0.6), an amount (3.4G, 250M, 5ms), or several, all of which hold (macs=0.7,params=0.8).",
+    ),
     click.option("--mode", type=click.Choice(["width", "depth", "both"]), default="width", show_default=True, help="What may be cut."),
 )
 _CUT = (
-    click.option("--metric", type=click.Choice(["macs", "params"]), default="macs", show_default=True, help="What the target budgets."),
     click.option(
-        "--round-to", type=click.IntRange(min=1), default=1, show_default=True, help="Make widths a multiple of this, where they can be."
+        "--metric",
+        type=click.Choice(["macs", "params", "time"]),
+        default="macs",
+        show_default=True,
+        help="What the target budgets; time is that of a run on this machine.",
+    ),
+    click.option(
+        "--round-to",
+        type=RoundToType(),
+        help="Make widths a multiple of this, where they can be (1); auto: the multiple that pays on this machine, the default for time.",
     ),
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
     click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
@@ -198,14 +229,31 @@ def gathered(
     return decorate
 
 
-def _cut_keywords(floors: _Bounds, ceilings: _Bounds, **others: Any) -> CutKeywords:
-    return cast("CutKeywords", {**others, "floors": dict(floors), "ceilings": dict(ceilings)})
+def _cut_keywords(floors: _Bounds, ceilings: _Bounds, round_to: int | str | None, **others: Any) -> CutKeywords:
+    rounding = {} if round_to is None else {"round_to": round_to}
+    return cast("CutKeywords", {**others, **rounding, "floors": dict(floors), "ceilings": dict(ceilings)})
 
 
 def _plan_request(target: str, mode: str, accept_unreliable: bool, **cuts: Any) -> PlanRequest:
-    """A plain fraction becomes the number that a Python caller would write."""
-    asked = float(target) if _FRACTION.fullmatch(target) else target
-    return PlanRequest.of(asked, mode=mode, accept_unreliable=accept_unreliable, **_cut_keywords(**cuts))
+    """Build the request; a plain fraction becomes the number that a Python caller would write."""
+    return PlanRequest.of(_targets(target), mode=mode, accept_unreliable=accept_unreliable, **_cut_keywords(**cuts))
+
+
+def _targets(text: str) -> Target:
+    """Read one target, or "macs=0.7,params=0.8"."""
+    if "=" not in text:
+        return _target(text)
+    found: dict[str, SingleTarget] = {}
+    for part in text.split(","):
+        metric, equals, value = part.partition("=")
+        if not equals or metric.strip() in found:
+            raise click.UsageError(f"--target has {part!r}; expected each metric once, as in macs=0.7,params=0.8.")
+        found[metric.strip()] = _target(value.strip())
+    return found
+
+
+def _target(text: str) -> SingleTarget:
+    return float(text) if _FRACTION.fullmatch(text) else text
 
 
 def _recovery(recovery_steps: int | None, learning_rate: float) -> RecoveryOptions:

@@ -74,14 +74,44 @@ def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple
     for heading in ("", "before", "after", "left", "target", "gap to target"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading), min_width=None if heading else 18)
     rows = (
-        ("MACs (exact, attention included)", plan.base_macs, plan.macs, plan.target_macs, plan.metric == "macs"),
-        ("parameters", plan.base_params, plan.params, plan.target_params, plan.metric == "params"),
+        ("MACs (exact, attention included)", plan.base_macs, plan.macs, plan.target_macs, "macs" in plan.metric.split(",")),
+        ("parameters", plan.base_params, plan.params, plan.target_params, "params" in plan.metric.split(",")),
     )
     for label, before, after, target, budgeted in rows:
         gap = f"{target - after:,} ({(target - after) / before:.2%})" if budgeted else ""
         table.add_row(label, f"{before:,}", f"{after:,}", _share(after, before), f"{target:,}" if budgeted else "", gap)
+    if plan.time is not None:
+        limit = plan.time.target_nanoseconds
+        cells = (_milliseconds(plan.time.base_nanoseconds), _milliseconds(plan.time.nanoseconds))
+        gap = "" if limit is None else f"{(limit - plan.time.nanoseconds) / plan.time.base_nanoseconds:.2%}"
+        left = _share(plan.time.nanoseconds, plan.time.base_nanoseconds)
+        table.add_row("time of a run (predicted)", *cells, left, "" if limit is None else _milliseconds(limit), gap)
     for label, counts in _conventions(conventional, thop):
         table.add_row(label, f"{counts[0]:,}", f"{counts[1]:,}", _share(counts[1], counts[0]), "", "")
+    return table
+
+
+def _milliseconds(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:,.3f} ms"
+
+
+def times_table(graph: ModelGraph) -> Table | None:
+    """Predicted time by block, longest first; None for a graph without times."""
+    if graph.cost.time is None:
+        return None
+    times = graph.cost.time.by_block(graph.cost.full)
+    macs = graph.cost.block_macs(graph.cost.full)
+    total = max(1, sum(times.values()))
+    table = _table(f"Time of a run by block: {_milliseconds(total)} in all")
+    for heading in ("block", "time", "of the time", "of the MACs"):
+        table.add_column(heading, justify="left" if heading == "block" else "right")
+    for block, nanoseconds in sorted(times.items(), key=lambda pair: -pair[1]):
+        table.add_row(
+            block or "outside all blocks",
+            _milliseconds(nanoseconds),
+            _share(nanoseconds, total),
+            _share(macs.get(block, 0), max(1, graph.macs)),
+        )
     return table
 
 
