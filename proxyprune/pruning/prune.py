@@ -14,6 +14,7 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Recovery
 from proxyprune.planning.budget import Target
 from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.pruning.automatic import AUTO_SCORER, Choice, GivenRanking, chosen, modes_of, note_of, split
 from proxyprune.pruning.channels import AUTO
 from proxyprune.pruning.losses import LossData, LossMeter, check_recovery, loss_data, with_recovery
 from proxyprune.pruning.progressive import check_steps, pruned_in_steps
@@ -47,6 +48,7 @@ def prune(
     steps: int = 1,
     recover_steps: int = 0,
     learning_rate: float = 1e-4,
+    auto_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
     **keywords: Unpack[PruneKeywords],
 ) -> PruneResult:
@@ -60,7 +62,8 @@ def prune(
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
         also: Further example calls, as for `trace`; every one is verified.
         target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
-        scorer: A name from `scorers()`, or any object with the `Scorer` interface.
+        scorer: A name from `scorers()`, or any object with the `Scorer` interface. "auto" tries the scorers that the data allows, in every
+            mode unless `mode` is given, and takes the cut that is best on held-out batches; `report.trials` has the table.
         batches: Calibration batches, for scorers that need them, for compensation and for training.
         loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
         held_out: Batches to measure that loss on. Without them it is measured on `batches`; if the network is trained, the last third of
@@ -78,6 +81,7 @@ def prune(
         recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
             follows each.
         learning_rate: AdamW's.
+        auto_seconds: With "auto", start no trial after this time; None tries everything, and the choice is the same every time.
         progress: Called with a remark before each part of the work.
         keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
             accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
@@ -105,13 +109,21 @@ def prune(
         say=progress or (lambda remark: None),
     )
     work = prune_work(task, held_out, training_loss_fn, Recovery(recover_steps, learning_rate) if recover_steps else None)
+    deciding = () if work.data is None else work.data.measured
+    if scorer == AUTO_SCORER and work.data is None:
+        calibration, deciding = split(batches, held_out)
+        work = replace(work, task=replace(work.task, batches=calibration))
     work.task.say("tracing")
     graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
     check_steps(steps, graph)
     losses = work.meter.start(model)
-    if steps == 1 and inplace and not compensate and not recover_steps:
+    if steps == 1 and inplace and not compensate and not recover_steps and scorer != AUTO_SCORER:
         return work.reported(work.task.cut(model, graph, request, inplace=True), losses)
-    result = work.finished(work.cut(graph, request, steps), losses, steps)
+    if scorer == AUTO_SCORER:
+        choice = chosen(work.task, graph, request, modes_of(graph, keywords.get("mode")), deciding, auto_seconds)
+        result = work.taken(choice, graph, steps, losses)
+    else:
+        result = work.finished(work.cut(graph, request, steps), losses, steps)
     return replace(result, model=moved_into(model, result)) if inplace else result
 
 
@@ -121,7 +133,7 @@ def prune_work(
     training_loss_fn: Callable[[nn.Module, Any], Tensor] | None,
     recovery: Recovery | None,
 ) -> PruneWork:
-    """Return the work of a task, with batches held out if the network is trained.
+    """Return the work of a task, with batches held out if the network is trained or scorers are tried.
 
     Args:
         task: With all batches.
@@ -133,8 +145,9 @@ def prune_work(
         MissingNeedError: If the data does not suffice.
     """
     check_recovery(recovery, task.loss_fn)
-    data = loss_data(task.batches, held_out, task.loss_fn, training_loss_fn, must_hold_out=recovery is not None)
-    if data is not None and recovery is not None:
+    hold_out = recovery is not None or (task.scorer == AUTO_SCORER and task.loss_fn is not None)
+    data = loss_data(task.batches, held_out, task.loss_fn, training_loss_fn, must_hold_out=hold_out)
+    if data is not None and hold_out:
         task = replace(task, batches=data.batches)
     return PruneWork(task, LossMeter(data, task.seed), data, recovery)
 
@@ -182,6 +195,15 @@ class PruneWork:
             if losses is not None:
                 losses = replace(losses, recover_steps=self.recovery.steps, learning_rate=self.recovery.learning_rate)
         return self._with_losses(result, losses)
+
+    def taken(self, choice: Choice, graph: ModelGraph, steps: int, losses: Losses | None) -> PruneResult:
+        """Cut as `scorer="auto"` chose, from the same scores, and finish as for any scorer."""
+        scorer = GivenRanking(choice.ranking) if steps == 1 else choice.ranking.scorer
+        own = replace(self, task=replace(self.task, scorer=scorer))
+        result = own.cut(graph, choice.request, steps)
+        result = own.finished(result, losses, steps)
+        notes = (*result.report.notes, note_of(choice.trials))
+        return replace(result, report=replace(result.report, trials=choice.trials, notes=notes))
 
     def reported(self, result: PruneResult, losses: Losses | None) -> PruneResult:
         """Report the losses of a network that was cut and nothing else."""
