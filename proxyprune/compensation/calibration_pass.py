@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxyprune.compensation.layer_views import computes_its_product
 from proxyprune.compensation.moments import Moments
 from proxyprune.compensation.readers import Networks, Reader
 from proxyprune.errors import InputError, ProxyPruneError
 from proxyprune.scoring.contract import LossFunction
 from proxyprune.scoring.tools.calibration import seeded
 from proxyprune.scoring.tools.hooks import Hook, hooked
+from proxyprune.scoring.tools.layer_views import computes_its_product
 from proxyprune.support.nested import tensors_of
 from proxyprune.support.seeds import derived_seed
 from proxyprune.tracing.model_call import call_arguments, evaluation, on_device_of

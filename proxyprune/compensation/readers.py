@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.compensation.layer_views import LayerView, view_of
 from proxyprune.compensation.moments import MomentSizes
+from proxyprune.scoring.tools.layer_views import LayerView, view_of
 from proxyprune.surgery.surgery import Cut, Surgery
 from proxyprune.tracing.names import is_inside
 from proxyprune.tracing.nodes import op_name

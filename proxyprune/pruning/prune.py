@@ -16,6 +16,7 @@ from proxyprune.measuring.network_times import with_times
 from proxyprune.measuring.timing import Timing
 from proxyprune.planning.budget import Target
 from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.pruning.automatic import AUTO_SCORER, Choice, GivenRanking, chosen, modes_of, note_of, split
 from proxyprune.pruning.channels import AUTO
 from proxyprune.pruning.losses import LossData, LossMeter, check_recovery, loss_data, with_recovery
 from proxyprune.pruning.progressive import check_steps, pruned_in_steps
@@ -51,51 +52,55 @@ def prune(
     learning_rate: float = 1e-4,
     timing: Timing | None = None,
     accept_missed_time: bool = False,
+    auto_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
     **keywords: Unpack[PruneKeywords],
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
 
-    If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
-    plan is made again; `result.report.pinned` lists them with the reason.
+        If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
+        plan is made again; `result.report.pinned` lists them with the reason.
 
-    Args:
-        model: Any torch module; it stays as it is unless `inplace`.
-        example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
-        also: Further example calls, as for `trace`; every one is verified.
-        target: Fraction of the base cost (0 < t < 1), an absolute number ("3.4G", "5ms" with metric="time"), or several by metric
-            ({"macs": 0.7, "params": 0.8, "time": 0.6}), all of which hold. A target of time is measured, and the plan corrected, until it
-            is met.
-        scorer: A name from `scorers()`, or any object with the `Scorer` interface.
-        batches: Calibration batches, for scorers that need them, for compensation and for training.
-        loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
-        held_out: Batches to measure that loss on. Without them it is measured on `batches`; if the network is trained, the last third of
-            `batches` is held out.
-        training_loss_fn: The loss for training, if it differs from `loss_fn`.
-        seed: Seed of scorers that draw at random, and of training.
-        inplace: Cut `model` itself.
-        brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
-        compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
-        channels: Scorer of the channels, where `scorer` scores blocks only. Its channel scores are multiplied by exp(b z), z the
-            standardised block score. The weight b is chosen by the loss on the batches of odd index, after the compensation if there is
-            one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor"
-            for a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
-        steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
-        recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
-            follows each.
-        learning_rate: AdamW's.
-        timing: Batch, threads, dtype, and eager or compiled, for targets of time.
-        accept_missed_time: Return the fastest network with a note if a target of time is not met, instead of an error.
-        progress: Called with a remark before each part of the work.
-        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
-            accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+        Args:
+            model: Any torch module; it stays as it is unless `inplace`.
+            example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
+            also: Further example calls, as for `trace`; every one is verified.
+            target: Fraction of the base cost (0 < t < 1), an absolute number ("3.4G", "5ms" with metric="time"), or several by metric
+                ({"macs": 0.7, "params": 0.8, "time": 0.6}), all of which hold. A target of time is measured, and the plan corrected, until it
+                is met.
+            scorer: A name from `scorers()`, or any object with the `Scorer` interface. "auto" tries the scorers that the data allows, in every
+                mode unless `mode` is given, and takes the cut that is best on held-out batches; `report.trials` has the table.
+    >>>>>>> recover
+            batches: Calibration batches, for scorers that need them, for compensation and for training.
+            loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
+            held_out: Batches to measure that loss on. Without them it is measured on `batches`; if the network is trained, the last third of
+                `batches` is held out.
+            training_loss_fn: The loss for training, if it differs from `loss_fn`.
+            seed: Seed of scorers that draw at random, and of training.
+            inplace: Cut `model` itself.
+            brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
+            compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
+            channels: Scorer of the channels, where `scorer` scores blocks only. Its channel scores are multiplied by exp(b z), z the
+                standardised block score. The weight b is chosen by the loss on the batches of odd index, after the compensation if there is
+                one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor"
+                for a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
+            steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
+            recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
+                follows each.
+            learning_rate: AdamW's.
+            timing: Batch, threads, dtype, and eager or compiled, for targets of time.
+            accept_missed_time: Return the fastest network with a note if a target of time is not met, instead of an error.
+            auto_seconds: With "auto", start no trial after this time; None tries everything, and the choice is the same every time.
+            progress: Called with a remark before each part of the work.
+            keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
+                accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
-    Returns:
-        The pruned model with plan, ranking and report.
+        Returns:
+            The pruned model with plan, ranking and report.
 
-    Raises:
-        ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
-        TypeError: If a keyword is unknown.
+        Raises:
+            ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
+            TypeError: If a keyword is unknown.
     """
     check_keywords(prune, keywords, PruneKeywords)
     request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
@@ -115,6 +120,10 @@ def prune(
         accept_missed_time=accept_missed_time,
     )
     work = prune_work(task, held_out, training_loss_fn, Recovery(recover_steps, learning_rate) if recover_steps else None)
+    deciding = () if work.data is None else work.data.measured
+    if scorer == AUTO_SCORER and work.data is None:
+        calibration, deciding = split(batches, held_out)
+        work = replace(work, task=replace(work.task, batches=calibration))
     work.task.say("tracing")
     graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
     check_steps(steps, graph, request)
@@ -122,9 +131,14 @@ def prune(
         work.task.say("timing ops")
         graph = with_times(graph, model, example_inputs, timing)
     losses = work.meter.start(model)
-    if steps == 1 and inplace and not compensate and not recover_steps and "time" not in request.targets:
+    at_once = steps == 1 and not compensate and not recover_steps and scorer != AUTO_SCORER and "time" not in request.targets
+    if at_once and inplace:
         return work.reported(work.task.cut(model, graph, request, inplace=True), losses)
-    result = work.finished(work.cut(graph, request, steps), losses, steps)
+    if scorer == AUTO_SCORER:
+        choice = chosen(work.task, graph, request, modes_of(graph, keywords.get("mode")), deciding, auto_seconds)
+        result = work.taken(choice, graph, steps, losses)
+    else:
+        result = work.finished(work.cut(graph, request, steps), losses, steps)
     return replace(result, model=moved_into(model, result)) if inplace else result
 
 
@@ -134,7 +148,7 @@ def prune_work(
     training_loss_fn: Callable[[nn.Module, Any], Tensor] | None,
     recovery: Recovery | None,
 ) -> PruneWork:
-    """Return the work of a task, with batches held out if the network is trained.
+    """Return the work of a task, with batches held out if the network is trained or scorers are tried.
 
     Args:
         task: With all batches.
@@ -146,8 +160,9 @@ def prune_work(
         MissingNeedError: If the data does not suffice.
     """
     check_recovery(recovery, task.loss_fn)
-    data = loss_data(task.batches, held_out, task.loss_fn, training_loss_fn, must_hold_out=recovery is not None)
-    if data is not None and recovery is not None:
+    hold_out = recovery is not None or (task.scorer == AUTO_SCORER and task.loss_fn is not None)
+    data = loss_data(task.batches, held_out, task.loss_fn, training_loss_fn, must_hold_out=hold_out)
+    if data is not None and hold_out:
         task = replace(task, batches=data.batches)
     return PruneWork(task, LossMeter(data, task.seed), data, recovery)
 
@@ -195,6 +210,15 @@ class PruneWork:
             if losses is not None:
                 losses = replace(losses, recover_steps=self.recovery.steps, learning_rate=self.recovery.learning_rate)
         return self._with_losses(result, losses)
+
+    def taken(self, choice: Choice, graph: ModelGraph, steps: int, losses: Losses | None) -> PruneResult:
+        """Cut as `scorer="auto"` chose, from the same scores, and finish as for any scorer."""
+        scorer = GivenRanking(choice.ranking) if steps == 1 else choice.ranking.scorer
+        own = replace(self, task=replace(self.task, scorer=scorer))
+        result = own.cut(graph, choice.request, steps)
+        result = own.finished(result, losses, steps)
+        notes = (*result.report.notes, note_of(choice.trials))
+        return replace(result, report=replace(result.report, trials=choice.trials, notes=notes))
 
     def reported(self, result: PruneResult, losses: Losses | None) -> PruneResult:
         """Report the losses of a network that was cut and nothing else."""

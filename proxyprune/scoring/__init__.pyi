@@ -1,6 +1,7 @@
 from .brief import Attempt as Attempt, Brief as Brief, NoiseInterval as NoiseInterval
 from .builtin.ablation import AblationScorer as AblationScorer
 from .builtin.magnitude import MagnitudeScorer as MagnitudeScorer, magnitude_l1 as magnitude_l1, magnitude_l2 as magnitude_l2
+from .builtin.obs import ObsScorer as ObsScorer
 from .builtin.random import RandomScorer as RandomScorer
 from .builtin.taylor import TaylorScorer as TaylorScorer
 from .builtin.torch_pruning import TorchPruningScorer as TorchPruningScorer

@@ -29,6 +29,7 @@ BUILT_IN: Mapping[str, str] = {
     "magnitude_l2": "proxyprune.scoring.builtin.magnitude:magnitude_l2",
     "taylor": "proxyprune.scoring.builtin.taylor:TaylorScorer",
     "ablation": "proxyprune.scoring.builtin.ablation:AblationScorer",
+    "obs": "proxyprune.scoring.builtin.obs:ObsScorer",
     "random": "proxyprune.scoring.builtin.random:RandomScorer",
     "tp_magnitude": "proxyprune.scoring.builtin.torch_pruning:tp_magnitude",
     "tp_lamp": "proxyprune.scoring.builtin.torch_pruning:tp_lamp",

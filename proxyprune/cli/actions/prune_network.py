@@ -17,7 +17,7 @@ from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.options.timing import TimeOptions
 from proxyprune.cli.output.console import Output, output
 from proxyprune.cli.output.tables import compensation_table, losses_table, pinned_table, remarks, summary_table, trials_table, widths_table
-from proxyprune.errors import InvalidScoreError, MissingNeedError, PlanFormatError, StorageError
+from proxyprune.errors import InputError, InvalidScoreError, MissingNeedError, PlanFormatError, StorageError
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import DataKeywords
@@ -31,6 +31,7 @@ from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_widths
+from proxyprune.pruning.automatic import AUTO_SCORER, GivenRanking
 from proxyprune.pruning.channels import takes_channels
 from proxyprune.pruning.prune import prune, prune_work
 from proxyprune.pruning.task import PruneTask
@@ -46,20 +47,15 @@ _SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class GivenRanking:
-    """A ranking that was made earlier, as a scorer."""
+class _Automatic:
+    """Stands for `scorer="auto"` until `prune` chooses one."""
 
-    ranking: Ranking
-    needs: frozenset[str] = frozenset()
-
-    @property
-    def name(self) -> str:
-        """The scorer that made it."""
-        return self.ranking.scorer
+    name: str = AUTO_SCORER
+    needs: frozenset[str] = frozenset({"batches"})
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The ranking; whether it fits the graph is checked by the caller."""
-        return self.ranking
+        """Raise: only a cut can be chosen by measuring."""
+        raise InputError(f"Scorer '{AUTO_SCORER}' measures cuts, so it works with `proxyprune prune` alone. Name a scorer.")
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,7 @@ def prune_network(
     _check_destinations(files, source)
     with output(as_json) as out:
         given = _read_plan(files.plan)
-        judge = Judge(GivenRanking(_read_ranking(files.ranking))) if files.ranking is not None else scorer_named(scorers.blocks, llm)
-        judge = replace(judge, channels=scorers.channels)
+        judge = replace(_judge(scorers.blocks, llm, files), channels=scorers.channels)
         built = build(source, out)
         if judge.dry_run:
             built.show_dry_run(judge, out, request.brief())
@@ -107,18 +102,31 @@ def prune_network(
             _finish(built, result, files, times, out, judge)
 
 
+def _judge(scorer: str, llm: LLMOptions, files: PruneFiles) -> Judge:
+    """Look the scorer up before anything slow happens."""
+    if files.ranking is not None:
+        return Judge(GivenRanking(_read_ranking(files.ranking)))
+    if scorer == AUTO_SCORER:
+        llm.refuse_any(f"scorer '{AUTO_SCORER}'")
+        return Judge(_Automatic())
+    return scorer_named(scorer, llm)
+
+
 def _prune(
     built: Built, judge: Judge, request: PlanRequest, repair: RepairOptions, times: TimeOptions, data: DataKeywords, out: Output
 ) -> PruneResult:
-    listener = judge.listener
+    listener, automatic = judge.listener, judge.scorer.name == AUTO_SCORER
     if request.needs_times:  # filled here, where a bar can be shown; pruning then finds every time in the table
         _with_table(built, built.trace(out), times)
+    keywords = request.keywords()
+    if automatic and repair.any_mode:
+        del keywords["mode"]
     with out.stage(f"Pruning {type(built.model).__name__} to {request.target} with {judge.scorer.name}") as listener.say:
         return prune(
             built.model,
             built.inputs,
             request.target,
-            judge.scorer,
+            AUTO_SCORER if automatic else judge.scorer,
             also=built.also,
             **built.source.trace_keywords,
             seed=built.source.seed,
@@ -129,8 +137,9 @@ def _prune(
             learning_rate=repair.learning_rate,
             timing=times.timing,
             accept_missed_time=times.accept_missed,
+            auto_seconds=repair.auto_seconds,
             progress=lambda remark: listener.say(remark),
-            **request.keywords(),
+            **keywords,
             **data,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 from click.core import ParameterSource
 
@@ -56,6 +58,7 @@ def prune(
     _refuse_conflicts(ctx, source, files, repair)
     if files.ranking is not None or files.plan is not None:
         llm.refuse_any("a ranking" if files.ranking is not None else "a plan")
+    repair = dataclasses.replace(repair, any_mode=ctx.get_parameter_source("mode") is ParameterSource.DEFAULT)
     from proxyprune.cli.actions.prune_network import NamedScorers, prune_network
 
     scorers = NamedScorers(scorer, None if channels == "none" else channels)
@@ -78,6 +81,8 @@ def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFile
     if repair.asked and files.plan_only:
         named = " and ".join(repair.asked)
         raise click.UsageError(f"--plan-only cuts nothing, so there is nothing to compensate, train or cut in steps; leave {named} out.")
+    if ctx.params["scorer"] == "auto" and files.plan_only:
+        raise click.UsageError("--scorer auto measures cuts, and --plan-only cuts nothing; name a scorer.")
     if repair.steps > 1 and files.ranking is not None:
         raise click.UsageError("--steps scores again before each cut, and --ranking gives the scores of the uncut network; leave one out.")
     if files.save_pretrained is not None and files.plan_only:

@@ -22,12 +22,16 @@ class RepairOptions:
         steps: Number of cuts.
         recover_steps: Updates of training after the cut.
         learning_rate: Of that training.
+        auto_seconds: Time after which `--scorer auto` starts no trial, or None.
+        any_mode: `--scorer auto` may choose the mode, because none was given.
     """
 
     compensate: bool
     steps: int
     recover_steps: int
     learning_rate: float
+    auto_seconds: float | None
+    any_mode: bool = True
 
     @property
     def recovery(self) -> Recovery | None:
@@ -64,7 +68,10 @@ _OPTIONS = (
         help="Train N updates after the cut, with loss() and calibration_batches() of the model file.",
     ),
     click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that training (AdamW)."),
+    click.option("--auto-seconds", type=click.FloatRange(min=0.0), metavar="S", help="With --scorer auto: start no trial after S seconds."),
 )
 
-repair_options = gathered("repair", RepairOptions, _OPTIONS)
+_NAMES = ("compensate", "steps", "recover_steps", "learning_rate", "auto_seconds")
+
+repair_options = gathered("repair", RepairOptions, _OPTIONS, names=_NAMES)
 """Give a command the options of `RepairOptions`, as its argument `repair`."""
