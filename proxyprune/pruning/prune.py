@@ -58,49 +58,48 @@ def prune(
 ) -> PruneResult:
     """Trace, score, plan, apply and verify.
 
-        If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
-        plan is made again; `result.report.pinned` lists them with the reason.
+    If the pruned forward does not follow a cut (a size is written as a constant in it), the channel groups concerned are pinned and the
+    plan is made again; `result.report.pinned` lists them with the reason.
 
-        Args:
-            model: Any torch module; it stays as it is unless `inplace`.
-            example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
-            also: Further example calls, as for `trace`; every one is verified.
-            target: Fraction of the base cost (0 < t < 1), an absolute number ("3.4G", "5ms" with metric="time"), or several by metric
-                ({"macs": 0.7, "params": 0.8, "time": 0.6}), all of which hold. A target of time is measured, and the plan corrected, until it
-                is met.
-            scorer: A name from `scorers()`, or any object with the `Scorer` interface. "auto" tries the scorers that the data allows, in every
-                mode unless `mode` is given, and takes the cut that is best on held-out batches; `report.trials` has the table.
-    >>>>>>> recover
-            batches: Calibration batches, for scorers that need them, for compensation and for training.
-            loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
-            held_out: Batches to measure that loss on. Without them it is measured on `batches`; if the network is trained, the last third of
-                `batches` is held out.
-            training_loss_fn: The loss for training, if it differs from `loss_fn`.
-            seed: Seed of scorers that draw at random, and of training.
-            inplace: Cut `model` itself.
-            brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
-            compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
-            channels: Scorer of the channels, where `scorer` scores blocks only. Its channel scores are multiplied by exp(b z), z the
-                standardised block score. The weight b is chosen by the loss on the batches of odd index, after the compensation if there is
-                one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor"
-                for a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
-            steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
-            recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
-                follows each.
-            learning_rate: AdamW's.
-            timing: Batch, threads, dtype, and eager or compiled, for targets of time.
-            accept_missed_time: Return the fastest network with a note if a target of time is not met, instead of an error.
-            auto_seconds: With "auto", start no trial after this time; None tries everything, and the choice is the same every time.
-            progress: Called with a remark before each part of the work.
-            keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
-                accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+    Args:
+        model: Any torch module; it stays as it is unless `inplace`.
+        example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
+        also: Further example calls, as for `trace`; every one is verified.
+        target: Fraction of the base cost (0 < t < 1), an absolute number ("3.4G", "5ms" with metric="time"), or several by metric
+            ({"macs": 0.7, "params": 0.8, "time": 0.6}), all of which hold. A target of time is measured, and the plan corrected, until it
+            is met.
+        scorer: A name from `scorers()`, or any object with the `Scorer` interface. "auto" tries the scorers that the data allows, in every
+            mode unless `mode` is given, and takes the cut that is best on held-out batches; `report.trials` has the table.
+        batches: Calibration batches, for scorers that need them, for compensation and for training.
+        loss_fn: loss_fn(model, batch) -> scalar, for scorers that need it. With batches, `report.losses` has the loss before and after.
+        held_out: Batches to measure that loss on. Without them it is measured on `batches`; if the network is trained, the last third of
+            `batches` is held out.
+        training_loss_fn: The loss for training, if it differs from `loss_fn`.
+        seed: Seed of scorers that draw at random, and of training.
+        inplace: Cut `model` itself.
+        brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
+        compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
+        channels: Scorer of the channels, where `scorer` scores blocks only. Its channel scores are multiplied by exp(b z), z the
+            standardised block score. The weight b is chosen by the loss on the batches of odd index, after the compensation if there is
+            one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor"
+            for a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
+        steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
+        recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
+            follows each.
+        learning_rate: AdamW's.
+        timing: Batch, threads, dtype, and eager or compiled, for targets of time.
+        accept_missed_time: Return the fastest network with a note if a target of time is not met, instead of an error.
+        auto_seconds: With "auto", start no trial after this time; None tries everything, and the choice is the same every time.
+        progress: Called with a remark before each part of the work.
+        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
+            accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
-        Returns:
-            The pruned model with plan, ranking and report.
+    Returns:
+        The pruned model with plan, ranking and report.
 
-        Raises:
-            ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
-            TypeError: If a keyword is unknown.
+    Raises:
+        ProxyPruneError: From the stage that failed; see `proxyprune.errors`.
+        TypeError: If a keyword is unknown.
     """
     check_keywords(prune, keywords, PruneKeywords)
     request = PlanRequest.of(target, **picked(PlanKeywords, keywords))

@@ -95,10 +95,7 @@ def prune_network(
             _only_plan(built, judge, request, files, times, out)
         else:
             data = _data(built, judge, repair, channels=given is None and takes_channels(judge.scorer, judge.channels, request))
-            if given is None:
-                result = _prune(built, judge, request, repair, times, data, out)
-            else:
-                result = _replay(built, given, repair, data, out)
+            result = _prune(built, judge, request, repair, times, data, out) if given is None else _replay(built, given, repair, data, out)
             _finish(built, result, files, times, out, judge)
 
 
