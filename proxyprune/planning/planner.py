@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 IndexArray = NDArray[np.int64]
 
 _WEIGHINGS = 3
+_LARGEST_PERCENTAGE = 100
 """How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
 
 
@@ -364,8 +365,14 @@ def _unreachable(problem: _Problem) -> TargetError:
     return TargetError(
         f"Target {budget.asked!r} ({budget.limit:,} {budget.unit}) cannot be reached. The best reachable is {best:,} {budget.unit}, "
         f"{fraction:.4f} of the base of {budget.base:,}. What limits it: {'; '.join(reasons)}. "
-        "Ask for a higher target, or loosen the limits."
+        f"Ask for a higher target, or loosen the limits.{_share_hint(budget)}"
     )
+
+
+def _share_hint(budget: Budget) -> str:
+    """Return a question for a target such as 50, which may have been meant as a percentage; otherwise an empty string."""
+    few = budget.metric in METRICS and budget.limit <= _LARGEST_PERCENTAGE and str(budget.asked).strip() == str(budget.limit)
+    return f" Did you mean {budget.limit / 100:g}, or '{budget.limit}%'?" if few else ""
 
 
 def _notes(problem: _Problem, choice: _Choice) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import proxyprune as pp
-from proxyprune.errors import InvalidScoreError, ModelFileError
+from proxyprune.errors import InvalidScoreError, ModelFileError, TargetError
 
 
 def network() -> nn.Module:
@@ -67,3 +67,13 @@ def test_a_ranking_of_another_scorer_is_noted():
     assert ranking.notes[-1] == "Scorer 'mine' returned a ranking that names 'magnitude' as its scorer."
     own = pp.score(pp.trace(model, INPUTS), "magnitude", model=model)
     assert not any("names" in note for note in own.notes)
+
+
+@pytest.mark.parametrize("target", [50, "50"])
+def test_a_percentage_without_its_sign_is_asked_for(target):
+    """50 is 50 MACs; an amount with a suffix, or a share, is what it says."""
+    with pytest.raises(TargetError, match=r"Did you mean 0\.5, or '50%'\?"):
+        pp.prune(network(), INPUTS, target=target)
+    with pytest.raises(TargetError) as found:
+        pp.prune(network(), INPUTS, target=0.0005)
+    assert "Did you mean" not in str(found.value)
