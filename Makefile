@@ -37,10 +37,11 @@ test-fast: $(STAMP) ## run the tests that are quick, for the daily loop
 durations: $(STAMP) ## run the tests, and record which functions are slow in tests/durations.json
 	PROXYPRUNE_DURATIONS=tests/durations.json $(BIN)/python -m pytest -n 2
 
-check: $(STAMP) ## lint, formatting and types
+check: $(STAMP) ## lint, formatting, types and spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict proxyprune
+	$(BIN)/codespell
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix

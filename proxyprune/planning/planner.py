@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 IndexArray = NDArray[np.int64]
 
 _WEIGHINGS = 3
-_LARGEST_PERCENTAGE = 100
 """How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
+
+_LARGEST_PERCENTAGE = 100
+"""Targets up to this many MACs or parameters may have been meant as percentages."""
 
 
 @dataclass(frozen=True)
