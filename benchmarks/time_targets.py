@@ -47,16 +47,17 @@ def vit() -> tuple[nn.Module, tuple[Any, ...]]:
 
 def mobilenet() -> tuple[nn.Module, tuple[Any, ...]]:
     """MobileNetV2 on 96 x 96 images: depthwise convolutions."""
-    from torchvision.models import mobilenet_v2
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    return mobilenet_v2(num_classes=10), (torch.randn(1, 3, 96, 96),)
+    return MobileNetV2ForImageClassification(MobileNetV2Config(image_size=96, num_labels=10)), (torch.randn(1, 3, 96, 96),)
 
 
-def vgg() -> tuple[nn.Module, tuple[Any, ...]]:
-    """A VGG11 with batch norm on 64 x 64 images: plain convolutions and two large linear layers."""
-    from torchvision.models import vgg11_bn
+def convnext() -> tuple[nn.Module, tuple[Any, ...]]:
+    """A small ConvNeXt on 64 x 64 images: depthwise kernels of 7 x 7 and linear layers."""
+    from transformers import ConvNextConfig, ConvNextForImageClassification
 
-    return vgg11_bn(num_classes=10), (torch.randn(1, 3, 64, 64),)
+    config = ConvNextConfig(depths=[2, 2, 4, 2], hidden_sizes=[64, 128, 256, 512], num_labels=10)
+    return ConvNextForImageClassification(config), (torch.randn(1, 3, 64, 64),)
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
@@ -65,7 +66,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
     "resnet": resnet,
     "vit": vit,
     "mobilenet": mobilenet,
-    "vgg": vgg,
+    "convnext": convnext,
 }
 """The first three were used while the predictor was written; the others were not."""
 
@@ -186,10 +187,9 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Save what there is so far."""
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     settings = {"device": device, "batch": arguments.batch, "threads": torch.get_num_threads(), "clock": clock_of(arguments.device)}
+    content = settings | {"runs": 1 + max((row["run"] for row in rows), default=-1), "summary": summary(rows), "rows": rows}
     name = "time_targets" if arguments.device == "cpu" else f"time_targets_{arguments.device}"
-    save(
-        name, settings | {"runs": 1 + max((row["run"] for row in rows), default=-1), "summary": summary(rows), "rows": rows} | environment()
-    )
+    save(name, content | environment())
 
 
 def clock_of(device: str) -> str:

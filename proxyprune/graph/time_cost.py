@@ -134,7 +134,7 @@ class TimeCost:
     Attributes:
         uses: The ops, in execution order.
         overhead: Nanoseconds that every call costs beside its own work.
-        calls: Block -> number of calls, ops that compute nothing included.
+        calls: Block -> number of ops that compute something, those that could not be timed included.
         scale: Factor on the ops' time: what they take inside the network for what they take alone.
         multiples: Group -> the multiple of channels that pays on this machine.
         settings: What was timed, for the reader: device, threads, dtype, batch; plain JSON values.

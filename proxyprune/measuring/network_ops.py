@@ -92,9 +92,9 @@ def ops_of(graph: ModelGraph) -> tuple[TwoSided | OneSided, ...]:
 
 
 def calls_by_block(graph: ModelGraph) -> dict[str, int]:
-    """Return the number of calls in every block, views included; "" counts those outside."""
+    """Return the number of ops that do work of their own in every block; "" counts those outside."""
     reader = _Reader(graph)
-    return dict(Counter(reader.block(node) for node in graph.program.calls))
+    return dict(Counter(reader.block(node) for node in graph.program.calls if computes(node)))
 
 
 class _Reader:

@@ -95,8 +95,8 @@ def prune_network(
             _only_plan(built, judge, request, files, times, out)
         else:
             data = _data(built, judge, repair, channels=given is None and takes_channels(judge.scorer, judge.channels, request))
-            result = _prune(built, judge, request, repair, times, data, out) if given is None else _replay(built, given, repair, data, out)
-            _finish(built, result, files, times, out, judge)
+            made = _replay(built, given, repair, data, out) if given else _prune(built, judge, request, repair, times, data, out)
+            _finish(built, made, files, times, out, judge)
 
 
 def _judge(scorer: str, llm: LLMOptions, files: PruneFiles) -> Judge:
