@@ -17,6 +17,7 @@ from .planning.planner import make_plan as make_plan
 from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKeywords
 from .result import PruneResult as PruneResult, Report as Report
 from .saving.network_folder import load as load, save as save
+from .saving.onnx_file import save_onnx as save_onnx
 from .saving.plain_folder import save_pretrained as save_pretrained
 from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as ScoringContext, score as score, scorers as scorers
 from .searching import SearchResult as SearchResult, search as search

@@ -23,6 +23,7 @@ class PruneFiles:
         timed: Measure how long a run takes before and after.
         compensate: Refit the remaining weights on the model file's calibration batches.
         save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
+        onnx: ONNX file to export to, or None.
         ids: Show ids of channel groups instead of block and role.
     """
 
@@ -34,6 +35,7 @@ class PruneFiles:
     timed: bool
     compensate: bool
     save_pretrained: Path | None
+    onnx: Path | None
     ids: bool
 
     def destination(self, model_file: Path) -> Path:
@@ -60,6 +62,7 @@ _OPTIONS = (
     file_option(
         "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
     ),
+    file_option("--onnx", "FILE", "Also export to ONNX with a dynamic batch, and compare onnxruntime with torch at two batch sizes."),
     click.option("--ids", is_flag=True, help="Show channel groups by the id that plans and --keep use, not by block and role."),
 )
 
