@@ -20,6 +20,7 @@ from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKe
 from .pruning.prune import prune as prune
 from .result import Losses as Losses, PruneResult as PruneResult, Report as Report, Trial as Trial, Trials as Trials
 from .saving.network_folder import load as load, save as save
+from .saving.onnx_file import save_onnx as save_onnx
 from .saving.plain_folder import save_pretrained as save_pretrained
 from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as ScoringContext, score as score, scorers as scorers
 from .searching import SearchResult as SearchResult, search as search

@@ -39,6 +39,7 @@ from proxyprune.result import PruneResult, make_report
 from proxyprune.saving.destination import check_folder
 from proxyprune.saving.manifest import MANIFEST
 from proxyprune.saving.network_folder import save
+from proxyprune.saving.onnx_file import check_onnx, save_onnx
 from proxyprune.saving.plain_folder import check_plain_folder, save_pretrained
 from proxyprune.scoring.contract import ScoringContext
 from proxyprune.scoring.ranking import Ranking
@@ -227,6 +228,10 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
         with out.stage(f"Saving to {files.save_pretrained}, and loading it without proxyprune"):
             save_pretrained(result, files.save_pretrained, command=shlex.join(["proxyprune", *sys.argv[1:]]))
         plotted = (*plotted, f"Plain folder: {files.save_pretrained}. Load it with {_plain_class(result)}.from_pretrained.")
+    if files.onnx is not None:
+        with out.stage(f"Exporting to {files.onnx}, and comparing with torch"):
+            save_onnx(result.model, built.inputs, files.onnx)
+        plotted = (*plotted, f"ONNX: {files.onnx}, with a dynamic batch; onnxruntime gives the outputs of torch.")
     line = f'small = pp.load("{destination}", load_model_file("{built.source.model}").build_model)'
     out.show(
         widths_table(result.graph, result.plan, ids=files.ids),
@@ -255,6 +260,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
             "thop_macs": result.report.thop_macs,
             "folder": str(destination),
             **({} if files.save_pretrained is None else {"plain_folder": str(files.save_pretrained)}),
+            **({} if files.onnx is None else {"onnx": str(files.onnx)}),
         }
     )
 
@@ -316,6 +322,8 @@ def _check_destinations(files: PruneFiles, source: ModelOptions) -> None:
     place = files.destination(split_spec(source.model)[0])
     if files.save_pretrained is not None:
         check_plain_folder(files.save_pretrained)
+    if files.onnx is not None:
+        check_onnx(files.onnx)
     if not files.plan_only:
         check_folder(place)
     elif place.is_dir():

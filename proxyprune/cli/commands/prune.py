@@ -87,6 +87,8 @@ def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFile
         raise click.UsageError("--steps scores again before each cut, and --ranking gives the scores of the uncut network; leave one out.")
     if files.save_pretrained is not None and files.plan_only:
         raise click.UsageError("--plan-only cuts nothing, so there is no network for --save-pretrained; leave one of them out.")
+    if files.onnx is not None and files.plan_only:
+        raise click.UsageError("--plan-only cuts nothing, so there is no network for --onnx; leave one of them out.")
     if source.fake_weights and not files.plan_only:
         raise click.UsageError("A network without weights cannot be cut; add --plan-only, or leave --fake-weights out.")
 

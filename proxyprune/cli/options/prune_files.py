@@ -22,6 +22,7 @@ class PruneFiles:
         plot: Where to draw the widths, or None.
         timed: Measure how long a run takes before and after.
         save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
+        onnx: ONNX file to export to, or None.
         ids: Show ids of channel groups instead of block and role.
     """
 
@@ -32,6 +33,7 @@ class PruneFiles:
     plot: Path | None
     timed: bool
     save_pretrained: Path | None
+    onnx: Path | None
     ids: bool
 
     def destination(self, model_file: Path) -> Path:
@@ -55,6 +57,7 @@ _OPTIONS = (
     file_option(
         "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
     ),
+    file_option("--onnx", "FILE", "Also export to ONNX with a dynamic batch, and compare onnxruntime with torch at two batch sizes."),
     click.option("--ids", is_flag=True, help="Show channel groups by the id that plans and --keep use, not by block and role."),
 )
 

@@ -1,0 +1,56 @@
+"""A pruned Llama as GGUF: what transformers reads back generates the same tokens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import proxyprune as pp
+
+pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+from llama_gguf import write_gguf  # noqa: E402  an example, and not installed
+
+
+def llama(**changes: object) -> transformers.LlamaForCausalLM:
+    """A Llama with grouped queries and weights far from their tiny initial values, so that its tokens vary."""
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(settings | changes))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10.0)
+    return model
+
+
+@pytest.mark.parametrize(("mode", "changes"), [("width", {}), ("depth", {}), ("width", {"tie_word_embeddings": True})])
+def test_a_pruned_llama_survives_gguf(mode, changes, tmp_path):
+    """Greedy tokens after `save_pretrained`, GGUF and transformers' reader are those of the pruned network; logits agree."""
+    inputs = {"input_ids": torch.randint(96, (1, 12), generator=torch.Generator().manual_seed(1))}
+    result = pp.prune(llama(**changes), inputs, 0.6, uniform=True, mode=mode)
+    pp.save_pretrained(result, tmp_path / "plain")
+    write_gguf(tmp_path / "plain", tmp_path / "small.gguf")
+    read = transformers.LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf", dtype=torch.float32).eval()
+    plain = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    assert read.config.num_hidden_layers == plain.config.num_hidden_layers
+    assert read.config.hidden_size == plain.config.hidden_size
+    with torch.no_grad():
+        torch.testing.assert_close(read(**inputs).logits, result.model(**inputs).logits)
+    options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    tokens = [network.generate(inputs["input_ids"], **options) for network in (plain, read)]
+    assert len(tokens[0].unique()) > 4
+    assert torch.equal(*tokens)
