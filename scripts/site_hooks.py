@@ -18,6 +18,14 @@ _TO_RESULTS = re.compile(rf"\]\((?:\.\./)+{RESULTS}/")
 _COMMAND = re.compile(r"^## proxyprune (?P<name>[\w ]+)$", re.MULTILINE)
 
 
+def on_config(config: Any) -> Any:
+    """Show the version in the header."""
+    from proxyprune import __version__
+
+    config.site_name = f"{config.site_name} {__version__}"
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add JSON and plots of the benchmarks, which lie outside of docs/."""
     from mkdocs.structure.files import File

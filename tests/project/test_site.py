@@ -92,3 +92,13 @@ def test_pages_are_quiet_and_fit(browser: Browser, address: str, page: str, widt
     assert browser.console() == []
     assert [url for url in browser.requests() if not url.startswith((address, "data:", "blob:"))] == []
     assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@needs_browser
+def test_copying_a_console_block_leaves_the_prompt_out(browser: Browser, address: str) -> None:
+    """What the button copies are the commands alone."""
+    browser.open(f"{address}index.html", width=DESKTOP)
+    code = "document.querySelector('.highlight .gp').closest('code')"
+    copied = browser.run(f"({code}.setAttribute('data-md-copying', ''), {code}.innerText)")
+    assert copied.strip().startswith("pip install")
+    assert "$" not in copied
