@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,11 @@ _READS_OF_PARTS = frozenset({"aten.select", "aten.slice", "aten.unbind", "aten.i
 
 def op_name(node: Node) -> str:
     """'aten.linear' for aten.linear.default."""
-    target = node.target
+    return _name_of(node.target)
+
+
+@functools.cache
+def _name_of(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
     packet = getattr(target, "overloadpacket", None)
