@@ -5,6 +5,9 @@ journal when it is measured, so that a run that was stopped goes on where it was
 
     python benchmarks/real_networks.py                                         # all networks; writes results/real_networks.json
     python benchmarks/real_networks.py --networks minilm --scorers wanda,magnitude --ratios 0.8,0.5 --draws 1
+    python benchmarks/real_networks.py --scorers auto --draws 1                # scorer="auto", chosen with compensation
+    python benchmarks/real_networks.py --scorers obs --steps 4                 # in four steps, compensated after each
+    python benchmarks/real_networks.py --from-journal                          # table and JSON of what is measured already
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from real_subjects import NETWORKS, RealNetwork
 import proxyprune as pp
 from proxyprune.measuring.journal import Journal, opened
 
-SCORERS = "magnitude,wanda,taylor,fisher,random"
+SCORERS = "magnitude,wanda,taylor,fisher,obs,random"
 RATIOS = "0.9,0.8,0.7,0.6,0.5"
 TOKENS = 20_480
+GRADIENTS = ("taylor", "fisher", "wanda")
+"""Scorers that need the loss; without it compensation and "auto" are judged by the distance of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,58 @@ def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, ce
     }
 
 
+def in_one_call(subject: RealNetwork, cell: Cell, scorer: str, steps: int) -> dict[str, Any]:
+    """Cut with `pp.prune`: by the scorer that it chooses, or in several steps; always with compensation."""
+    loss_fn = subject.loss_fn if subject.metric == "perplexity" or scorer in GRADIENTS else None
+    started = time.perf_counter()
+    result = pp.prune(
+        subject.model,
+        subject.example,
+        cell.ratio,
+        scorer,
+        batches=subject.batches,
+        loss_fn=loss_fn,
+        seed=cell.draw,
+        compensate=True,
+        steps=steps,
+        metric=subject.budget,
+        keep=subject.keep,
+    )
+    found, trials = result.report.compensation, result.report.trials
+    assert found is not None
+    share = result.plan.params / result.plan.base_params if subject.budget == "params" else result.plan.macs / result.plan.base_macs
+    return {
+        **cell.as_key(),
+        "metric": subject.metric,
+        "share": share,
+        "without": dict.fromkeys(with_it := subject.judge(result.model)),
+        "with": with_it,
+        "accepted": found.accepted,
+        "refitted": len(found.refitted),
+        "layers": len(found.layers),
+        "held_out": [found.before, found.after],
+        "buffer_bytes": found.buffer_bytes,
+        "seconds": time.perf_counter() - started,
+        "trials": None if trials is None else [(t.scorer, t.mode, t.value, t.chosen) for t in trials.tried],
+    }
+
+
 def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace, journal: Journal) -> Iterator[Mapping[str, Any]]:
     """Every cell of one network and one draw; those in the journal are not measured again."""
     done = {(e["network"], e["draw"], e["scorer"], e["ratio"]): e for e in journal.entries}
     graph = pp.trace(subject.model, subject.example, probe=False)
     for scorer in asked.scorers.split(","):
         ranking = None
+        label = scorer if asked.steps == 1 else f"{scorer}, {asked.steps} steps"
         for ratio in map(float, asked.ratios.split(",")):
-            known = done.get((name, draw, scorer, ratio))
+            known = done.get((name, draw, label, ratio))
             if known is not None:
                 yield known
+                continue
+            if scorer == "auto" or asked.steps > 1:
+                entry = in_one_call(subject, Cell(name, draw, label, ratio), scorer, asked.steps)
+                journal.append(entry)
+                yield entry
                 continue
             if ranking is None:
                 started = time.perf_counter()
@@ -110,6 +157,10 @@ def rows(entries: list[Mapping[str, Any]], unpruned: Mapping[str, Mapping[str, f
             }
 
 
+def _place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["scorer"], -entry["ratio"], entry["draw"]
+
+
 def main() -> None:
     """Measure what is asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -118,6 +169,8 @@ def main() -> None:
     parser.add_argument("--ratios", default=RATIOS)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluated on each text")
+    parser.add_argument("--steps", type=int, default=1, help="cuts, with a compensation after each")
+    parser.add_argument("--from-journal", action="store_true", help="measure nothing; table and JSON of the cells in the journal")
     parser.add_argument("--journal", type=Path, default=Path("benchmarks/.cache/real_networks.jsonl"))
     parser.add_argument("--name", default="real_networks", help="of the JSON file in benchmarks/results")
     asked = parser.parse_args()
@@ -127,6 +180,11 @@ def main() -> None:
     unpruned: dict[str, dict[str, float]] = {}
     with opened(asked.journal, "benchmark of real networks", {"tokens": asked.tokens}, resume=True) as journal:
         for name in asked.networks.split(","):
+            if asked.from_journal:
+                subject = NETWORKS[name](0, asked.tokens)
+                unpruned[name] = subject.judge(subject.model)
+                found += sorted((e for e in journal.entries if e["network"] == name), key=_place)
+                continue
             for draw in range(asked.draws):
                 subject = NETWORKS[name](draw, asked.tokens)
                 unpruned.setdefault(name, subject.judge(subject.model))
