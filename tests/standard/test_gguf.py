@@ -14,7 +14,7 @@ import proxyprune as pp
 pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-from llama_gguf import write_gguf  # noqa: E402  an example, and not installed
+from llama_gguf import write_gguf
 
 
 def llama(**changes: object) -> transformers.LlamaForCausalLM:
