@@ -108,8 +108,13 @@ class PriorChoice:
         )
 
 
-def check_choosable(channels: str, batches: Sequence[Any] | None, loss_fn: LossFunction | None) -> None:
-    """Make sure that a weight can be chosen.
+def check_choosable(purpose: str, batches: Sequence[Any] | None, loss_fn: LossFunction | None) -> None:
+    """Make sure that there is enough data to choose by measuring.
+
+    Args:
+        purpose: What is measured, for the message.
+        batches: Calibration batches, or None.
+        loss_fn: Loss of a network on a batch, or None.
 
     Raises:
         MissingNeedError: If there are fewer than two batches, or no loss.
@@ -118,8 +123,8 @@ def check_choosable(channels: str, batches: Sequence[Any] | None, loss_fn: LossF
         return
     found = "no loss" if loss_fn is None else f"{len(batches or ())} calibration batches"
     raise MissingNeedError(
-        f"channels='{channels}' measures how much block scores weigh on its channel scores, which needs at least two calibration batches "
-        f"and a loss; found {found}. Pass batches=[...] and loss_fn; in a model file, define calibration_batches() and loss(model, batch)."
+        f"{purpose}, which needs at least two calibration batches and a loss; found {found}. Pass batches=[...] and loss_fn; in a model "
+        "file, define calibration_batches() and loss(model, batch)."
     )
 
 
