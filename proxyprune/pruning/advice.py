@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from proxyprune.errors import InputError, KeepPatternError, ProxyPruneError, StorageError, TargetError, VerificationError
+from proxyprune.measuring.channel_choice import no_worse, shown_losses
 from proxyprune.measuring.held_out import Data, held_out_loss
 from proxyprune.planning.limits import Bound
 from proxyprune.planning.request import PlanRequest
@@ -83,12 +84,12 @@ class AdviceTrials:
     """Measures what advice is worth.
 
     Attributes:
-        build: Request -> the network that would be returned for it.
+        build: Request -> the network after the cut and after what follows, as in `PriorChoice`.
         data: What to judge with.
         seed: All randomness follows from it.
     """
 
-    build: Callable[[PlanRequest], nn.Module]
+    build: Callable[[PlanRequest], Iterable[nn.Module]]
     data: Data
     seed: int
 
@@ -96,25 +97,26 @@ class AdviceTrials:
         """Try each piece of advice on top of what was kept so far.
 
         Returns:
-            The request with the limits that lowered the loss, and a note for each piece of advice.
+            The request with the limits that lowered the last loss and raised none, and a note for each piece of advice.
         """
-        loss = self._loss(request)
+        losses = self._losses(request)
         notes = []
         for entry in advice:
             try:
                 tried = entry.followed(request)
-                found = self._loss(tried)
+                found = self._losses(tried)
             except _NO_PLAN as error:
                 notes.append(_note(entry, f"dropped: {error}"))
                 continue
-            change = f"held-out loss {loss:.5g} without it, {found:.5g} with it"
-            notes.append(_note(entry, f"{'kept' if found < loss else 'dropped'}, {change}."))
-            if found < loss:
-                request, loss = tried, found
+            helps = no_worse(found, losses) and found[-1] < losses[-1]
+            change = f"held-out loss {shown_losses(losses)} without it, {shown_losses(found)} with it"
+            notes.append(_note(entry, f"{'kept' if helps else 'dropped'}, {change}."))
+            if helps:
+                request, losses = tried, found
         return request, tuple(notes)
 
-    def _loss(self, request: PlanRequest) -> float:
-        return held_out_loss(self.build(request), self.data, self.seed)
+    def _losses(self, request: PlanRequest) -> tuple[float, ...]:
+        return tuple(held_out_loss(model, self.data, self.seed) for model in self.build(request))
 
 
 def read_advice(path: Path) -> tuple[Advice, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,7 +14,6 @@ from proxyprune.measuring.channel_choice import PriorChoice, check_choosable, ch
 from proxyprune.measuring.held_out import Data
 from proxyprune.planning.request import PlanRequest
 from proxyprune.pruning.advice import Advice, AdviceTrials
-from proxyprune.result import PruneResult
 from proxyprune.scoring import Brief, Scorer, score
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
@@ -46,7 +46,7 @@ class Scorers:
     Attributes:
         blocks: The scorer, by name or as an object.
         channels: The scorer of the channels if `blocks` has no channel scores, by name or as an object; "auto" or None as in `prune`.
-        compensate: Choose the weight of the block scores after a compensation.
+        compensate: Choose by the loss after a compensation alone, because the network will get one.
         brief: Further information for both, or None.
         advice: Limits to measure, in this order; see `Advice`.
     """
@@ -79,7 +79,7 @@ class Scorers:
         if not self.advice or data.loss_fn is None or (ranked.ranking.unreliable is not None and not request.accept_unreliable):
             return ranked
         trials = AdviceTrials(
-            lambda tried: self._built(model, example_inputs, graph, ranked.ranking, tried, data).model,
+            lambda tried: self._built(model, example_inputs, graph, ranked.ranking, tried, data),
             Data((), data.batches[1::2], data.loss_fn),
             data.seed,
         )
@@ -94,10 +94,15 @@ class Scorers:
         ranking: Ranking,
         request: PlanRequest,
         data: CalibrationData,
-    ) -> PruneResult:
-        """Return the network that a plan gives, refitted if the result will be."""
+    ) -> Iterator[nn.Module]:
+        """Yield the network that a plan gives, unless it will be refitted, and the refitted one.
+
+        The loss right after a cut says little about a network whose normalisation the cut disturbs, so the refitted one always counts.
+        """
         result = prune_ranked(model, example_inputs, graph, ranking, request)
-        return compensated(result, model, data, None, lambda share, note: None) if self.compensate else result
+        if not self.compensate:
+            yield result.model
+        yield compensated(result, model, data, None, lambda share, note: None).model
 
     def _ranked(
         self, model: nn.Module, example_inputs: ExampleInputs, graph: ModelGraph, request: PlanRequest, data: CalibrationData
@@ -128,8 +133,8 @@ class Scorers:
         if data.loss_fn is None or not choosable(data.batches, data.loss_fn):
             return Ranked(blocks, request, (resting_note(blocks, weights=has_values(model)),))
 
-        def built(ranking: Ranking) -> nn.Module:
-            return self._built(model, example_inputs, graph, ranking, request, data).model
+        def built(ranking: Ranking) -> Iterator[nn.Module]:
+            return self._built(model, example_inputs, graph, ranking, request, data)
 
         name = DEFAULT_CHANNELS if self.channels is None or self.channels == AUTO else self.channels
         choice = PriorChoice(graph, model, request, data.batches, data.loss_fn, data.seed, built)
