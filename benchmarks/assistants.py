@@ -23,6 +23,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -151,9 +152,14 @@ def data_for(subject: Subject, seed: int) -> tuple[Data, Data]:
     return Data(learning, held_out, subject.loss_fn), Data(learning, untouched, subject.loss_fn)
 
 
+def session_folder(subject: Subject, assistant: str, measurements: int, seed: int) -> Path:
+    """Folder of one session."""
+    return CACHE / f"assistant_{subject.name}_{assistant}_{measurements}_{seed}"
+
+
 def run(subject: Subject, assistant: str, seed: int, measurements: int) -> list[dict[str, Any]]:
     """One session, and the judgement of its one-shot plan and of the plan that was applied."""
-    folder = CACHE / f"assistant_{subject.name}_{assistant}_{measurements}_{seed}"
+    folder = session_folder(subject, assistant, measurements, seed)
     judged = folder / "judged.json"
     if judged.is_file():
         known: list[dict[str, Any]] = json.loads(judged.read_text(encoding="utf-8"))
@@ -210,12 +216,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--measurements", type=int, default=MEASUREMENTS)
     parser.add_argument("--save", action="store_true", help="Write benchmarks/results/assistants.json.")
+    parser.add_argument("--finished", action="store_true", help="Leave out sessions that did not finish; run none.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs: list[dict[str, Any]] = []
     for subject in (subject for subject in SUBJECTS if subject.name in options.networks):
         for seed in options.seeds:
             for assistant in options.assistants:
+                if options.finished and not (session_folder(subject, assistant, options.measurements, seed) / "judged.json").is_file():
+                    continue
                 found = run(subject, assistant, seed, options.measurements)
                 runs += [row for row in found if row not in runs and not (row["assistant"] == ONE_SHOT and _known(runs, row))]
                 print(json.dumps(found), flush=True)

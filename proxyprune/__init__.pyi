@@ -17,6 +17,7 @@ from .measuring.timing import Timing as Timing
 from .planning.plan import PrunePlan as PrunePlan
 from .planning.planner import make_plan as make_plan
 from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKeywords
+from .pruning.advice import Advice as Advice
 from .pruning.prune import prune as prune
 from .result import Losses as Losses, PruneResult as PruneResult, Report as Report, Trial as Trial, Trials as Trials
 from .saving.network_folder import load as load, save as save

@@ -20,6 +20,7 @@ from proxyprune.measuring.held_out import DataKeywords
 from proxyprune.modelfile import ExampleInputs, ModelFile, load_model_file
 from proxyprune.planning.request import PlanRequest
 from proxyprune.proxy.scorer import LLMScorer
+from proxyprune.pruning.advice import Advice
 from proxyprune.pruning.channels import AUTO, Ranked, Scorers, takes_channels
 from proxyprune.scoring import Brief, ScoringContext
 from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer
@@ -74,10 +75,10 @@ class Built:
     def rank_for_plan(self, graph: ModelGraph, judge: Judge, request: PlanRequest) -> Ranked:
         """Score the blocks, and the channels where another scorer is to do that; calibration batches are made only if they are needed."""
         batches = self.needed_by(judge.scorer)["batches"]
-        if batches is None and takes_channels(judge.scorer, judge.channels, request):
+        if batches is None and (judge.advice or takes_channels(judge.scorer, judge.channels, request)):
             batches = None if self.source.fake_weights else self.file.calibration_batches()
         data = CalibrationData(() if batches is None else tuple(batches), self.file.loss_fn, self.source.seed)
-        return Scorers(judge.scorer, judge.channels).rank(self.model, self.inputs, graph, request, data)
+        return Scorers(judge.scorer, judge.channels, advice=judge.advice).rank(self.model, self.inputs, graph, request, data)
 
     def show_dry_run(self, judge: Judge, out: Output, brief: Brief | None = None) -> None:
         """Print what the scorer would send and what that would cost."""
@@ -112,12 +113,14 @@ class Judge:
         listener: Hears the events of a scorer that asks a language model.
         dry_run: Show what would be asked instead of asking.
         channels: Scorer of the channels, where `scorer` scores blocks only; see `proxyprune.prune`.
+        advice: Limits to measure.
     """
 
     scorer: Scorer
     listener: Listener = field(default_factory=Listener)
     dry_run: bool = False
     channels: str | None = AUTO
+    advice: tuple[Advice, ...] = ()
 
     def notes(self, ranking: Ranking) -> tuple[str, ...]:
         """What the ranking says about how it was made, if a language model was to be asked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,13 +29,13 @@ class PriorTrial:
 
     Attributes:
         strength: Weight; 0 is the channel scorer alone.
-        loss: Mean loss on the held-out half of the calibration batches; infinite if it is not finite.
+        losses: Mean loss of each network that `build` gives, on the held-out half of the calibration batches; infinite if not finite.
         ranking: What was planned with.
         plan: What was planned; trials with equal plans are measured once.
     """
 
     strength: float
-    loss: float
+    losses: tuple[float, ...]
     ranking: Ranking = field(repr=False)
     plan: PrunePlan = field(repr=False)
 
@@ -51,7 +51,7 @@ class PriorChoice:
         batches: Calibration batches; those of odd index judge.
         loss_fn: Loss of a network on a batch.
         seed: All randomness follows from it.
-        build: Ranking -> the network that would be returned for it.
+        build: Ranking -> the network after the cut and after what follows, one after the other; a network may be changed into the next.
     """
 
     graph: ModelGraph
@@ -60,17 +60,18 @@ class PriorChoice:
     batches: Sequence[Any] = field(repr=False)
     loss_fn: LossFunction = field(repr=False)
     seed: int
-    build: Callable[[Ranking], nn.Module] = field(repr=False)
+    build: Callable[[Ranking], Iterable[nn.Module]] = field(repr=False)
 
     def choose(self, blocks: Ranking, channels: Ranking) -> Ranking:
-        """Return the ranking whose network has the lowest loss on the held-out half; of equal ones, that with the smallest weight.
+        """Return the ranking with the lowest last loss, among those with no loss above that of weight 0; of equals, the least weight.
 
         Args:
             blocks: The ranking that has block scores.
             channels: The ranking that has channel scores. With weight 0 it is planned with as it is.
         """
         trials = self.trials(blocks, channels)
-        best = min(trials, key=lambda trial: (trial.loss, trial.strength))
+        eligible = [trial for trial in trials if no_worse(trial.losses, trials[0].losses)]
+        best = min(eligible, key=lambda trial: (trial.losses[-1], trial.strength))
         name = f"{blocks.scorer} on {channels.scorer}"
         notes = (*blocks.notes, *channels.notes, self._note(blocks, channels, trials, best))
         return replace(best.ranking, scorer=name, confidence=blocks.confidence, unreliable=blocks.unreliable, notes=notes)
@@ -86,21 +87,21 @@ class PriorChoice:
                 ranking = replace(weighted, removal_scores=blocks.removal_scores)
             plan = plan_for(self.graph, ranking, self.request, model=self.model)
             same = next((trial for trial in found if _same(trial.plan, plan)), None)
-            loss = same.loss if same is not None else self._loss(ranking, data, needed=not strength)
-            found.append(PriorTrial(strength, loss, ranking, plan))
+            losses = same.losses if same is not None else self._losses(ranking, data, needed=not strength)
+            found.append(PriorTrial(strength, losses, ranking, plan))
         return tuple(found)
 
-    def _loss(self, ranking: Ranking, data: Data, *, needed: bool) -> float:
-        """Loss of a ranking's network; infinite for a prior whose network does not run, unless it is needed."""
+    def _losses(self, ranking: Ranking, data: Data, *, needed: bool) -> tuple[float, ...]:
+        """Losses of a ranking's networks; infinite for a prior whose network does not run, unless it is needed."""
         try:
-            return held_out_loss(self.build(ranking), data, self.seed)
+            return tuple(held_out_loss(model, data, self.seed) for model in self.build(ranking))
         except VerificationError:
             if needed:
                 raise
-            return math.inf
+            return (math.inf,)
 
     def _note(self, blocks: Ranking, channels: Ranking, trials: Sequence[PriorTrial], best: PriorTrial) -> str:
-        tried = ", ".join(f"{trial.strength:g}: {trial.loss:.5g}" for trial in trials)
+        tried = ", ".join(f"{trial.strength:g}: {shown_losses(trial.losses)}" for trial in trials)
         judged = len(self.batches[1::2])
         return (
             f"Channels are scored by '{channels.scorer}', and the block scores of '{blocks.scorer}' weigh on them with {best.strength:g}, "
@@ -108,8 +109,23 @@ class PriorChoice:
         )
 
 
-def check_choosable(channels: str, batches: Sequence[Any] | None, loss_fn: LossFunction | None) -> None:
-    """Make sure that a weight can be chosen.
+def no_worse(losses: Sequence[float], than: Sequence[float]) -> bool:
+    """Return True if no loss is above its counterpart; a network that could not be built has one infinite loss and fails."""
+    return all(loss <= other for loss, other in zip(losses, than, strict=False)) and (len(losses) == len(than) or math.isinf(than[0]))
+
+
+def shown_losses(losses: Sequence[float]) -> str:
+    """Return losses for a note: after the cut, and after the compensation."""
+    return " then ".join(f"{loss:.5g}" for loss in losses)
+
+
+def check_choosable(purpose: str, batches: Sequence[Any] | None, loss_fn: LossFunction | None) -> None:
+    """Make sure that there is enough data to choose by measuring.
+
+    Args:
+        purpose: What is measured, for the message.
+        batches: Calibration batches, or None.
+        loss_fn: Loss of a network on a batch, or None.
 
     Raises:
         MissingNeedError: If there are fewer than two batches, or no loss.
@@ -118,8 +134,8 @@ def check_choosable(channels: str, batches: Sequence[Any] | None, loss_fn: LossF
         return
     found = "no loss" if loss_fn is None else f"{len(batches or ())} calibration batches"
     raise MissingNeedError(
-        f"channels='{channels}' measures how much block scores weigh on its channel scores, which needs at least two calibration batches "
-        f"and a loss; found {found}. Pass batches=[...] and loss_fn; in a model file, define calibration_batches() and loss(model, batch)."
+        f"{purpose}, which needs at least two calibration batches and a loss; found {found}. Pass batches=[...] and loss_fn; in a model "
+        "file, define calibration_batches() and loss(model, batch)."
     )
 
 

@@ -16,6 +16,7 @@ from proxyprune.measuring.network_times import with_times
 from proxyprune.measuring.timing import Timing
 from proxyprune.planning.budget import Target
 from proxyprune.planning.request import PlanKeywords, PlanRequest
+from proxyprune.pruning.advice import Advice
 from proxyprune.pruning.automatic import AUTO_SCORER, Choice, GivenRanking, chosen, modes_of, note_of, split
 from proxyprune.pruning.channels import AUTO
 from proxyprune.pruning.losses import LossData, LossMeter, check_recovery, loss_data, with_recovery
@@ -47,6 +48,7 @@ def prune(
     brief: Brief | None = None,
     compensate: bool = False,
     channels: str | Scorer | None = AUTO,
+    advice: Sequence[Advice] = (),
     steps: int = 1,
     recover_steps: int = 0,
     learning_rate: float = 1e-4,
@@ -80,9 +82,12 @@ def prune(
         brief: Further information for the scorer (diffusion interval, earlier attempts); the goal is filled in from the arguments.
         compensate: Refit the remaining weights on `batches`, without training; see the function `compensate`.
         channels: Scorer of the channels, where `scorer` scores blocks only. Its channel scores are multiplied by exp(b z), z the
-            standardised block score. The weight b is chosen by the loss on the batches of odd index, after the compensation if there is
-            one. Weight 0 is among the candidates, so the cut is never worse on them than with the channel scorer alone. "auto": "taylor"
-            for a scorer that reaches another machine, in mode "width", if there are two batches and a loss. None: no channel scorer.
+            standardised block score. The weight b is chosen by the loss on the batches of odd index, after a trial compensation. Weight
+            0 is a candidate, and none above it in the loss after the cut is taken, so the cut is never worse there than with the channel
+            scorer alone. "auto": "taylor" for a scorer that reaches another machine, in mode "width", if there are two batches and a
+            loss. None: no channel scorer.
+        advice: Limits that somebody proposes, each with a reason. Each is measured like the weight b, on top of those before it: kept if it
+            lowers the loss, dropped otherwise. The plan's notes record both.
         steps: Number of cuts. Each removes the same share of what is left; the scorer runs again before each, and compensation after each.
         recover_steps: Updates of training after the cut, with AdamW on `batches`; 0 trains nothing. With several cuts, an equal part
             follows each.
@@ -114,6 +119,7 @@ def prune(
         brief=brief,
         compensate=compensate,
         channels=channels,
+        advice=tuple(advice),
         say=progress or (lambda remark: None),
         timing=timing,
         accept_missed_time=accept_missed_time,

@@ -15,6 +15,7 @@ from proxyprune.measuring.time_budget import prune_to_time
 from proxyprune.measuring.timed_run import timed_in_turns
 from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
+from proxyprune.pruning.advice import Advice
 from proxyprune.pruning.channels import AUTO, Scorers
 from proxyprune.result import PruneResult
 from proxyprune.scoring import Brief, Scorer
@@ -39,6 +40,7 @@ class PruneTask:
         brief: Further information for the scorer, or None.
         compensate: Refit the remaining weights after every cut.
         channels: Scorer of the channels, where `scorer` scores blocks only; see `prune`.
+        advice: Limits to measure before every cut; see `prune`.
         say: Takes remarks on the progress.
         timing: How networks are timed for a target of time, or None for the default.
         accept_missed_time: Take the fastest network with a note if a target of time is not met.
@@ -54,6 +56,7 @@ class PruneTask:
     brief: Brief | None = None
     compensate: bool = False
     channels: str | Scorer | None = AUTO
+    advice: tuple[Advice, ...] = ()
     say: Say = field(default=lambda remark: None, repr=False)
     timing: Timing | None = None
     accept_missed_time: bool = False
@@ -69,14 +72,14 @@ class PruneTask:
         """
         self.say("scoring")
         data = CalibrationData(self.batches or (), self.loss_fn, self.seed)
-        scorers = Scorers(self.scorer, self.channels, self.compensate, self.brief)
+        scorers = Scorers(self.scorer, self.channels, self.compensate, self.brief, self.advice)
         ranked = scorers.rank(model, self.example_inputs, graph, request, data)
         self.say("cutting")
         if "time" not in request.targets:
-            result = prune_ranked(model, self.example_inputs, graph, ranked.ranking, request, inplace=inplace)
+            result = prune_ranked(model, self.example_inputs, graph, ranked.ranking, ranked.request, inplace=inplace)
             return result.with_notes(ranked.plan_notes)
         result = prune_to_time(
-            request,
+            ranked.request,
             lambda asked: prune_ranked(model, self.example_inputs, graph, ranked.ranking, asked),
             lambda found: timed_in_turns(model, found.model, self.example_inputs, self.timing),
             accept_missed=self.accept_missed_time,

@@ -31,6 +31,7 @@ from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_widths
+from proxyprune.pruning.advice import read_advice
 from proxyprune.pruning.automatic import AUTO_SCORER, GivenRanking
 from proxyprune.pruning.channels import takes_channels
 from proxyprune.pruning.prune import prune, prune_work
@@ -87,7 +88,8 @@ def prune_network(
     _check_destinations(files, source)
     with output(as_json) as out:
         given = _read_plan(files.plan)
-        judge = replace(_judge(scorers.blocks, llm, files), channels=scorers.channels)
+        advice = () if files.advice is None else read_advice(files.advice)
+        judge = replace(_judge(scorers.blocks, llm, files), channels=scorers.channels, advice=advice)
         built = build(source, out)
         if judge.dry_run:
             built.show_dry_run(judge, out, request.brief())
@@ -95,7 +97,8 @@ def prune_network(
         if files.plan_only:
             _only_plan(built, judge, request, files, times, out)
         else:
-            data = _data(built, judge, repair, channels=given is None and takes_channels(judge.scorer, judge.channels, request))
+            chooses = bool(judge.advice) or takes_channels(judge.scorer, judge.channels, request)
+            data = _data(built, judge, repair, chooses=given is None and chooses)
             made = _replay(built, given, repair, data, out) if given else _prune(built, judge, request, repair, times, data, out)
             _finish(built, made, files, times, out, judge)
 
@@ -130,6 +133,7 @@ def _prune(
             seed=built.source.seed,
             compensate=repair.compensate,
             channels=judge.channels,
+            advice=judge.advice,
             steps=repair.steps,
             recover_steps=repair.recover_steps,
             learning_rate=repair.learning_rate,
@@ -146,7 +150,7 @@ def _with_table(built: Built, graph: ModelGraph, times: TimeOptions) -> ModelGra
     return with_times(graph, built.model, built.inputs, times.timing, table=CostTable(progress=True))
 
 
-def _data(built: Built, judge: Judge, repair: RepairOptions, *, channels: bool) -> DataKeywords:
+def _data(built: Built, judge: Judge, repair: RepairOptions, *, chooses: bool) -> DataKeywords:
     """Return batches and losses of the model file, made before anything is cut; none that nobody needs.
 
     Raises:
@@ -155,7 +159,7 @@ def _data(built: Built, judge: Judge, repair: RepairOptions, *, channels: bool) 
     file, needed = built.file, built.needed_by(judge.scorer)
     held_out = file.validation_batches() if file.loss_fn is not None else None
     batches = needed["batches"]
-    if batches is None and (channels or repair.compensate or repair.recover_steps or (file.loss_fn is not None and held_out is None)):
+    if batches is None and (chooses or repair.compensate or repair.recover_steps or (file.loss_fn is not None and held_out is None)):
         batches = file.calibration_batches()
     if repair.compensate and batches is None:
         raise MissingNeedError(f"--compensate refits on calibration batches, but {file.path} defines no calibration_batches().")
@@ -192,7 +196,7 @@ def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFil
         ranked = built.rank_for_plan(graph, judge, request)
     ranking = ranked.ranking
     with out.stage("Planning"):
-        plan = plan_for(graph, ranking, request, model=None if built.source.fake_weights else built.model)
+        plan = plan_for(graph, ranking, ranked.request, model=None if built.source.fake_weights else built.model)
         plan = replace(plan, notes=(*plan.notes, *ranked.plan_notes))
     destination = files.destination(built.file.path)
     plan.to_json(destination)

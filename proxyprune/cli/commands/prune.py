@@ -23,7 +23,16 @@ from proxyprune.cli.options.shared import (
 from proxyprune.cli.options.timing import TimeOptions, time_options
 from proxyprune.planning.request import PlanRequest
 
-_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {"scorer", "channels", "ranking", "norm_groups", "conv_groups", "adapter_ranks", "steps"}
+_DECIDED_BY_A_PLAN = frozenset(PLAN_NAMES) | {
+    "scorer",
+    "channels",
+    "advice",
+    "ranking",
+    "norm_groups",
+    "conv_groups",
+    "adapter_ranks",
+    "steps",
+}
 
 
 @click.command(cls=Command)

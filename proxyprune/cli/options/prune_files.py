@@ -17,6 +17,7 @@ class PruneFiles:
     Attributes:
         ranking: A ranking to use instead of a scorer, or None.
         plan: A plan to apply instead of making one, or None.
+        advice: Limits to measure, or None.
         plan_only: Write the plan and cut nothing.
         out: Folder for the pruned network, or the plan's file under plan_only; None chooses a name after the model file.
         plot: Where to draw the widths, or None.
@@ -28,6 +29,7 @@ class PruneFiles:
 
     ranking: Path | None
     plan: Path | None
+    advice: Path | None
     plan_only: bool
     out: Path | None
     plot: Path | None
@@ -44,6 +46,9 @@ class PruneFiles:
 _OPTIONS = (
     file_option("--ranking", "FILE", "Ranking from `score --json`, used instead of a scorer."),
     file_option("--plan", "FILE", "Plan to apply, instead of making one."),
+    file_option(
+        "--advice", "FILE", "Limits with reasons, as JSON; each is measured on calibration data, kept if it helps, and dropped if not."
+    ),
     click.option("--plan-only", is_flag=True, help="Write the plan as JSON and cut nothing."),
     file_option(
         "--out",
