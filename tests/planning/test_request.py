@@ -25,7 +25,18 @@ KEYWORDS: dict[Callable[..., Any], set[str]] = {
     pp.trace: {"probe", "also"} | TRACED,
     pp.make_plan: {"mode", "model", "options", "accept_unreliable"} | PLANNED,
     pp.prune: {"mode", "batches", "loss_fn", "seed", "accept_unreliable", "inplace", "brief", "also", "compensate"}
-    | {"timing", "accept_missed_time", "held_out", "training_loss_fn", "channels", "steps", "recover_steps", "learning_rate", "progress"}
+    | {
+        "timing",
+        "accept_missed_time",
+        "held_out",
+        "training_loss_fn",
+        "channels",
+        "steps",
+        "auto_seconds",
+        "recover_steps",
+        "learning_rate",
+        "progress",
+    }
     | PLANNED
     | TRACED,
     pp.search: {"rounds", "patience", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress", "also"}
