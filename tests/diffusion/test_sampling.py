@@ -245,3 +245,57 @@ def test_a_network_that_takes_other_arguments_is_refused(tmp_path):
     record = {key: value for key, value in NETWORK.items() if key != "_class_name"}
     with pytest.raises(ModelFileError, match="so timestep is missing"):
         StepAdaptivePipeline.from_pretrained(place, factory=lambda: Other(**record))
+
+
+def test_tensors_are_floats_in_the_unit_range():
+    """output_type "pt" gives what "np" gives, channels first, as in diffusers."""
+    found = pipeline()
+    tensors, arrays = (found(2, 3, output_type=kind).images for kind in ("pt", "np"))
+    assert tensors.dtype == torch.float32
+    assert 0.0 <= float(tensors.min()) < float(tensors.max()) <= 1.0
+    np.testing.assert_array_equal(tensors.permute(0, 2, 3, 1).numpy(), arrays)
+
+
+def test_a_callback_sees_each_step_and_may_change_the_images():
+    """It gets the pipeline, the number, the timestep and the images; what it returns goes on, and None changes nothing."""
+    found = pipeline()
+    seen: list[tuple[int, float]] = []
+
+    def look(pipe, number, timestep, values):
+        assert pipe is found
+        assert values["latents"].shape == (2, 1, 8, 8)
+        seen.append((number, float(timestep)))
+
+    plain = found(2, 4, output_type="pt").images
+    assert torch.equal(found(2, 4, output_type="pt", callback_on_step_end=look).images, plain)
+    assert [number for number, _ in seen] == list(range(len(seen)))
+    assert [time for _, time in seen] == sorted((time for _, time in seen), reverse=True)
+    black = found(2, 4, output_type="pt", callback_on_step_end=lambda *given: {"latents": torch.full((2, 1, 8, 8), -1.0)}).images
+    assert not black.any()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta"])
+def test_a_device_that_fails_leaves_the_pipeline_usable(device):
+    """After an error the experts are where they were, and give the images that they gave."""
+    found = pipeline()
+    expected = found.generate(1, steps=3, progress=False)
+    with pytest.raises(InputError, match=f"cannot move to.*{device}"):
+        found.to(device)
+    assert found.device == torch.device("cpu")
+    assert torch.equal(found.generate(1, steps=3, progress=False), expected)
+
+
+def test_printing_shows_intervals_experts_and_cost():
+    """One row for each expert within 80 columns, with its share of the base, and the scheduler in the title."""
+    found = pipeline(experts=3, classes=10)
+    text = str(found)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "3 experts for images of 1 × 8 × 8" in " ".join(text.split())
+    assert "DDIMScheduler" in text
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("expert ")] == ["0", "1", "2"]
+    assert f"above {found.blueprint.intervals.boundaries_db[0]:.1f}" in text
+    assert f"below {found.blueprint.intervals.boundaries_db[1]:.1f}" in text
+    assert "100.0%" in text
+    assert "UNet2DModel" in text
+    assert "10 classes" in text
+    assert found._repr_html_().startswith("<p><strong>StepAdaptivePipeline")

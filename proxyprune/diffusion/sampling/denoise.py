@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,8 @@ from proxyprune.diffusion.sampling.scheduler_check import rehearse
 from proxyprune.diffusion.sampling.schedulers import begin_at, check_process, check_start, named, step_arguments, unusable_steps
 from proxyprune.errors import InputError
 from proxyprune.support.seeds import derived_seed
+
+AfterStep = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,22 @@ class ExpertSampler:
         return sum(self.experts.macs[index] for index in self.route(steps))
 
     @torch.no_grad()
-    def denoise(self, noise: Tensor, steps: int, condition: Tensor | None, generators: Sequence[torch.Generator]) -> Tensor:
+    def denoise(
+        self,
+        noise: Tensor,
+        steps: int,
+        condition: Tensor | None,
+        generators: Sequence[torch.Generator],
+        after_step: AfterStep | None = None,
+    ) -> Tensor:
         """Images [images, channels, height, width] in [-1, 1] from unit noise of the same shape.
+
+        Args:
+            noise: Unit noise.
+            steps: Steps of the scheduler.
+            condition: Labels or embeddings, or None.
+            generators: One for each image.
+            after_step: Receives the number of the call, its timestep and the images after it; returns the images to go on with.
 
         Raises:
             InputError: If the scheduler does not lead from noise to images, or the networks give something that is no number.
@@ -75,12 +91,14 @@ class ExpertSampler:
         begin_at(scheduler, len(scheduler.timesteps) - len(route))
         images = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
         extra = step_arguments(scheduler, generators)
-        for time, index in zip(scheduler.timesteps[-len(route) :], route, strict=True):
+        for number, (time, index) in enumerate(zip(scheduler.timesteps[-len(route) :], route, strict=True)):
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
             predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)
             with named(type(scheduler).__name__):
                 images = scheduler.step(predicted, time, images, **extra).prev_sample
+            if after_step is not None:
+                images = after_step(number, time, images)
         if not bool(torch.isfinite(images).all()):
             raise InputError(
                 f"{steps} steps of {type(scheduler).__name__} ended in NaN or infinite values. Take fewer steps or another sampler; if "

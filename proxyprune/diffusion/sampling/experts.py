@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from proxyprune.diffusion.sampling.compiled import Compiled
-from proxyprune.errors import PlanFormatError, StorageError
+from proxyprune.errors import InputError, PlanFormatError, StorageError
 from proxyprune.modelfile import load_weights
 from proxyprune.result import PruneResult
 from proxyprune.saving.manifest import MANIFEST
@@ -176,10 +176,22 @@ class Experts:
         return self._compiled[index]
 
     def to(self, device: torch.device) -> None:
-        """Move what is loaded, and what will be."""
+        """Move what is loaded, and what will be. If a network cannot be moved, all of them stay where they were.
+
+        Raises:
+            InputError: If the device holds no values, is not there, or has no room.
+        """
+        if device.type == "meta":
+            raise InputError("Experts cannot move to the device 'meta': it holds no weights, so they would be lost.")
+        try:
+            torch.empty(0, device=device)
+            for model in self._held.values():
+                model.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            for model in self._held.values():
+                model.to(self.device)
+            raise InputError(f"Experts cannot move to '{device}': {str(error).splitlines()[0]} They stay on '{self.device}'.") from error
         self.device = device
-        for model in self._held.values():
-            model.to(device)
         self._compiled.clear()
 
     @property

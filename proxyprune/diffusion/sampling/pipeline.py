@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.errors import InputError, ModelFileError, StorageError
 from proxyprune.support.files import put_folder, write_json
 from proxyprune.support.progress import bar
+from proxyprune.support.summary import Bar, Summary, SummaryTable
+from proxyprune.support.wording import counted, quantity
+
+StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
 
 INDEX = "model_index.json"
 TRAINED_WITH = "training_scheduler"
@@ -72,10 +76,10 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         return {"scheduler": self.scheduler}
 
     def to(self, *args: Any, **kwargs: Any) -> StepAdaptivePipeline:
-        """Move the experts to a device.
+        """Move the experts to a device. If that fails, they stay where they are.
 
         Raises:
-            InputError: If a dtype is asked for.
+            InputError: If a dtype is asked for, or the device does not take the experts.
         """
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args):
             raise InputError("Experts run in the precision that they were saved in; to() takes a device only.")
@@ -83,6 +87,32 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         if device is not None:
             self.experts.to(torch.device(device))
         return self
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def summary(self) -> Summary:
+        """Return intervals and experts with their cost on one screen; `print(pipeline)` shows it."""
+        blueprint = self.blueprint
+        ends = ["", *(f"{boundary:.1f}" for boundary in blueprint.intervals.boundaries_db), ""]
+        rows = []
+        for index, (macs, params) in enumerate(zip(blueprint.macs, blueprint.params, strict=True)):
+            high, low = ends[index], ends[index + 1]
+            span = f"{low} to {high}" if low and high else f"above {low}" if low else f"below {high}" if high else "all"
+            state = "in memory" if self.experts.held(index) is not None else "on disk"
+            left = macs / blueprint.base_macs
+            rows.append((f"expert {index}", span, quantity(macs), f"{left:.1%}", quantity(params), state, Bar(left)))
+        headings = ("interval", "SNR (dB)", "MACs", "of the base", "parameters", "", "")
+        title = (
+            f"{type(self).__name__}: {counted(len(rows), 'expert')} for images of {' × '.join(map(str, blueprint.shape))}, "
+            f"sampled with {type(self.scheduler).__name__} on {self.device}"
+        )
+        network = "a model file" if blueprint.network is None else str(blueprint.network["class"])
+        facts = f"Base: {network}, {quantity(blueprint.base_macs)} MACs" + (f", {blueprint.classes} classes." if blueprint.classes else ".")
+        return Summary(title, (SummaryTable(headings, tuple(rows)),), (facts, *blueprint.notes))
 
     def use(self, name: str) -> StepAdaptivePipeline:
         """Sample with another scheduler for the same process.
@@ -142,6 +172,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
     ) -> Any:
         """Sample one batch.
 
@@ -151,18 +182,19 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             seed: Image i depends on the seed and on i, not on the batch size.
             condition: Labels or embeddings, one for each image; None takes the classes in turn.
             generator: Used instead of the seed: one for each image, or one to draw theirs from.
-            output_type: "pil", "np" ([images, height, width, channels] in [0, 1]) or "pt" (bytes [images, channels, height, width]).
+            output_type: "pil", or floats in [0, 1]: "np" ([images, height, width, channels]) or "pt" ([images, channels, height, width]).
             return_dict: Return diffusers' ImagePipelineOutput instead of a tuple.
+            callback_on_step_end: Called after each call of a network as `callback(pipeline, number, timestep, {"latents": images})`, as in
+                diffusers; images [images, channels, height, width] that it returns under "latents" replace the present ones.
         """
         if output_type not in ("pil", "np", "pt"):
             raise InputError(f"Expected output_type 'pil', 'np' or 'pt', found {output_type!r}.")
         _at_least_one(batch_size=batch_size, num_inference_steps=num_inference_steps)
         condition = self._checked(condition, batch_size)
         generators = _as_many(generator, batch_size) if generator is not None else image_generators(seed, 0, batch_size)
-        found = to_bytes(self._batch(generators, num_inference_steps, condition, 0)).cpu()
-        images: Any = found
+        images: Any = to_bytes(self._batch(generators, num_inference_steps, condition, 0, callback_on_step_end)).cpu().float() / 255.0
         if output_type != "pt":
-            images = found.permute(0, 2, 3, 1).float().numpy() / 255.0
+            images = images.permute(0, 2, 3, 1).numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -214,7 +246,14 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             raise InputError(f"Expected labels from 0 to {blueprint.classes - 1}, found {int(found.max())}.")
         return found
 
-    def _batch(self, generators: Sequence[torch.Generator], steps: int, condition: Tensor | None, first: int) -> Tensor:
+    def _batch(
+        self,
+        generators: Sequence[torch.Generator],
+        steps: int,
+        condition: Tensor | None,
+        first: int,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
         wanted = self.blueprint.calling.condition
         if wanted is not None and condition is None:
             condition = conditions(self.blueprint.classes, first, len(generators))
@@ -225,7 +264,12 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         if condition is not None:
             condition = condition.to(self.device)
         noise = initial_noise(generators, self.blueprint.shape, self.device)
-        return self._sampler().denoise(noise, steps, condition, generators)
+
+        def after_step(number: int, time: Tensor, images: Tensor) -> Tensor:
+            changed = None if callback is None else callback(self, number, time, {"latents": images})
+            return images if not changed else changed.get("latents", images)
+
+        return self._sampler().denoise(noise, steps, condition, generators, after_step if callback is not None else None)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a folder: model_index.json and scheduler/ as diffusers does, step_adaptive.json, and experts/N with plans and safetensors.
