@@ -40,7 +40,7 @@ def local_llm(url: str | None, *, real_names: bool, samples: int = LOCAL_SAMPLES
 
 
 def llm_arms(url: str | None) -> dict[str, Scorer]:
-    """A real, tiny language model: names anonymised (the default), real names, and its own scores handed to other blocks."""
+    """Return a real, tiny language model: names anonymised (the default), real names, and its own scores handed to other blocks."""
     anonymous, named = (local_llm(url, real_names=real_names) for real_names in (False, True))
     return dict(zip(LLM_ARMS, (anonymous, named, shuffled(anonymous)), strict=True))
 
@@ -68,7 +68,7 @@ class Variant:
         return self.inner.needs
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The inner ranking, changed."""
+        """Return the inner ranking, changed."""
         return self.change(self.inner.score(graph, context), context.seed)
 
 
@@ -83,7 +83,7 @@ def widths_by_block(inner: Scorer) -> Variant:
 
 
 def shuffled(inner: Scorer) -> Variant:
-    """The very scores of another scorer, handed to other blocks: the same spread, no knowledge."""
+    """Return the scores of another scorer, assigned to other blocks: the same spread, no knowledge."""
 
     def handed_out(ranking: Ranking, seed: int) -> Ranking:
         generator = np.random.default_rng(derived_seed(seed, "shuffled", inner.name))
@@ -117,7 +117,7 @@ class SimulatedProxy:
         return 2.0 / math.pi * math.asin(self.skill)
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The oracle's order, blurred."""
+        """Return the oracle's order, blurred."""
         oracle = find("ablation", {}).score(graph, context)
         count = len(oracle.scores)
         truth = stats.norm.ppf((stats.rankdata(list(oracle.scores.values())) - 0.5) / count)

@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def _vectors() -> str | None:
-    """What a kernel may compute at a time on this processor, such as AVX512; it decides which widths are fast."""
+    """Return what a kernel may compute at a time on this processor, such as AVX512; it decides which widths are fast."""
     try:
         import torch
     except ImportError:

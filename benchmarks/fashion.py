@@ -122,7 +122,7 @@ class ResidualCNN(nn.Module):
 
 
 def unet() -> nn.Module:
-    """A DDPM U-Net: 12 to 24 channels, two resolutions, attention at 8 x 8."""
+    """Return a DDPM U-Net: 12 to 24 channels, two resolutions, attention at 8 x 8."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -139,7 +139,7 @@ def unet() -> nn.Module:
 
 
 def dit() -> nn.Module:
-    """A DiT: patches of 4, 16 tokens of 64 channels, 6 layers, classes as the condition."""
+    """Return a DiT: patches of 4, 16 tokens of 64 channels, 6 layers, classes as the condition."""
     from diffusers import DiTTransformer2DModel
 
     return DiTTransformer2DModel(
@@ -226,7 +226,7 @@ def _folder() -> Path:
 
 
 def trained(subject: Subject) -> nn.Module:
-    """The network with its committed weights; a network without any is trained, and kept in the cache."""
+    """Return the network with its committed weights; a network without any is trained, and kept in the cache."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TRAINING_SEED)
         model = subject.build()
@@ -245,7 +245,7 @@ def trained(subject: Subject) -> nn.Module:
 
 
 def committed(name: str, folder: Path = NETWORKS) -> Path:
-    """The file of a network's weights, unchanged since it was committed."""
+    """Return the file of a network's weights, unchanged since it was committed."""
     path = folder / f"{name}.safetensors"
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
     if found != SHA256[name]:

@@ -49,7 +49,7 @@ def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
 
 
 def logged(folder: Path) -> int:
-    """Steps in the logs, over all stages."""
+    """Return steps in the logs, over all stages."""
     return sum(len(path.read_bytes().splitlines()) for path in folder.glob("*/log.jsonl"))
 
 

@@ -21,7 +21,7 @@ LIMIT_SECONDS, LIMIT_GIB = 60.0, 1.5
 
 
 def stable_diffusion_15() -> tuple[Any, dict[str, Any]]:
-    """The U-Net of Stable Diffusion 1.5 (860 M parameters) on 64 x 64 latents."""
+    """Return the U-Net of Stable Diffusion 1.5 (860 M parameters) on 64 x 64 latents."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -32,7 +32,7 @@ def stable_diffusion_15() -> tuple[Any, dict[str, Any]]:
 
 
 def sdxl() -> tuple[Any, dict[str, Any]]:
-    """The U-Net of SDXL (2.6 B parameters) on 128 x 128 latents."""
+    """Return the U-Net of SDXL (2.6 B parameters) on 128 x 128 latents."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -55,7 +55,7 @@ def sdxl() -> tuple[Any, dict[str, Any]]:
 
 
 def flux() -> tuple[Any, dict[str, Any]]:
-    """The transformer of Flux.1 (12 B parameters) on a 1024 x 1024 image: 4,096 image and 512 text tokens."""
+    """Return the transformer of Flux.1 (12 B parameters) on a 1024 x 1024 image: 4,096 image and 512 text tokens."""
     import torch
     from diffusers import FluxTransformer2DModel
 

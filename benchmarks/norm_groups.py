@@ -30,7 +30,7 @@ TRAINING_STEPS, RECOVERY_STEPS, BATCH = 500, 60, 64
 
 
 def build(seed: int) -> UNet2DModel:
-    """The U-Net of the example with 8 norm groups instead of 4, so that steps are coarse enough to matter."""
+    """Return the U-Net of the example with 8 norm groups instead of 4, so that steps are coarse enough to matter."""
     torch.manual_seed(seed)
     return UNet2DModel.from_config({**unet.build_model().config, "norm_num_groups": 8})
 

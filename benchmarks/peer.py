@@ -57,7 +57,7 @@ def peer_cell(
 def _to_budget(
     arm: str, subject: Subject, model: nn.Module, limit: float, base: int, data: Data, scored: tuple[Any, ...]
 ) -> tuple[nn.Module, int]:
-    """The largest pruned network found within the budget.
+    """Return the largest pruned network found within the budget.
 
     Raises:
         RuntimeError: If no ratio that was tried gives a network within the budget.

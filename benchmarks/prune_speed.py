@@ -28,7 +28,7 @@ PLANS = 20_000
 
 
 def ddpm_cifar10() -> UNet2DModel:
-    """The U-Net of Ho et al. 2020 (arXiv:2006.11239) for CIFAR-10, as diffusers configures it."""
+    """Return the U-Net of Ho et al. 2020 (arXiv:2006.11239) for CIFAR-10, as diffusers configures it."""
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=32,

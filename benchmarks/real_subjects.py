@@ -98,7 +98,7 @@ def wikipedia() -> list[str]:
 
 
 def news() -> list[str]:
-    """The 300 news documents of Lee's background corpus."""
+    """Return the 300 news documents of Lee's background corpus."""
     path = folder_of("gensim") / "test/test_data/lee_background.cor"
     return path.read_text(encoding="utf-8").strip().split("\n")
 

@@ -45,7 +45,7 @@ class RecordedLLM:
         return NAME if self.question == STRUCTURE else f"{NAME}, with figures"
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """The Borda centre of the answers, as for a model that is asked now; the same for every seed."""
+        """Return the Borda centre of the answers, as for a model that is asked now; the same for every seed."""
         answers = answers_of(self.network, self.question)
         if {len(values) for values, _ in answers} != {len(graph.blocks)}:
             raise InputError(f"The answers are about {len(answers[0][0])} blocks, and this network has {len(graph.blocks)}.")

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _kept(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What was measured before of a network that is not given this time."""
+    """Return what was measured before of a network that is not given this time."""
     path = RESULTS / "samplers.json"
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     return [row for row in before if getattr(arguments, row["network predicts"]) is None]

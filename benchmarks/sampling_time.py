@@ -42,7 +42,7 @@ def experts(network: nn.Module, inputs: dict[str, torch.Tensor], fraction: float
 
 
 def profiled(run: Any) -> list[dict[str, Any]]:
-    """The ops that take most of the time, milliseconds by op."""
+    """Return the ops that take most of the time, milliseconds by op."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         run()
     rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)[:10]

@@ -45,7 +45,7 @@ ONE_SHOT = "one-shot taylor"
 
 
 def data_for(seed: int) -> tuple[Data, Data]:
-    """Data of a search, and data of the final judgement: the same batches to learn from, other batches to judge by."""
+    """Return data of a search, and data of the final judgement: the same batches to learn from, other batches to judge by."""
     learning = tuple(batches_of(SUBJECT, "train", 50_000 + 1024 * seed, 16, 32, seed=10 + seed))
     held_out = tuple(batches_of(SUBJECT, "train", 56_000 + 512 * seed, 2, 192, seed=20 + seed))
     untouched = tuple(batches_of(SUBJECT, "t10k", 5_000, 4, 256, seed=30))
@@ -53,7 +53,7 @@ def data_for(seed: int) -> tuple[Data, Data]:
 
 
 def proposer_of(name: str, url: str | None) -> Any:
-    """What `pp.search` takes."""
+    """Return what `pp.search` takes."""
     if name == ONE_SHOT:
         return "random"  # with one measurement, nothing is proposed after the start
     return ScorerProposer(local_llm(url, real_names=False, samples=1), repeats=6) if name == LANGUAGE_MODEL else name

@@ -26,7 +26,7 @@ BLOCKS = 30
 
 @cache
 def network() -> Any:
-    """A traced chain of residual blocks; only their number matters here."""
+    """Return a traced chain of residual blocks; only their number matters here."""
     import torch
     from torch import nn
 

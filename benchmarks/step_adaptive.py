@@ -222,7 +222,7 @@ class Bench:
         return self.folder / f"seed-{seed}" / name
 
     def lines(self) -> list[dict[str, Any]]:
-        """Evaluations that are there, of the arms as they are now; an arm with other settings is another arm."""
+        """Return the finished evaluations of the present arms; an arm with other settings is another arm."""
         path = self.folder / "evaluations.jsonl"
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
         now = {name: json.loads(json.dumps(arm.changes)) for name, arm in ARMS.items()}
@@ -261,7 +261,7 @@ class Bench:
                 self.judge(name, seed, sampler, steps, trainer, pipeline)
 
     def shared_base(self, seed: int) -> Path:
-        """The base that experts start from: of the arm with full-size experts, which trains it first."""
+        """Return the base that experts start from: of the arm with full-size experts, which trains it first."""
         run = self.run("experts_full", seed)
         trainer = StepAdaptiveTrainer(self.config(ARMS["experts_full"], seed), run)
         trainer.train_base()
@@ -395,7 +395,7 @@ def paces(bench: Bench, before: Path) -> dict[str, dict[str, float]]:
 
 
 def real_images(bench: Bench) -> dict[str, float]:
-    """The same figures of as many real training images in place of samples: what a perfect denoiser would reach."""
+    """Return the same figures of as many real training images in place of samples: what a perfect denoiser would reach."""
     data, features = load_data(bench.config(ARMS["base"], 0).data), load_features("fashion-mnist")
     real = data.train[: bench.experiment.images]
     distance = frechet_distance(features.of(data.held_out), features.of(real))

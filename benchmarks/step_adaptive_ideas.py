@@ -63,14 +63,14 @@ def main() -> None:
 
 
 def known_ideas() -> dict[str, Any]:
-    """What was measured before, here or with settings that are no more; an idea that is measured again takes the place of its own only."""
+    """Return what was measured before, here or with earlier settings; an idea that is measured again replaces only its own figures."""
     path = RESULTS / "step_adaptive_ideas.json"
     ideas: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["ideas"] if path.is_file() else {}
     return ideas
 
 
 def bench_of(name: str, folder: Path) -> Bench:
-    """The experiment with an idea's settings, in a folder of its own."""
+    """Return the experiment with an idea's settings, in a folder of its own."""
     idea, plain = IDEAS[name], Experiment()
     experiment = replace(
         plain, steps=idea.steps, batch_size=idea.batch_size, images=idea.images, common=dict(plain.common) | dict(idea.changes)

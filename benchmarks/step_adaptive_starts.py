@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def begun(scheduler: Any, start_db: float, clip: bool) -> Any:
-    """The same scheduler with another start. Named settings only: `from_config` drops those that were left at their defaults before."""
+    """Return the scheduler with another start, by named settings only: `from_config` drops those that were left at their defaults."""
     settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     settings |= {"lambda_min_clipped": start_db / DB_OF_LAMBDA, "thresholding": clip, "sample_max_value": 1.0}
     return type(scheduler)(**settings)

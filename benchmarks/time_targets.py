@@ -38,7 +38,7 @@ ROUNDINGS: tuple[int | str, ...] = (1, 16, "auto")
 
 
 def vit() -> tuple[nn.Module, tuple[Any, ...]]:
-    """A ViT of 6 layers and 192 channels on 64 x 64 images."""
+    """Return a ViT of 6 layers and 192 channels on 64 x 64 images."""
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768, image_size=64, patch_size=8)
@@ -53,7 +53,7 @@ def mobilenet() -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 def convnext() -> tuple[nn.Module, tuple[Any, ...]]:
-    """A small ConvNeXt on 64 x 64 images: depthwise kernels of 7 x 7 and linear layers."""
+    """Return a small ConvNeXt on 64 x 64 images: depthwise kernels of 7 x 7 and linear layers."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     config = ConvNextConfig(depths=[2, 2, 4, 2], hidden_sizes=[64, 128, 256, 512], num_labels=10)
@@ -148,7 +148,7 @@ def measure(name: str, run: int, arguments: argparse.Namespace, journal: Journal
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts that the criteria of a budget of time need."""
+    """Return counts that the criteria of a budget of time need."""
     timed = [row for row in rows if row["kind"] == "time" and "error" not in row]
     errors = [abs(row["predicted"] / row["first_measured"] - 1) for row in timed]
     return {

@@ -27,7 +27,7 @@ SEED = 0
 
 
 def shifted(images: torch.Tensor, generator: torch.Generator, mirror: bool) -> torch.Tensor:
-    """Moved by at most one pixel, and mirrored half of the time where that makes sense."""
+    """Move images by at most one pixel, and mirror half of them where that makes sense."""
     down, right = (int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
     images = torch.roll(images, (down, right), (2, 3))
     if mirror:

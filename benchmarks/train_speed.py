@@ -81,7 +81,7 @@ def bare(setup: Setup, _: Path) -> Run:
 
 
 def diffusers_example(setup: Setup, _: Path) -> Run:
-    """What diffusers' unconditional example does in a step: loader, accelerate, noise, clip, AdamW, cosine schedule, EMAModel."""
+    """Return what diffusers' unconditional example does in a step: loader, accelerate, noise, clip, AdamW, cosine schedule, EMAModel."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel

@@ -78,7 +78,7 @@ def measure(experiment: Experiment, folder: Path, seed: int, steps: int) -> dict
 
 
 def budgets(run: Mapping[str, Any], target: float, at_trial_length: bool) -> tuple[float, ...]:
-    """What a run's trials say, for experts or for training of no more than their own length."""
+    """Return what a run's trials say, for experts or for training of no more than their own length."""
     measured = Measurement.from_dict(run["measured"])
     if at_trial_length:
         measured = replace(measured, expert_steps=(float(measured.lengths[-1]),) * len(measured.sizes))
@@ -87,7 +87,7 @@ def budgets(run: Mapping[str, Any], target: float, at_trial_length: bool) -> tup
 
 
 def judged(runs: Sequence[Mapping[str, Any]], truth: DamageRecovery) -> list[dict[str, Any]]:
-    """A row for each length and target: what the budgets lose against the best ones, in percent of the loss, mean over intervals."""
+    """Return a row for each length and target: what the budgets lose against the best ones, in percent of the loss, mean over intervals."""
 
     def lost(fractions: Sequence[float]) -> float:
         return 100.0 * statistics.fmean(truth.damage(index, fraction, 1) for index, fraction in enumerate(fractions))

@@ -26,7 +26,7 @@ ROUNDS = 15
 
 
 def unet() -> tuple[nn.Module, tuple[Any, ...]]:
-    """A DDPM U-Net on 32 x 32 images: 64 to 128 channels, attention at 16 x 16."""
+    """Return a DDPM U-Net on 32 x 32 images: 64 to 128 channels, attention at 16 x 16."""
     from diffusers import UNet2DModel
 
     model = UNet2DModel(
@@ -42,7 +42,7 @@ def unet() -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 def dit() -> tuple[nn.Module, tuple[Any, ...]]:
-    """A DiT on 32 x 32 latents, patches of 2: 256 tokens of 192 channels, 6 layers."""
+    """Return a DiT on 32 x 32 latents, patches of 2: 256 tokens of 192 channels, 6 layers."""
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=32, in_channels=4, num_layers=6, sample_size=32, patch_size=2)
@@ -50,7 +50,7 @@ def dit() -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 def resnet() -> tuple[nn.Module, tuple[Any, ...]]:
-    """A ResNet with basic blocks on 64 x 64 images."""
+    """Return a ResNet with basic blocks on 64 x 64 images."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=10)

@@ -155,7 +155,7 @@ def command_line(*arguments: str) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be written from here."""
+    """Return a path as short as it can be written from here."""
     here = Path.cwd()
     return str(path.resolve().relative_to(here)) if path.resolve().is_relative_to(here) else str(path)
 

@@ -18,7 +18,7 @@ TEXT_TOKENS, TEXT_WIDTH = 77, 768
 
 
 def build_model() -> UNet2DConditionModel:
-    """The published configuration (Rombach et al., arXiv:2112.10752)."""
+    """Return the published configuration (Rombach et al., arXiv:2112.10752)."""
     return UNet2DConditionModel(sample_size=LATENT_SIZE, cross_attention_dim=TEXT_WIDTH, attention_head_dim=8)
 
 

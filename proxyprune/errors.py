@@ -33,7 +33,7 @@
     │   └── PlanFormatError       its file is truncated, tampered with, or from another schema
     ├── VerificationError         the pruned network does not do what was planned
     ├── TrainingError             a training run cannot start or go on
-    │   ├── DivergedError         the loss is not finite any more
+    │   ├── DivergedError         the loss is not finite
     │   └── ComputeError          the next step would cost more than the ledger allows
     ├── AssistantError            a tool call of an assistant cannot be answered
     │   ├── CallLimitError        it would exceed a limit of time, size or number
@@ -157,7 +157,7 @@ class LLMTruncatedError(LLMError):
 
 
 class LLMInvalidAnswerError(LLMError):
-    """The answer is no valid score map, even after the model was told what is wrong with it.
+    """The answer is no valid score map, even after the model was shown what is wrong with it.
 
     Attributes:
         problems: What is wrong, a sentence each.
@@ -213,7 +213,7 @@ class TrainingError(ProxyPruneError):
 
 
 class DivergedError(TrainingError):
-    """The loss is not finite any more; the message names the last good checkpoint."""
+    """The loss is not finite; the message names the last good checkpoint."""
 
 
 class ComputeError(TrainingError):

@@ -87,7 +87,7 @@ class ModelFile:
         return model.eval()
 
     def example_inputs(self) -> ExampleInputs:
-        """The inputs that the model is traced and priced with.
+        """Return the inputs that the model is traced and priced with.
 
         Raises:
             ModelFileError: If `example_inputs` is missing, raises, or returns no tensor, tuple or dict.
@@ -338,7 +338,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise WeightsError(
             f"{path} does not fit {type(model).__name__}, which has {len(expected)} tensors where the file has {len(found)}. "
             + " ".join(problems)
-            + " The factory has to build the very network that the weights were saved from."
+            + " The factory has to build the network that the weights were saved from."
         )
     model.load_state_dict(found, strict=False)  # strict would object to the second name of a tied parameter
 
@@ -472,7 +472,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """`a list of 3`, `None`, `a dict of 2`, `a Linear`: what a value is, without its content."""
+    """Describe a value without its content: `a list of 3`, `None`, `a dict of 2`, `a Linear`."""
     if value is None:
         return "None"
     name = type(value).__name__

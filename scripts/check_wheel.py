@@ -91,7 +91,7 @@ def wanted_files() -> set[str]:
 
 
 def missing_files(wheel: Path, sdist: Path) -> list[str]:
-    """What an archive lacks."""
+    """Return what an archive lacks."""
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
     with tarfile.open(sdist) as archive:
@@ -102,7 +102,7 @@ def missing_files(wheel: Path, sdist: Path) -> list[str]:
 
 
 def environment(folder: Path, wheel: Path) -> Path:
-    """The `proxyprune` of an environment that has the wheel and what it requires, and nothing else."""
+    """Return the `proxyprune` of an environment that has the wheel and what it requires, and nothing else."""
     if not (folder / "pyvenv.cfg").exists():
         venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -113,7 +113,7 @@ def environment(folder: Path, wheel: Path) -> Path:
 
 
 def without_keys() -> dict[str, str]:
-    """The environment variables of a reader who has no key and no paths of this checkout."""
+    """Return the environment variables of a reader who has no key and no paths of this checkout."""
     return {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY") and name != "PYTHONPATH"}
 
 

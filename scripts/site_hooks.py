@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def with_options(markdown: str) -> str:
-    """The reference of the command line, with a table of options at the end of every command's section."""
+    """Return the reference of the command line, with a table of options at the end of every command's section."""
     sections = re.split(r"(?m)^(?=## )", markdown)
     found = []
     for section in sections:

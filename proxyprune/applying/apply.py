@@ -228,7 +228,7 @@ def predict(graph: ModelGraph, plan: PrunePlan) -> Prediction:
 
 
 def _cut(model: nn.Module, surgery: Surgery, check: Callable[[nn.Module], None], *, inplace: bool) -> nn.Module:
-    """The model after a surgery that passed a check; what the check raises leaves the caller's model as it was."""
+    """Return the model after a surgery that passed a check; what the check raises leaves the caller's model as it was."""
     if inplace:
         with _restored_on_error(model):
             perform(model, surgery)

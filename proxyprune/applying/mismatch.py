@@ -35,7 +35,7 @@ def check_plan(plan: PrunePlan, graph: ModelGraph, model: nn.Module, example_inp
 
 
 def _toggled_flag(plan: PrunePlan, graph: ModelGraph, model: nn.Module, example_inputs: ExampleInputs) -> str | None:
-    """A flag with the value for which the plan fits, in words; None when there is none."""
+    """Return a flag with the value for which the plan fits, in words; None when there is none."""
     if plan.base_params != graph.params:
         return None
     for holder, path, name in itertools.islice(_flags(model), _FLAGS_TRIED):

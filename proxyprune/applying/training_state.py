@@ -25,7 +25,7 @@ _Shadow = TypeVar("_Shadow")
 
 
 def carry_optimizer(optimizer: Optimizer, old_model: Named, new_model: nn.Module, surgery: Surgery) -> Optimizer:
-    """The same optimizer for a pruned model: same class, hyper-parameters and progress, state cut like the parameters.
+    """Return the same optimizer for a pruned model: same class, hyper-parameters and progress, state cut like the parameters.
 
     Every parameter that the old optimizer updated and that still lives is in the new one. State of the parameter's shape (moments,
     momentum) is cut like the parameter, factored state (rows, columns) along the dimensions that it has, counters are copied. A cut
@@ -130,7 +130,7 @@ def _model_names(state: Mapping[str, Tensor], surgery: Surgery) -> dict[str, str
 
 
 def _likely_prefix(names: Collection[str], cut: Collection[str]) -> str | None:
-    """The prefix under which most cut parameters are found, "" included; a state may lack some of them (buffers, frozen parts)."""
+    """Return the prefix under which most cut parameters are found, "" included; a state may lack some of them (buffers, frozen parts)."""
     counts = Counter({"": sum(name in names for name in cut)})
     by_last_part: dict[str, list[str]] = {}
     for name in cut:
@@ -144,7 +144,7 @@ def _likely_prefix(names: Collection[str], cut: Collection[str]) -> str | None:
 
 
 def _block_prefix(names: Collection[str], blocks: Sequence[str]) -> str | None:
-    """The prefix before the parameters of removed blocks, where nothing was cut."""
+    """Return the prefix before the parameters of removed blocks, where nothing was cut."""
     if any(name.startswith(f"{block}.") for block in blocks for name in names):
         return ""
     found = {name[: name.index(f".{block}.") + 1] for block in blocks for name in names if f".{block}." in name}
@@ -241,7 +241,7 @@ def _must_fit(name: str, found: Tensor, successor: Tensor) -> None:
 
 
 def _sliced(tensor: Tensor, cuts: Sequence[Cut], name: str) -> Tensor:
-    """A copy of a tensor with what stays of it.
+    """Return a copy of a tensor with what stays of it.
 
     Raises:
         PlanMismatchError: If the tensor does not have the sizes that the cuts expect.
@@ -266,7 +266,7 @@ class _Heirs:
         self._cuts = _cuts_by_name(surgery)
 
     def of(self, parameter: Tensor) -> Tensor | None:
-        """The parameter that took this one's place; None when it left with a removed block."""
+        """Return the parameter that took this one's place; None when it left with a removed block."""
         names = self._names.get(id(parameter))
         if names is None:
             raise InputError(
@@ -284,7 +284,7 @@ class _Heirs:
         )
 
     def inherit(self, parameter: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """The optimizer's state of one parameter, cut like it."""
+        """Return the optimizer's state of one parameter, cut like it."""
         carried = {}
         cuts, name = self._cuts_of(parameter), self._names[id(parameter)][0]
         for key, value in entry.items():
@@ -332,7 +332,7 @@ def _dims_of(key: str, shape: tuple[int, ...], full: tuple[int, ...]) -> dict[in
 
 
 def _same_kind(optimizer: Optimizer, groups: list[dict[str, Any]], state: defaultdict[Tensor, dict[str, Any]]) -> Optimizer:
-    """An optimizer of the same class, made the way unpickling makes one: constructors differ too much to be called."""
+    """Return an optimizer of the same class, made the way unpickling makes one: constructors differ too much to be called."""
     fresh = type(optimizer).__new__(type(optimizer))
     plain = {key: value for key, value in vars(optimizer).items() if isinstance(value, bool | int | float | str | tuple | type(None))}
     fresh.__setstate__(plain | {"defaults": copy.deepcopy(optimizer.defaults), "state": state, "param_groups": groups})

@@ -123,12 +123,12 @@ class Judge:
     advice: tuple[Advice, ...] = ()
 
     def notes(self, ranking: Ranking) -> tuple[str, ...]:
-        """What the ranking says about how it was made, if a language model was to be asked."""
+        """Return what the ranking says about how it was made, if a language model was to be asked."""
         return ranking.notes if self.scorer.name in SCORERS else ()
 
 
 def scorer_named(name: str, llm: LLMOptions) -> Judge:
-    """Look a scorer up before anything slow happens, so that a misspelt name is told at once."""
+    """Look a scorer up before anything slow happens, so that a misspelt name is reported at once."""
     listener = Listener()
     options = llm.scorer_options(name)
     return Judge(find(name, options | {"observer": listener} if options else {}), listener, llm.dry_run)

@@ -254,7 +254,7 @@ def _journal(path: str | Path | None, header: Mapping[str, Any], resume: bool) -
 
 
 def calibration_of(batches: Sequence[Any], count: int | None, seed: int) -> tuple[Any, ...]:
-    """The batches that scorers see under a seed: `count` of them, in their order; all of them for None."""
+    """Return the batches that scorers see under a seed: `count` of them, in their order; all of them for None."""
     if count is None or count >= len(batches):
         return tuple(batches)
     chosen = torch.randperm(len(batches), generator=torch.Generator().manual_seed(derived_seed(seed, "calibration")))[:count]
@@ -306,7 +306,7 @@ class _Meter:
 
 
 def _metered(scorer: Scorer) -> tuple[Scorer, _Meter]:
-    """The scorer with a meter in the place of its observer, where it has one: scorers that ask language models do."""
+    """Return the scorer with a meter in the place of its observer, where it has one: scorers that ask language models do."""
     meter = _Meter(getattr(scorer, "observer", None))
     candidate: Any = scorer
     if not dataclasses.is_dataclass(candidate) or all(entry.name != "observer" for entry in dataclasses.fields(candidate)):
@@ -321,7 +321,7 @@ def _measured(task: _ComparisonTask, scoring: Scoring, case: Case) -> Cell:
         return replace(empty, error="There is no ranking to plan with.")
     started = time.perf_counter()
     try:
-        ranking = replace(scoring.ranking, unreliable=None)  # measuring is what tells whether it can be relied on
+        ranking = replace(scoring.ranking, unreliable=None)  # measuring shows whether it can be relied on
         result = prune_ranked(task.model, task.inputs, task.graph, ranking, task.requests[case])
         cell = _judged(task, result.model, empty)
     except ProxyPruneError as error:

@@ -54,7 +54,7 @@ class Scoring:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scoring:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return from_plain(cls, data)
 
 
@@ -94,7 +94,7 @@ class Cell:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cell:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return from_plain(cls, data)
 
 

@@ -61,7 +61,7 @@ def reestimated(model: nn.Module, norms: Mapping[str, nn.Module], data: Calibrat
 
 
 def _normalised(module: nn.Module, value: Tensor, flat: Tensor) -> Tensor:
-    """The norm's output with the statistics of this batch."""
+    """Return the norm's output with the statistics of this batch."""
     norm: Any = module
     return torch.nn.functional.batch_norm(
         value, flat.mean(dim=0).to(value.dtype), flat.var(dim=0, correction=0).to(value.dtype), norm.weight, norm.bias, False, 0.0, norm.eps

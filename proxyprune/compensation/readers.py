@@ -141,7 +141,7 @@ class Reader:
         return size if self.view.input_dim == 1 else size // _groups(module)
 
     def _groups_left(self) -> list[int]:
-        """Groups of the dense layer that stay; a plain convolution's group leaves with all its outputs."""
+        """Return groups of the dense layer that stay; a plain convolution's group leaves with all its outputs."""
         count = _groups(self.dense)
         if self.kept_outputs is None:
             return list(range(count))
@@ -156,7 +156,7 @@ class Reader:
         return [index - group * size for index in self.kept_inputs if group * size <= index < (group + 1) * size]
 
     def _dense_rows(self) -> Tensor:
-        """The dense weight, with the outputs that stay and all inputs."""
+        """Return the dense weight, with the outputs that stay and all inputs."""
         weight = self._weight(self.dense)
         if self.kept_outputs is None:
             return weight

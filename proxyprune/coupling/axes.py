@@ -74,7 +74,7 @@ class AxisLabels:
     _pinned: set[int] = field(default_factory=set)  # ids of the arrays in _pins, which keeps them alive
 
     def fresh(self, size: int) -> Axis:
-        """New labels, one for each position; a dimension of size 1 has nothing to cut and is fixed."""
+        """Return new labels, one for each position; a dimension of size 1 has nothing to cut and is fixed."""
         if size <= 1:
             return None
         first = self.count
@@ -88,7 +88,7 @@ class AxisLabels:
             self._pinned.add(id(axis))
 
     def may_shrink(self, axis: Axis) -> bool:
-        """False when an axis is fixed or was pinned as a whole; True says nothing about what is still to come."""
+        """Return False if an axis is fixed or was pinned as a whole; True says nothing about what is still to come."""
         return axis is not None and id(axis) not in self._pinned
 
     def equate(self, first: Axis, second: Axis, where: str) -> None:
@@ -133,7 +133,7 @@ class AxisLabels:
         return np.ascontiguousarray(grid[:, 0])
 
     def solve(self) -> Classes:
-        """Connected components of all relations, with the pinned ones marked."""
+        """Return connected components of all relations, with the pinned ones marked."""
         left = np.concatenate([*self._left, np.zeros(0, np.int64)])
         right = np.concatenate([*self._right, np.zeros(0, np.int64)])
         edges = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(self.count, self.count))

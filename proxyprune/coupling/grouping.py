@@ -150,7 +150,7 @@ class _Grouping:
     leaves: Mapping[str, tuple[Axis, ...]]
 
     def groups(self) -> tuple[list[_Draft], list[_Draft]]:
-        """The prunable and the pinned groups, in the order of their first parameter."""
+        """Return the prunable and the pinned groups, in the order of their first parameter."""
         prunable: list[_Draft] = []
         pinned: list[_Draft] = []
         for found in self._occurrences().values():
@@ -226,7 +226,7 @@ def _steps(
 
 
 def _bins(atom_by_position: LabelArray, parts: int, atoms: int) -> tuple[int, ...] | None:
-    """The run that each atom lies in, when every atom stands once on the axis."""
+    """Return the run that each atom lies in, when every atom stands once on the axis."""
     if len(atom_by_position) != atoms or len(np.unique(atom_by_position)) != atoms:
         return None
     layout = np.empty(atoms, np.int64)

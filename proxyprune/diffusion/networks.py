@@ -40,7 +40,7 @@ Arguments = dict[str, Any]
 def _unet(
     widths: tuple[int, ...], attention: tuple[int, ...], norm_groups: int = 8, layers: int = 1
 ) -> Callable[..., tuple[str, Arguments]]:
-    """A U-Net of diffusers with attention at the given levels."""
+    """Return a U-Net of diffusers with attention at the given levels."""
 
     def arguments(channels: int, size: int, classes: int) -> tuple[str, Arguments]:
         down = [("Attn" if level in attention else "") + "DownBlock2D" for level in range(len(widths))]
@@ -64,7 +64,7 @@ def _unet(
 
 
 def _dit(channels: int, size: int, classes: int) -> tuple[str, Arguments]:
-    """A small DiT; it always has a class embedding, so it needs data.labels."""
+    """Return a small DiT; it always has a class embedding, so it needs data.labels."""
     return "DiTTransformer2DModel", {
         "num_attention_heads": 4,
         "attention_head_dim": 16,
@@ -78,7 +78,7 @@ def _dit(channels: int, size: int, classes: int) -> tuple[str, Arguments]:
 
 
 def _ddpm_cifar10(channels: int, size: int, classes: int) -> tuple[str, Arguments]:
-    """The network of Ho et al. 2020 for CIFAR-10: 35.7 M parameters, 6.2 GMACs at 32 x 32."""
+    """Return the network of Ho et al. 2020 for CIFAR-10: 35.7 M parameters, 6.2 GMACs at 32 x 32."""
     name, found = _unet((128, 256, 256, 256), (1,), norm_groups=32, layers=2)(channels, size, classes)
     return name, found | {"attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
 
@@ -115,7 +115,7 @@ def image_size(config: StepAdaptiveConfig) -> int | None:
 
 
 def source_of(config: StepAdaptiveConfig, shape: tuple[int, int, int], classes: int) -> Source:
-    """The network of a configuration.
+    """Return the network of a configuration.
 
     Args:
         config: Names a preset, a diffusers config (a folder or a .json file), or a model file.
@@ -148,7 +148,7 @@ def source_of(config: StepAdaptiveConfig, shape: tuple[int, int, int], classes: 
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """The weights of a diffusers folder: those under its usual names, or the only ones there are."""
+    """Return the weights of a diffusers folder: those under its usual names, or the only ones there are."""
     found = sorted(folder.glob("*.safetensors"))
     usual = [path for path in found if path.name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
     if len(usual) == 1 or len(found) <= 1:

@@ -28,7 +28,7 @@ def read_json(path: Path, advice: str = "Remove it to do that stage again.") -> 
 
 
 def read_record(path: Path, *needed: str) -> dict[str, Any] | None:
-    """The record of a finished stage; None when there is none.
+    """Return the record of a finished stage; None when there is none.
 
     Args:
         path: The JSON file.

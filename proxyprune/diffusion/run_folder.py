@@ -168,7 +168,7 @@ class RunFolder:
         return [self.expert(index) for index in range(max(begun, default=-1) + 1)]
 
     def stage(self, name: str) -> StageFolder:
-        """A stage by its name, such as "base" or "expert-2"."""
+        """Return a stage by its name, such as "base" or "expert-2"."""
         return StageFolder(self.path / name)
 
     def stages(self) -> list[StageFolder]:

@@ -105,7 +105,7 @@ class Setup:
         return self.calling.arguments(*self._example())
 
     def placed_inputs(self) -> dict[str, Tensor]:
-        """The example inputs on the device of the run."""
+        """Return the example inputs on the device of the run."""
         return {name: value.to(self.device) for name, value in self.example_inputs.items()}
 
     @functools.cached_property
@@ -147,7 +147,7 @@ class Setup:
         return torch.device("cpu") if self.processes is None else self.processes.device
 
     def base_model(self, weights: dict[str, Tensor] | None = None) -> nn.Module:
-        """The unpruned network on the device, with weights when given."""
+        """Return the unpruned network on the device, with weights when given."""
         model = self.source.build()
         if weights is not None:
             try:
@@ -160,7 +160,7 @@ class Setup:
         return model.to(self.device)
 
     def process(self, settings: StageConfig, first: int, last: int, base_losses: Losses = ()) -> Process:
-        """The noise process with the loss weights of a stage; those against the base need the base's losses, (timestep, loss)."""
+        """Return the noise process with the loss weights of a stage; those against the base need the base's losses, (timestep, loss)."""
         if settings.weighting == "relative" and base_losses:
             return Process(self.schedule, weights=relative_weight(base_losses, first, last, len(self.schedule.times)))
         return Process(self.schedule, settings.min_snr_gamma)
@@ -172,7 +172,7 @@ class Setup:
         return Draws(self.data, process, self.config.seed, stage, first, last, self.config.run.batch_size, rank, world)
 
     def default_sampler(self) -> Scheduler:
-        """The scheduler that budgets are counted with and grids are drawn with: the one asked for, or DDIM, or Euler for flow matching."""
+        """Return the scheduler of budgets and sample grids: the configured one, or DDIM, or Euler for flow matching."""
         scheduler, name = training_scheduler(self.config.noise), self.config.budgets.sampler
         return scheduler if name is None and self.config.noise.schedule == "flow" else sampler(name or "ddim", scheduler)
 

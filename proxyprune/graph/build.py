@@ -88,7 +88,7 @@ def cost_of_run(pruned: nn.Module, program: Program, graph: ModelGraph) -> CostM
 
 
 def calls_of(graph: ModelGraph, example_inputs: ExampleInputs) -> Iterator[tuple[ModelGraph, Call]]:
-    """The graph for each example call: the same groups, over the program of that call."""
+    """Yield the graph for each example call: the same groups, over the program of that call."""
     yield graph, example_inputs
     calls = zip(graph.program.further, graph.coupling.further, graph.further_residual_paths, strict=True)
     for call, outcomes, paths in calls:
@@ -97,7 +97,7 @@ def calls_of(graph: ModelGraph, example_inputs: ExampleInputs) -> Iterator[tuple
 
 
 def _enclosing(name: str, blocks: frozenset[str]) -> str:
-    """The block that a module, parameter or op owner lies in; "" when none."""
+    """Return the block that a module, parameter or op owner lies in; "" when none."""
     while name:
         if name in blocks:
             return name
@@ -205,7 +205,7 @@ def _extent(span: Span, coupling: Coupling) -> tuple[tuple[int, ...], int | None
 
 
 def _channel_dim(node: Node, coupling: Coupling) -> int:
-    """The dimension with labels; without any, images carry channels in dimension 1, sequences and vectors in the last one."""
+    """Return the dimension with labels; without any, images carry channels in dimension 1, sequences and vectors in the last one."""
     value = node.meta["val"]
     outcome = coupling.outcomes.get(node)
     labelled = [dim for dim, axis in enumerate(outcome.outputs[0]) if dim and axis is not None] if outcome is not None else []

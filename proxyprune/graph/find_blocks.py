@@ -61,7 +61,7 @@ class BlockFinder:
         return {}
 
     def span(self, module: str) -> Span:
-        """The ops of a module."""
+        """Return the ops of a module."""
         if module not in self._spans:
             nodes = self.program.calls_by_module.get(module, ())
             inside = set(nodes)
@@ -103,7 +103,7 @@ class BlockFinder:
         return any(True for _ in self.modules[module].parameters())
 
     def _residual_source(self, result: Node, inside: set[Node]) -> Node | None:
-        """The outside tensor of the same shape that reaches `result` through additions (and norms, dropout) only."""
+        """Return the outside tensor of the same shape that reaches `result` through additions (and norms, dropout) only."""
         shape = result.meta["val"].shape
         frontier: list[tuple[Node, bool]] = [(result, False)]
         seen: set[Node] = set()
@@ -163,7 +163,7 @@ class BlockFinder:
         return {type(self.modules[name]) for name in names if not isinstance(self.modules[name], _STACKS)}
 
     def _stacks_inside(self, name: str) -> bool:
-        """True when a list inside holds modules that have children of their own: a stage rather than a block."""
+        """Return True if a list inside holds modules that have children of their own: a stage rather than a block."""
         return any(
             isinstance(inner, nn.ModuleList | nn.Sequential) and any(len(list(item.children())) > 0 for item in inner)
             for inner_name, inner in self.modules[name].named_modules()
@@ -177,7 +177,7 @@ class BlockFinder:
 
 
 def _made_for(source: Node, streams: set[Node], inside: set[Node]) -> bool:
-    """True for a tensor that is computed from the stream for this module alone, as attention is for BERT's output layer.
+    """Return True for a tensor that is computed from the stream for this module alone, as attention is for BERT's output layer.
 
     Such a module is the tail of a residual block: without it, what was made for it would be wasted.
     """
@@ -206,7 +206,7 @@ ATTENTION = frozenset({"aten.scaled_dot_product_attention", "aten.softmax"})
 
 
 def kind_of(finder: BlockFinder, name: str, *, first: bool, last: bool) -> str:
-    """What a block is, from its ops.
+    """Return what a block is, from its ops.
 
     One of transformer, attention, residual, resample, embedding, feedforward, conv, linear, norm, stem, head, other.
     """

@@ -76,7 +76,7 @@ def _owner(parameter: str) -> str:
 
 
 def _place(group: ChannelGroup) -> str:
-    """The block of a group: the only one, the module around several inner ones, or the first of many."""
+    """Return the block of a group: the only one, the module around several inner ones, or the first of many."""
     owner = _owner(group.id.partition(":")[0]) or group.id.partition(":")[0]
     if not group.blocks:
         return owner
@@ -88,7 +88,7 @@ def _place(group: ChannelGroup) -> str:
 
 
 def _common(names: Sequence[str]) -> str:
-    """The module that all of them lie in; "" if there is none."""
+    """Return the module that all of them lie in; "" if there is none."""
     parts = [name.split(".") for name in names]
     found: list[str] = []
     for position in zip(*parts, strict=False):
@@ -99,7 +99,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _role(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]], place: str, kind: str) -> str:
-    """The role of a group within its block."""
+    """Return the role of a group within its block."""
     first = next(iter(group.members), None)
     if group.pinned is not None:
         if "looked up by number" in group.pinned:
@@ -139,7 +139,7 @@ def _passes_through(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def _role_of_words(parameter: str) -> str:
-    """A role from the words of a parameter's name; "" if no word says it."""
+    """Return a role from the words of a parameter's name; "" if no word says it."""
     parts = parameter.lower().split(".")
     for pattern, role in _ROLES:
         if any(pattern.search(part) for part in parts):
@@ -190,6 +190,6 @@ def _told_apart(named: dict[str, str], places: Mapping[str, str]) -> dict[str, s
 
 
 def _within(group: str, place: str) -> str:
-    """The module of a group's first parameter, seen from its block."""
+    """Return the module of a group's first parameter, seen from its block."""
     owner = _owner(group.partition(":")[0])
     return owner.removeprefix(f"{place}.") if owner != place else ""

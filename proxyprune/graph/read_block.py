@@ -124,7 +124,7 @@ def _reaches_product(frontier: Sequence[Node], inside: set[Node], *, forward: bo
 
 
 def _main_result(span: Span) -> Node | None:
-    """The result that goes on with the stream: of those shaped like something that the block reads, the largest; else the last."""
+    """Return the result that goes on with the stream: of those shaped like something that the block reads, the largest; else the last."""
     results = [node for node in span.results if isinstance(node.meta.get("val"), Tensor) and _dims(node) >= 2]
     read = {tuple(node.meta["val"].shape) for node in span.sources if node.meta["val"].is_floating_point()}
     going_on = [node for node in results if tuple(node.meta["val"].shape) in read]
@@ -137,7 +137,7 @@ def _main_result(span: Span) -> Node | None:
 
 
 def _main_source(span: Span, result: Node | None) -> Node | None:
-    """The tensor that the result comes from: one of its shape, else the first with as many dimensions, else the first with channels."""
+    """Return the tensor that the result comes from: one of its shape, or the first with as many dimensions, or with channels."""
     if result is None:
         return None
     sources = [node for node in span.sources if node.meta["val"].is_floating_point() and _dims(node) >= 2]
@@ -157,7 +157,7 @@ def _size(node: Node | None, coupling: Coupling) -> tuple[tuple[int, ...], int |
 
 
 def _channel_dim(node: Node, coupling: Coupling) -> int:
-    """The dimension that a prunable group cuts; else one with labels; else images carry channels in dimension 1, others in the last."""
+    """Return the dimension that a prunable group cuts, or one with labels, or 1 for images and the last one for other tensors."""
     usual = 1 if _dims(node) >= 4 else _dims(node) - 1
     outcome = coupling.outcomes.get(node)
     if outcome is None:

@@ -93,7 +93,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _first(rows: Sequence[tuple[str | Bar, ...]], *, every: bool = False) -> tuple[tuple[str | Bar, ...], ...]:
-    """The first rows, and how many more there are."""
+    """Return the first rows, and how many more there are."""
     if every or len(rows) <= _SHOWN + 1:
         return tuple(rows)
     more = tuple(Bar(0.0) if isinstance(cell, Bar) else "" for cell in rows[0][1:])

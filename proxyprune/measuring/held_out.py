@@ -109,12 +109,12 @@ class Data:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of all parameters and buffers: measurements hold for these weights only."""
+    """Return a hash of all parameters and buffers: measurements hold for these weights only."""
     return data_digest(model.state_dict())
 
 
 def data_digest(value: Any) -> str:
-    """A hash of all tensors in nested containers, in order; what is neither a tensor nor a container counts by its type only."""
+    """Return a hash of all tensors in nested containers, in order; what is neither a tensor nor a container counts by its type only."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()[:16]
@@ -152,7 +152,7 @@ def held_out_loss(model: nn.Module, data: Data, seed: int) -> float:
 
 
 def recovered(model: nn.Module, data: Data, recovery: Recovery, seed: int) -> nn.Module:
-    """A copy of a model after a recovery; the same copy for the same seed, and the model itself stays as it is."""
+    """Return a copy of a model after a recovery; the same copy for the same seed, and the model itself stays as it is."""
     model = copied(model, {})
     modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -178,7 +178,7 @@ def recovered(model: nn.Module, data: Data, recovery: Recovery, seed: int) -> nn
 
 
 def _order(steps: int, count: int, seed: int) -> list[int]:
-    """Indices of the batches, every batch once before any comes again."""
+    """Return indices of the batches, every batch once before any comes again."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "recovery order"))
     order: list[int] = []
     while len(order) < steps:

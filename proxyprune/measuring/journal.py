@@ -1,6 +1,6 @@
 """Append-only files of JSON lines that survive a kill: what was written is kept, half a last line is taken off, nothing is rewritten.
 
-The first line is the header: what the file belongs to. Whoever opens it with another header is told what differs.
+The first line is the header: what the file belongs to. Opening it with another header raises an error that names the difference.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def opened(path: str | Path, kind: str, header: Mapping[str, Any], *, resume: bo
 
 
 def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines that parse, after taking half a line off the end."""
+    """Return the lines that parse, after taking half a line off the end."""
     file.seek(0)
     content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
@@ -128,7 +128,7 @@ def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
 
 
 def _value(value: Any) -> Any:
-    """A value of a header; none at all and an empty object are the same."""
+    """Return a value of a header; none at all and an empty object are the same."""
     return None if value == {} else value
 
 

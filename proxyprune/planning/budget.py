@@ -53,7 +53,7 @@ class Budget:
         return {"macs": "MACs", "params": "parameters", "time": "nanoseconds"}[self.metric]
 
     def share(self, amount: int) -> float:
-        """An amount as a fraction of the base."""
+        """Return an amount as a fraction of the base."""
         return amount / self.base
 
 
@@ -146,7 +146,7 @@ def _is_fraction_gone_wrong(target: SingleTarget, value: Fraction) -> bool:
 
 
 def _plain(target: SingleTarget) -> SingleTarget:
-    """The target without numpy's types, which JSON does not know."""
+    """Return the target without numpy's types, which JSON does not know."""
     if isinstance(target, str):
         return target
     return float(target) if isinstance(target, float) or target != int(target) else int(target)

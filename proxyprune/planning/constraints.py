@@ -66,7 +66,7 @@ class Names:
         self._known = tuple(dict.fromkeys(names))
 
     def prefixes(self, name: str) -> tuple[str, ...]:
-        """A dotted name and all modules that it lies in."""
+        """Return a dotted name and all modules that it lies in."""
         if name not in self._prefixes:
             parts = name.split(".")
             self._prefixes[name] = tuple(".".join(parts[:end]) for end in range(len(parts), 0, -1))

@@ -33,7 +33,7 @@ def check_scores(graph: ModelGraph, ranking: Ranking) -> None:
 
 
 def block_importance(graph: ModelGraph, ranking: Ranking) -> dict[str, float]:
-    """Importance of each block in [0, 1]: the mean of its score and its rank.
+    """Return the importance of each block in [0, 1]: the mean of its score and its rank.
 
     Scores alone are of no use when one outlier presses all others together, ranks alone make much of a hair's breadth; equal scores get
     equal importance either way.
@@ -46,7 +46,7 @@ def block_importance(graph: ModelGraph, ranking: Ranking) -> dict[str, float]:
 
 
 def importance_by_group(graph: ModelGraph, ranking: Ranking) -> NDArray[np.float64]:
-    """Importance of each prunable group, [groups]: the largest of the blocks that own a part of it, since its cut narrows all of them."""
+    """Return the importance of each prunable group, [groups]: the largest of the blocks that own a part of it."""
     blocks = block_importance(graph, ranking)
     rest = sum(blocks.values()) / max(len(blocks), 1)
     owners = [[blocks[block] for block in group.blocks if block in blocks] or [rest] for group in graph.prunable]
@@ -59,7 +59,7 @@ def comparable_channels(graph: ModelGraph, ranking: Ranking) -> bool:
 
 
 def lost_importance(group: ChannelGroup, scores: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What leaves with the worst atoms when only some stay, [counts]; from every bin the same number, as `best_atoms` chooses.
+    """Return what leaves with the worst atoms when only some stay, [counts]; from every bin the same number, as `best_atoms` chooses.
 
     Args:
         group: The group.
@@ -109,7 +109,7 @@ def kept_atoms(
 
 
 def best_atoms(group: ChannelGroup, scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    """The `count` best atoms of a group, ascending; the same number from every bin, and of equal scores the lower index.
+    """Return the `count` best atoms of a group, ascending; the same number from every bin, and of equal scores the lower index.
 
     Args:
         group: The group.

@@ -161,7 +161,7 @@ class PrunePlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PrunePlan:
-        """The inverse of `to_dict`; every field is checked.
+        """Read what `to_dict` wrote; every field is checked.
 
         Raises:
             PlanFormatError: If the schema is another one, a field is missing, unknown or malformed, or the hash does not fit the content.
@@ -189,7 +189,7 @@ class PrunePlan:
         return plan
 
     def to_text(self) -> str:
-        """The plan as JSON text: stable order, one group a line."""
+        """Return the plan as JSON text: stable order, one group a line."""
         lines = []
         for key, value in self.to_dict().items():
             if key in ("groups", "notes", "removed_blocks") and value:
@@ -206,7 +206,7 @@ class PrunePlan:
 
     @classmethod
     def from_text(cls, text: str, *, where: str = "the plan") -> PrunePlan:
-        """The inverse of `to_text`.
+        """Read what `to_text` wrote.
 
         Raises:
             PlanFormatError: If the text is not a whole, unchanged plan; `where` names its origin in the message.

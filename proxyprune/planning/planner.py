@@ -79,7 +79,7 @@ class _Problem:
         return self.price(removed).one(_full(self.graph))
 
     def allowed(self, removed: Collection[str] = ()) -> tuple[SharedWidths, ...]:
-        """Allowed widths; a group that lives only in removed blocks is left alone."""
+        """Return the allowed widths; a group that lives only in removed blocks is left alone."""
         gone = {index for index, group in enumerate(self.graph.prunable) if group.blocks and set(removed).issuperset(group.blocks)}
         units = shared(self.ties, self.graph.prunable, self.resolved.allowed)
         return without_groups(units, gone) if gone else units
@@ -189,7 +189,7 @@ def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
     if ranking.unreliable is not None and not accepted:
         raise UnreliableRankingError(
             f"The ranking of scorer '{ranking.scorer}' is marked unreliable, so no plan is made from it: {ranking.unreliable} Use another "
-            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it all the same."
+            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it in spite of that."
         )
 
 
@@ -279,7 +279,7 @@ def _choose_both(problem: _Problem) -> _Choice | None:
     start = share_of_blocks(leaving, problem.price_blocks, base=problem.base, limit=problem.limit)
     for count in range(start, len(leaving) + 1):
         removed = drop_nested(leaving[:count])
-        # One look at the narrowest network tells whether solving the widths can succeed.
+        # The narrowest network shows whether solving the widths can succeed.
         if problem.price(removed).one(_narrowest(problem, removed)) <= problem.limit:
             return _choose_widths(problem, removed)
     return None
@@ -381,7 +381,7 @@ def _notes(problem: _Problem, choice: _Choice) -> tuple[str, ...]:
     mode = problem.request.mode
     notes = list(problem.graph.notes)
     if problem.ranking.unreliable is not None:
-        notes.append(f"The ranking is unreliable, and was accepted all the same: {problem.ranking.unreliable}")
+        notes.append(f"The ranking is unreliable, and was accepted by request: {problem.ranking.unreliable}")
     if problem.graph.uncosted_ops:
         notes.append(f"No figure counts the MACs of {', '.join(problem.graph.uncosted_ops)}, for which there is no cost rule.")
     if mode != "depth" and problem.ranking.comparable_channels and not comparable_channels(problem.graph, problem.ranking):

@@ -171,7 +171,7 @@ def decided(ties: Ties, kept: IndexArray) -> Ties:
 
 
 def _dividing(tie: Tie, ties: Ties, groups: Sequence[ChannelGroup]) -> IndexArray:
-    """The counts of a tie at which the numbers of its knob divide others, and are divided, as the class requires."""
+    """Return the counts of a tie at which the numbers of its knob divide others, and are divided, as the class requires."""
     if tie.knob is None or ties.family is None:
         return tie.counts
     first = tie.groups[0]
@@ -193,7 +193,7 @@ def _family(graph: ModelGraph) -> Family | None:
 
 
 def _describes(family: Family, graph: ModelGraph) -> bool:
-    """True if the traced network has exactly the shapes that its config gives."""
+    """Return True if the traced network has exactly the shapes that its config gives."""
     prefix = f"{family.blueprint.module}." if family.blueprint.module else ""
     shapes = {**graph.program.shapes, **{alias: graph.program.shapes[name] for alias, name in graph.program.aliases.items()}}
     return {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)} == dict(family.shapes)
@@ -259,7 +259,7 @@ def _alone(index: int, entry: AllowedWidths, *, whole: bool) -> SharedWidths:
 
 
 def _joint(tie: Tie, groups: Sequence[ChannelGroup], allowed: Sequence[AllowedWidths]) -> SharedWidths:
-    """The levels that every group of a tie allows.
+    """Return the levels that every group of a tie allows.
 
     Raises:
         InputError: If there is none.

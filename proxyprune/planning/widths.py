@@ -169,7 +169,7 @@ class _WidthSolver:
         return self._limit - self._cost(levels)
 
     def _search(self, least: IndexArray, most: IndexArray) -> IndexArray | None:
-        """The shortest affordable prefix of the order, each group held between two levels."""
+        """Return the shortest affordable prefix of the order, each group held between two levels."""
 
         def at(taken: int) -> IndexArray:
             return np.clip(self._steps.levels(taken), least, most)
@@ -204,7 +204,7 @@ class _WidthSolver:
             waiting = [w for w, cost in zip(waiting, self._price.many(self._steps.atoms(alone)), strict=True) if cost <= self._limit]
             if not waiting:
                 break
-            # Take as long a run from the front as fits together; costs only rise with widths, so whoever does not fit now never will.
+            # Take as long a run from the front as fits together; costs only rise with widths, so a group that does not fit now never will.
             together = np.repeat(levels[None], len(waiting), axis=0)
             for row, index in enumerate(waiting):
                 together[row:, index] -= 1
@@ -246,7 +246,7 @@ class _WidthSolver:
         return levels
 
     def _grids(self, levels: IndexArray, bottom: IndexArray, reach: int) -> list[dict[int, IndexArray]]:
-        """Sets of groups, in order of preference, with levels at most `reach` away: few enough to try in all combinations."""
+        """Return sets of groups, the preferred first, with levels at most `reach` away: few enough to try in all combinations."""
         grids: list[dict[int, IndexArray]] = []
         size = _GRID_SIZE + 1
         for group in self._steps.preference:
@@ -260,7 +260,7 @@ class _WidthSolver:
         return grids
 
     def _best_around(self, levels: IndexArray, spans: Mapping[int, IndexArray]) -> tuple[IndexArray, int]:
-        """The plan within the tolerance that moves fewest steps, or else the closest to the budget; and how many were priced."""
+        """Return the plan within the tolerance that moves fewest steps, or else the closest to the budget; and how many were priced."""
         axes = np.meshgrid(*spans.values(), indexing="ij")
         plans = np.repeat(levels[None], axes[0].size, axis=0)
         plans[:, list(spans)] = np.stack([axis.ravel() for axis in axes], axis=1)

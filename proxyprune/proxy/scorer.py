@@ -103,7 +103,7 @@ class LLMScorer(LLMSettings):
         return self._fallen_back(graph, context, reason)
 
     def preview(self, graph: ModelGraph, context: ScoringContext) -> Preview:
-        """The prompts of the first sample and the cost of all; needs no key, and sends nothing."""
+        """Return the prompts of the first sample and the cost of all; needs no key, and sends nothing."""
         check_needs(self, context)
         survey = self._survey(graph, context)
         return Preview(survey.prompts(0), self._estimate(survey, self._asker(context)), self._endpoint.url)
@@ -185,7 +185,7 @@ class LLMScorer(LLMSettings):
         )
 
     def _notes(self, survey: Survey, samples: Samples, agreement: Agreement | None) -> tuple[str, ...]:
-        """What a reader has to know; only facts that a replay finds again."""
+        """Return what a reader has to know; only facts that a replay finds again."""
         count, usage = len(samples.valid), samples.usage
         how = f"in {len(survey.stages)} stages" if survey.stages else "in one list"
         notes = [

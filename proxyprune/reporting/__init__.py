@@ -1,7 +1,7 @@
 """Reports: one self-contained HTML page for any result.
 
 `read` finds out what a path holds, `compose` turns it into parts (facts, tables, drawings, remarks), `render` makes HTML of them. Names in
-a result belong to whoever made it: templates and drawings escape them, and the page allows no script at all.
+a result belong to its author: templates and drawings escape them, and the page allows no script at all.
 """
 
 import lazy_loader

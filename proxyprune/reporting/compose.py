@@ -27,7 +27,7 @@ from proxyprune.support.wording import counted, figure, quantity, share
 
 
 def compose(result: Result) -> Page:
-    """The page for a result of any kind."""
+    """Return the page for a result of any kind."""
     notes = remarks(result)
     warned = notes is not None and any(part.tone == "warning" for part in notes.parts if isinstance(part, Remarks))
     found = [notes if warned else None, search(result), *comparison(result), *diffusion(result)]

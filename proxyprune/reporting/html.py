@@ -66,12 +66,12 @@ def check_place(out: str | Path) -> Path:
 
 
 def render(result: Result) -> str:
-    """The whole HTML page; the same for the same result."""
+    """Return the whole HTML page; the same for the same result."""
     return render_page(compose(result))
 
 
 def render_page(page: Page) -> str:
-    """A page of parts as HTML."""
+    """Return a page of parts as HTML."""
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     return _environment().get_template("page.html").render(page=page, style=style, policy=_policy(digest))

@@ -11,7 +11,7 @@ from proxyprune.saving.manifest import MANIFEST
 
 
 def resolved(folder: str | Path) -> Path:
-    """The real path, with ~ and links followed."""
+    """Return the real path, with ~ and links followed."""
     return Path(os.path.realpath(Path(folder).expanduser()))
 
 

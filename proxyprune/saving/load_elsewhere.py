@@ -42,7 +42,7 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 
 def _load(task: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The network, and the names that the loader misses, did not expect or could not fit."""
+    """Return the network, and the names that the loader misses, did not expect or could not fit."""
     import torch
 
     kind: Any = importlib.import_module(task["module"])

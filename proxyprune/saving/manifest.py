@@ -47,7 +47,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` wrote.
 
         Raises:
             StorageError: If the data is of another schema or malformed.

@@ -98,7 +98,7 @@ def _batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
 
 
 def _with_rows(call: Any, batch: int | None, count: int | None) -> Any:
-    """The call with so many rows in place of the batch; rows that are added are shifted along the last dimension, so that they differ."""
+    """Return the call with another number of rows; added rows are shifted along the last dimension, so that they differ."""
 
     def widen(tensor: Tensor) -> Tensor:
         if batch is None or not tensor.dim() or len(tensor) != batch or count == batch:

@@ -145,7 +145,7 @@ def differences_elsewhere(written: Sequence[PlainFolder]) -> list[str | None]:
 
 
 def _network(result: PruneResult) -> nn.Module:
-    """The pruned network, without a wrapper around it."""
+    """Return the pruned network, without a wrapper around it."""
     blueprint = result.graph.blueprint
     return result.model if blueprint is None else result.model.get_submodule(blueprint.module)
 
@@ -177,7 +177,7 @@ def _way_out(result: PruneResult) -> str:
 
 
 def _with_uniform(result: PruneResult) -> str:
-    """What uniform=True would give for the same target."""
+    """Return what uniform=True would give for the same target."""
     plan, graph = result.plan, result.graph
     request = PlanRequest.of(plan.target, mode=plan.mode, metric=plan.metric, uniform=True, accept_unreliable=True, accept_uncosted=True)
     try:

@@ -1,4 +1,4 @@
-"""What a scorer may be told besides the structure: the goal, the part of a diffusion process, and what was tried before.
+"""Further information for a scorer, besides the structure: the goal, the part of a diffusion process, and what was tried before.
 
 Scorers that compute from weights need none of it. A language model, or anything else that reasons, does better when it knows.
 """

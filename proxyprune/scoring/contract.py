@@ -142,7 +142,7 @@ def check_needs(scorer: Scorer, context: ScoringContext) -> None:
 
 
 def model_given(scorer: Scorer, context: ScoringContext) -> nn.Module:
-    """The model, after `check_needs`, for a scorer that is called directly.
+    """Return the model, after `check_needs`, for a scorer that is called directly.
 
     Raises:
         MissingNeedError: If the model, or anything else that the scorer declared, is missing.

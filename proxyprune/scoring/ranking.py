@@ -96,7 +96,7 @@ class Ranking:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ranking:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` wrote.
 
         Raises:
             InvalidScoreError: If the data is of another schema, a field is malformed, or a score is not in [0, 1].

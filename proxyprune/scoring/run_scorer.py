@@ -84,7 +84,7 @@ def score(
 
 
 def _scored(judge: Scorer, graph: ModelGraph, context: ScoringContext) -> Ranking:
-    """What a scorer returns; every attribute of the model is afterwards as before."""
+    """Return what a scorer returns; every attribute of the model is afterwards as before."""
     if context.model is None:
         return judge.score(graph, context)
     from proxyprune.tracing.module_state import unchanged  # imports torch, which a text-only scorer can do without

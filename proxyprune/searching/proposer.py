@@ -55,7 +55,7 @@ class History:
         return tuple(block.id for block in self.graph.blocks if block.id in set(chosen))
 
     def ranking(self, scores: Mapping[str, float], proposer: str, note: str) -> Ranking:
-        """A proposal: the start's ranking with other block scores.
+        """Return a proposal: the start's ranking with other block scores.
 
         Channels keep the start's order within their group. Where the start weighs channels across groups, those of a block that gained or
         lost importance gain or lose with it.
@@ -82,7 +82,7 @@ class History:
         return leaning
 
     def loss_of(self, entry: Round) -> float:
-        """A loss to tell an optimiser: the measured one (of the original, for a duplicate), or worse than all when there is none."""
+        """Return a loss to tell an optimiser: the measured one (of the original, for a duplicate), or worse than all when there is none."""
         loss = entry.loss if entry.duplicate_of is None else self.rounds[entry.duplicate_of].loss
         known = [one.loss for one in self.rounds if one.loss is not None]
         return loss if loss is not None else max(known, default=0.0) + abs(max(known, default=0.0)) + 1.0
@@ -111,5 +111,5 @@ class Proposer(Protocol):
         ...
 
     def propose(self, history: History) -> Ranking:
-        """The next ranking; the same for the same history."""
+        """Return the next ranking; the same for the same history."""
         ...

@@ -69,7 +69,7 @@ class Round:
         return None if self.plan is None else self.plan.macs
 
     def attempt(self) -> Attempt | None:
-        """What a scorer is told about it; None when there is no measurement to tell of."""
+        """Return the record of it for scorers, or None without a measurement."""
         if not self.measured or self.plan is None or self.loss is None:
             return None
         return Attempt(dict(self.ranking.scores), dict(self.kept), self.plan.macs, self.loss, self.accepted)
@@ -81,12 +81,12 @@ class Round:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Round:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return from_plain(cls, data)
 
 
 def key_of(plan: PrunePlan) -> str:
-    """A hash of what a plan keeps, whoever asked for it."""
+    """Return a hash of what a plan keeps, the same for every proposer."""
     content = [{group: list(kept) for group, kept in sorted(plan.kept.items())}, sorted(plan.removed_blocks)]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:16]
 

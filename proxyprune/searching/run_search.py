@@ -154,7 +154,7 @@ class _SearchTask:
         return History(self.graph, self.context, self.request.mode, start, tuple(rounds))
 
     def round(self, proposer: Proposer, start: Ranking, rounds: Sequence[Round], started: float) -> Round:
-        """The next round; one for which the proposer had no usable answer has failed, and the search goes on."""
+        """Return the next round; one for which the proposer had no usable answer has failed, and the search goes on."""
         history = self.history(start, rounds)
         try:
             ranking = proposer.propose(history) if rounds else start
@@ -165,7 +165,7 @@ class _SearchTask:
 
     def measured(self, ranking: Ranking, rounds: Sequence[Round], started: float) -> Round:
         """Plan a ranking; unless that plan was measured before, cut and measure."""
-        # Measuring is what tells whether a ranking can be relied on.
+        # Measuring shows whether a ranking can be relied on.
         ranking = replace(ranking, unreliable=None)
         bare = replace(ranking, channel_scores={})
         index = len(rounds)
@@ -193,7 +193,7 @@ class _SearchTask:
         return Round(index, bare, plan, key, kept, loss, verdict, seconds)
 
     def rebuilt(self, entry: Round) -> PruneResult:
-        """The network of a round, made again from its plan: the same whether the round was run now or read from the memory."""
+        """Return the network of a round, made again from its plan: the same whether the round was run now or read from the memory."""
         assert entry.plan is not None
         same = entry.plan.fingerprint == self.graph.fingerprint
         graph = self.graph if same else self._traced_like(entry.plan)
@@ -390,7 +390,7 @@ def _as_proposer(proposer: str | Proposer | Scorer) -> Proposer:
 
 
 def _header(task: _SearchTask, proposer: Proposer, opening: str | Scorer) -> dict[str, Any]:
-    """What a memory belongs to. The budget of rounds and the patience are not in it: a search may be prolonged."""
+    """Return what a memory belongs to. The budget of rounds and the patience are not in it: a search may be prolonged."""
     return {
         "fingerprint": task.graph.fingerprint,
         "weights": weights_digest(task.model),
@@ -407,7 +407,7 @@ def _header(task: _SearchTask, proposer: Proposer, opening: str | Scorer) -> dic
 
 
 def _remembered(journal: Journal | None, base_loss: float) -> tuple[Ranking | None, list[Round]]:
-    """The start's ranking and the rounds in a memory."""
+    """Return the start's ranking and the rounds in a memory."""
     entries = () if journal is None else journal.entries
     if not entries or journal is None:
         return None, []

@@ -114,7 +114,7 @@ def _adopt(network: nn.Module, family: Family, config: StandardConfig) -> None:
 
 
 def _like(network: nn.Module, blueprint: Blueprint) -> nn.Module:
-    """A network without data, whose config has the private settings of another network's."""
+    """Return a network without data, whose config has the private settings of another network's."""
     settings = blueprint.make_config()
     attention = getattr(getattr(network, "config", None), "_attn_implementation", None)
     if attention is not None:

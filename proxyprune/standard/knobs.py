@@ -180,7 +180,7 @@ class KnobFinder:
         return self._forms[dim][1] if dim in self._forms else {}
 
     def _checked(self, ray: _Ray) -> tuple[tuple[int, int], Knob] | None:
-        """The knob of a ray, with its evidence (less is better), if the class really builds the narrower network."""
+        """Return the knob of a ray, with its evidence (less is better), if the class really builds the narrower network."""
         knob = self._whole_step(ray)
         if knob is None:
             return None
@@ -195,7 +195,7 @@ class KnobFinder:
         return best or self._with_divisor(knob) or self._with_multiple(knob)
 
     def _with_divisor(self, knob: Knob) -> tuple[tuple[int, int], Knob] | None:
-        """The same knob if the class only requires that one of its numbers stays divisible by another number."""
+        """Return the same knob if the class only requires that one of its numbers stays divisible by another number."""
         values = self._family.values
         for path, fall in knob.numbers.items():
             for other, divisor in values.items():
@@ -209,7 +209,7 @@ class KnobFinder:
         return None
 
     def _with_multiple(self, knob: Knob) -> tuple[tuple[int, int], Knob] | None:
-        """The same knob if the class only requires that another number stays divisible by one of its numbers."""
+        """Return the same knob if the class only requires that another number stays divisible by one of its numbers."""
         values = self._family.values
         for path, fall in knob.numbers.items():
             for steps in range(2, min(_MOST_STEPS, (values[path] - 1) // fall) + 1):
@@ -233,14 +233,14 @@ class KnobFinder:
         return self._family.blueprint.with_values(numbers).try_build() is not None
 
     def _divides(self, other: Path, numbers: Mapping[Path, int], path: Path) -> bool:
-        """True if the class rejects a network only because another number, doubled, does not divide one of these any more."""
+        """Return True if the class rejects a network only because another number, doubled, no longer divides one of these."""
         doubled = 2 * self._family.values[other]
         if numbers[path] % doubled == 0:
             doubled = numbers[path] + 1
         return not self._builds({**numbers, other: doubled})
 
     def _whole_step(self, ray: _Ray) -> Knob | None:
-        """The smallest step of a ray in whole numbers and whole steps of the groups; None if that is more than there is."""
+        """Return the smallest step of a ray in whole numbers and whole steps of the groups; None if that is more than there is."""
         values = [*ray.numbers.values(), *(change / self._steps[group] for group, change in ray.atoms.items())]
         if any(value >= 0 for value in values):
             return None

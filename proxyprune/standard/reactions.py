@@ -128,7 +128,7 @@ def _with_lists(family: Family) -> Family:
 
 
 def _same_numbers(one: Mapping[Attribute, Any], other: Mapping[Attribute, Any]) -> bool:
-    """True if two networks hold the same numbers; the copy of a list in the root module does not count."""
+    """Return True if two networks hold the same numbers; the copy of a list in the root module does not count."""
     keys = {key for key in (*one, *other) if key[0]}
     return all(one.get(key) == other.get(key) for key in keys)
 
@@ -192,7 +192,7 @@ def _layer_count(family: Family, path: Path, value: int, reacting: frozenset[Att
 
 
 def _last_item(name: str, shapes: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The outermost list whose last item holds a name and is gone as a whole."""
+    """Return the outermost list whose last item holds a name and is gone as a whole."""
     for match in re.finditer(r"\.(\d+)\.", name):
         container, index = name[: match.start()], int(match.group(1))
         item = f"{container}.{index}."

@@ -109,7 +109,7 @@ def rebuilt(family: Family, pruned: nn.Module, call: InnerCall) -> Standard:
 
 
 def _filled(config: StandardConfig, pruned: nn.Module) -> nn.Module | None:
-    """The class's network with the pruned weights; None if it has other state."""
+    """Return the class's network with the pruned weights; None if it has other state."""
     settings = config.blueprint.make_config()
     attention = getattr(getattr(pruned, "config", None), "_attn_implementation", None)
     if attention is not None:
@@ -132,7 +132,7 @@ def _filled(config: StandardConfig, pruned: nn.Module) -> nn.Module | None:
 
 
 def _gives(network: nn.Module, call: InnerCall) -> bool:
-    """True if a network gives the same outputs, bit for bit."""
+    """Return True if a network gives the same outputs, bit for bit."""
     try:
         found = inner_call(network, "", call.args, call.kwargs).outputs
     except Exception:  # noqa: BLE001  a config that the network does not run with is not the one that is looked for

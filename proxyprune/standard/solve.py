@@ -94,7 +94,7 @@ def configs_of(family: Family, pruned: nn.Module) -> tuple[StandardConfig, ...]:
 
 
 def _gone_layers(family: Family, shapes: Shapes) -> dict[Path, list[int]]:
-    """Indices of the layers that a network lacks, by the number that counts them."""
+    """Return indices of the layers that a network lacks, by the number that counts them."""
     gone: dict[Path, list[int]] = {}
     for path, reaction in family.layer_counts.items():
         missing = [
@@ -107,7 +107,7 @@ def _gone_layers(family: Family, shapes: Shapes) -> dict[Path, list[int]]:
 
 
 def _moved_up(name: str, containers: Containers) -> str:
-    """The name after the layers behind removed ones moved up."""
+    """Return the name after the layers behind removed ones moved up."""
     for container, indices in containers:
         if name.startswith(f"{container}."):
             index, dot, rest = name[len(container) + 1 :].partition(".")
@@ -153,7 +153,7 @@ def _solutions(family: Family, dense: Shapes, target: Shapes) -> Iterator[dict[P
 def _unexplained(
     family: Family, changed: Mapping[Dim, int], falls: Mapping[Path, Fraction], present: Shapes
 ) -> tuple[Dim | None, Fraction]:
-    """The dimension that fewest numbers could still explain, and the size that it lacks."""
+    """Return the dimension that fewest numbers could still explain, and the size that it lacks."""
     sizes: dict[Dim, Fraction] = {dim: Fraction(size) for dim, size in changed.items()}
     for path, fall in falls.items():
         for dim, slope in family.reactions[path].slopes.items():
@@ -189,7 +189,7 @@ def _hidden(family: Family, attributes: Mapping[Attribute, Any], numbers: Mappin
 def _checked(
     family: Family, values: Mapping[Path, Any], target: Shapes, attributes: Mapping[Attribute, Any]
 ) -> tuple[Blueprint, int] | None:
-    """The blueprint with these values, and how many attributes speak against it; None if it gives other shapes."""
+    """Return the blueprint with these values, and how many attributes speak against it; None if it gives other shapes."""
     blueprint = family.blueprint.with_values(values)
     built = blueprint.try_build()
     if built is None or shapes_of(built) != dict(target):

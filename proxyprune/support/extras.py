@@ -21,7 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 
 
 def how_to_install(package: str | None) -> str | None:
-    """The command that brings a package, or None when no extra does.
+    """Return the command that brings a package, or None when no extra does.
 
     Args:
         package: Name as in an import statement; of a dotted name the first part counts.

@@ -28,7 +28,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a nested value with its tensors changed; containers keep their type, whatever else is inside stays."""
+    """Return a copy of a nested value with its tensors changed; containers keep their type, whatever else is inside stays."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):

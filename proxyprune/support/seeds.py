@@ -6,7 +6,7 @@ import hashlib
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A seed for one purpose, made from the caller's seed.
+    """Return a seed for one purpose, made from the caller's seed.
 
     Returns:
         An integer in [0, 2**63).

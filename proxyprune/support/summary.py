@@ -133,13 +133,13 @@ class Summary:
 
 
 def bar(share: float, cells: int) -> str:
-    """A bar of so many cells, in steps of an eighth of a cell."""
+    """Return a bar of so many cells, in steps of an eighth of a cell."""
     full, rest = divmod(round(min(1.0, max(0.0, share)) * cells * 8), 8)
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(cells)
 
 
 def shortened(name: str, width: int) -> str:
-    """A name of at most `width` columns: a longer one loses its middle."""
+    """Return a name of at most `width` columns: a longer one loses its middle."""
     if len(name) <= width:
         return name
     end = (width - 1) // 2
@@ -147,7 +147,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def _html(table: SummaryTable) -> str:
-    """An HTML table; numbers are aligned to the right."""
+    """Return an HTML table; numbers are aligned to the right."""
     aligned = ["left" if table.is_left(index) else "right" for index in range(len(table.headings))]
     head = "".join(f'<th style="text-align:{side}">{html.escape(text)}</th>' for side, text in zip(aligned, table.headings, strict=True))
     rows = []

@@ -22,7 +22,7 @@ def counted(number: int, what: str) -> str:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A measured value; a dash when there is none."""
+    """Return a measured value; a dash when there is none."""
     return "–" if value is None else f"{value:.{digits}g}"
 
 

@@ -9,14 +9,14 @@ _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrap
 
 
 def unwrapped(name: str) -> str:
-    """A name without the children that torch's compile, FSDP and checkpoint wrappers insert."""
+    """Return a name without the children that torch's compile, FSDP and checkpoint wrappers insert."""
     if not any(part in name for part in _TRANSPARENT):
         return name
     return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
 
 
 def wrapper_prefix(names: Collection[str], known: Collection[str]) -> str | None:
-    """The prefix that, put before every known name, gives one of `names`: "" when they fit as they are, None when there is none."""
+    """Return the prefix that, put before every known name, gives one of `names`: "" when they fit as they are, None when there is none."""
     if not known or all(name in names for name in known):
         return ""
     first = min(known)

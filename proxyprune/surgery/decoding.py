@@ -249,7 +249,7 @@ def _rounding(model: nn.Module) -> float:
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; what the forward stores, the random state and warnings leave no trace."""
+    """Run in evaluation mode; what the forward stores, the random state and warnings leave no trace."""
     generators = torch.random.get_rng_state()
     try:
         with unchanged(model), evaluation(model), warnings.catch_warnings():

@@ -121,7 +121,7 @@ TABLE: dict[type[nn.Module], Callable[[PrunedLayer], Attributes]] = {
 
 
 def changed_attributes(name: str, layer: PrunedLayer) -> Iterator[AttributeChange]:
-    """What the size attributes of a torch.nn layer become; nothing for other modules."""
+    """Yield what the size attributes of a torch.nn layer become; nothing for other modules."""
     parametrized = isinstance(layer.module, nn.Linear | _ConvNd | nn.Embedding | nn.PReLU) and "weight" not in layer.shapes
     for kind, rule in TABLE.items():
         if isinstance(layer.module, kind) and not parametrized:  # a weight that is computed (weight norm, a mask) states no size

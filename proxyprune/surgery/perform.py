@@ -39,7 +39,7 @@ class PassThrough(nn.Module):
         return _filled(self.template, [args[key] if isinstance(key, int) else kwargs[key] for key in self.arguments])
 
     def extra_repr(self) -> str:
-        """What stood here, for `print(model)`."""
+        """Return what stood here, for `print(model)`."""
         return f"removed {self.replaced_class}"
 
 
@@ -73,7 +73,7 @@ def perform(model: nn.Module, surgery: Surgery) -> None:
 
 
 def pruned_copy(model: nn.Module, surgery: Surgery) -> nn.Module:
-    """A copy of `model` after the surgery; the original is not touched, and what is cut away is never copied.
+    """Return a copy of `model` after the surgery; the original is not touched, and what is cut away is never copied.
 
     Raises:
         PlanMismatchError: If a parameter, size or module is not what the surgery was made for.
@@ -157,7 +157,7 @@ def _sliced(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
 
 
 def slice_tensor(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
-    """The kept part of a tensor, along every cut dimension."""
+    """Return the kept part of a tensor, along every cut dimension."""
     for cut in cuts:
         tensor = tensor.index_select(cut.dim, torch.tensor(cut.kept, dtype=torch.long, device=tensor.device))
     return tensor

@@ -59,7 +59,7 @@ class Prediction:
         return [int(mask.sum()) for mask in self.kept]
 
     def size(self, size: Size) -> int:
-        """An integer argument after pruning."""
+        """Return an integer argument after pruning."""
         if isinstance(size, int):
             return size
         if isinstance(size, CommonDivisor):
@@ -115,7 +115,7 @@ class Prediction:
         return tuple(int(size) if axis is None else self.size(axis) for size, axis in zip(value.shape, axes, strict=True))
 
     def arguments(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call's arguments after pruning (nodes left as they are)."""
+        """Return the call's arguments after pruning (nodes left as they are)."""
         args, kwargs = list(node.args), dict(node.kwargs)
         for key, size in self.coupling.outcomes[node].sizes.items():
             value: Any = [self.size(item) for item in size] if isinstance(size, tuple) else self.size(size)
@@ -131,7 +131,7 @@ class Prediction:
         return {block: paths for block, paths in self.graph.residual_paths.items() if block in self.removed}
 
     def is_removed(self, node: Node) -> bool:
-        """True for an op inside a removed block."""
+        """Return True for an op inside a removed block."""
         return self.is_removed_module(self.graph.program.owners[node.name])
 
     def is_removed_module(self, module: str) -> bool:

@@ -140,7 +140,7 @@ def _same_size(graph: ModelGraph, first: str, second: str) -> bool:
 
 
 def with_pins(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reason: str) -> ModelGraph:
-    """The graph with some groups pinned, and with them the groups that stand at the same place in other layers."""
+    """Return the graph with some groups pinned, and with them the groups that stand at the same place in other layers."""
     places = {_place(graph.by_id[group]) for group in groups}
     alike = [group for group in graph.prunable if _place(group) in places]
     pins = dict(graph.amendments.pins)
@@ -159,7 +159,7 @@ def _probes(graph: ModelGraph) -> Iterator[list[NDArray[np.bool_]]]:
     """Shallow cuts, deep ones, and some that cut every group by its own share, drawn from a fixed seed.
 
     A width that a forward divides by another still comes out right where both lose the same share; a draw that leaves one of them
-    whole, or cuts it further, tells them apart.
+    whole, or cuts it further, distinguishes them.
     """
     yield _distinct_cuts(graph)
     yield [_fewer(group, _steps_to_floor(group)) for group in graph.prunable]
@@ -184,7 +184,7 @@ def _steps_to_floor(group: ChannelGroup) -> int:
 
 
 def _fewer(group: ChannelGroup, steps: int) -> NDArray[np.bool_]:
-    """The group without its last atoms, as many from every bin."""
+    """Return the group without its last atoms, as many from every bin."""
     mask = np.ones(group.atoms, dtype=bool)
     leaving = steps * group.step
     if group.atoms - leaving < group.floor:

@@ -95,7 +95,7 @@ class Surgery:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Surgery:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` wrote.
 
         Raises:
             PlanFormatError: If the data is not a surgery of this schema.

@@ -425,7 +425,7 @@ class _AttentionNet(nn.Module):
 
 
 def residual_network() -> Network:
-    """A convolutional residual classifier, 3x8x8 -> 5, with batch norm and dropout; in training mode, one block in evaluation mode."""
+    """Return a residual classifier, 3x8x8 -> 5, with batch norm and dropout; in training mode, one block in evaluation mode."""
     with _seeded():
         model = _ResidualNet().train()
         model.deep.eval()
@@ -434,7 +434,7 @@ def residual_network() -> Network:
 
 
 def attention_network() -> Network:
-    """A pre-norm attention classifier, 7 tokens of 6 -> 5, with 4 heads; in evaluation mode, one layer frozen."""
+    """Return a pre-norm attention classifier, 7 tokens of 6 -> 5, with 4 heads; in evaluation mode, one layer frozen."""
     with _seeded():
         model = _AttentionNet().eval()
         model.layers[1].requires_grad_(False)
@@ -450,7 +450,7 @@ def _seeded() -> Iterator[None]:
 
 
 def _give_gradient(parameter: Tensor) -> None:
-    """A gradient that the caller left there; a scorer that calls backward() or zero_grad() would change it."""
+    """Return a gradient that the caller left there; a scorer that calls backward() or zero_grad() would change it."""
     parameter.grad = torch.ones_like(parameter)
 
 

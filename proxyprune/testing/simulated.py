@@ -30,7 +30,7 @@ from proxyprune.testing.fake_llm.received_request import ReceivedRequest
 
 
 def predicted_tau(samples: int, noise: float, skill: float = 1.0) -> float:
-    """Expected Kendall tau between the truth and the centre of k samples; 0 samples: between two samples.
+    """Return the expected Kendall tau between the truth and the centre of k samples; 0 samples: between two samples.
 
     Args:
         samples: k, or 0.
@@ -62,7 +62,7 @@ class SimulatedProxy:
     seed: int = 0
 
     def __call__(self, asked: ReceivedRequest) -> str:
-        """The text of an answer to a request that came over HTTP."""
+        """Return the text of an answer to a request that came over HTTP."""
         return self._answer(asked.places, asked.prompt)
 
     def send(self, request: Request, timeout_seconds: float) -> Reply:
@@ -106,5 +106,5 @@ class SimulatedScorer(LLMScorer):
     name: str = field(default="simulated", init=False)
 
     def provider(self, endpoint: Endpoint) -> Provider:
-        """The simulated proxy."""
+        """Return the simulated proxy."""
         return self.proxy

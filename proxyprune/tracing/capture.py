@@ -58,7 +58,7 @@ def _without_log_of_failures() -> Iterator[None]:
 
 
 def capture_all(model: nn.Module, example_inputs: ExampleInputs, also: Sequence[Call]) -> Program:
-    """The program of the first call, with those of further calls in `further`.
+    """Return the program of the first call, with those of further calls in `further`.
 
     Raises:
         InputError: If `also` is no list of calls; otherwise as `capture`.

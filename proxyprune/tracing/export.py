@@ -57,7 +57,7 @@ def _without_dump() -> Iterator[None]:
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Program:
-    """The program of a model by torch.export.
+    """Return the program of a model by torch.export.
 
     Raises:
         ExampleInputsError: If the model itself raises on these inputs.

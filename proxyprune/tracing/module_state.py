@@ -25,7 +25,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What `value` holds directly."""
+    """Yield what `value` holds directly."""
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -35,7 +35,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def plain_attributes(value: Any) -> dict[str, Any] | None:
-    """The `__dict__` of a module, or of an object that deepcopy copies attribute by attribute; None for other objects."""
+    """Return the `__dict__` of a module, or of an object that deepcopy copies attribute by attribute; None for other objects."""
     kind: Any = type(value)
     plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     if isinstance(value, Tensor) or not (plain or isinstance(value, nn.Module)):
@@ -93,7 +93,7 @@ def unchanged(model: nn.Module, *, keep_resized: bool = False) -> Iterator[None]
 
 
 def _with_resized(now: dict[Any, Any], content: dict[Any, Any]) -> dict[Any, Any]:
-    """The former items, with tensors that have another shape now as they are now."""
+    """Return the former items, with tensors that have another shape now as they are now."""
     resized = {
         key: now[key]
         for key, value in content.items()
@@ -103,7 +103,7 @@ def _with_resized(now: dict[Any, Any], content: dict[Any, Any]) -> dict[Any, Any
 
 
 def _contents(value: Any) -> Any:
-    """The items of a dict, or of another container whose class may override copying."""
+    """Return the items of a dict, or of another container whose class may override copying."""
     return dict(dict.items(value)) if isinstance(value, dict) else list(value)
 
 
@@ -207,7 +207,7 @@ def _uncopyable_attributes(model: nn.Module, memo: dict[int, Any]) -> Iterator[_
 
 
 def _uncopyable_parts(value: Any, known: dict[int, Any], seen: set[int]) -> Iterator[tuple[Any, Exception]]:
-    """The innermost objects that make a value impossible to copy."""
+    """Yield the innermost objects that make a value impossible to copy."""
     if isinstance(value, _ATOMS) or id(value) in known or id(value) in seen:
         return
     seen.add(id(value))

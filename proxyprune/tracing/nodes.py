@@ -40,7 +40,7 @@ def _schema_of(node: Node) -> torch.FunctionSchema:
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """The call's arguments by schema name, defaults filled in."""
+    """Return the call's arguments by schema name, defaults filled in."""
     schema = _schema_of(node)
     values = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     values.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
@@ -49,7 +49,7 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def tensor_argument(node: Node, key: int | str) -> Node:
-    """A tensor that an op takes, by position or by name.
+    """Return a tensor that an op takes, by position or by name.
 
     Raises:
         TypeError: If the call has no tensor there; a rule asks only for what the op's schema demands.
@@ -61,7 +61,7 @@ def tensor_argument(node: Node, key: int | str) -> Node:
 
 
 def integers(value: Any) -> tuple[int, ...]:
-    """An integer argument, or a list of them, as a tuple."""
+    """Return an integer argument, or a list of them, as a tuple."""
     return tuple(int(item) for item in (value if isinstance(value, list | tuple) else (value,)))
 
 
@@ -74,7 +74,7 @@ def position_of(node: Node, name: str) -> int | str:
 
 
 def writes_to(node: Node) -> Node | None:
-    """The tensor that an in-place op overwrites."""
+    """Return the tensor that an in-place op overwrites."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable or not node.args:
         return None
@@ -90,7 +90,7 @@ def output_shapes(node: Node) -> list[tuple[int, ...]]:
 
 
 def is_tensor(node: Node) -> bool:
-    """True for a node whose value is one tensor."""
+    """Return True for a node whose value is one tensor."""
     return isinstance(node.meta.get("val"), Tensor)
 
 
@@ -100,7 +100,7 @@ def is_unread(node: Node) -> bool:
 
 
 def aliases_of(node: Node) -> Iterator[Node]:
-    """A tensor and every view that shares its storage, from the tensor that the views were made of."""
+    """Yield a tensor and every view that shares its storage, from the tensor that the views were made of."""
     root = node
     while (base := _viewed(root)) is not None:
         root = base
@@ -112,7 +112,7 @@ def aliases_of(node: Node) -> Iterator[Node]:
 
 
 def _viewed(node: Node) -> Node | None:
-    """The tensor that an op returns a view of; None for an op that makes a new tensor."""
+    """Return the tensor that an op returns a view of; None for an op that makes a new tensor."""
     if node.op != "call_function":
         return None
     if node.target is operator.getitem:

@@ -85,7 +85,7 @@ class Program:
         return frozenset(self.state[node.name] for node in readers)
 
     def owner(self, node: Node) -> str:
-        """The module that issued an op of this program or of a further call."""
+        """Return the module that issued an op of this program or of a further call."""
         (program,) = (program for program in self.programs if program.graph is node.graph)
         return program.owners[node.name]
 

@@ -37,7 +37,7 @@ _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torc
 def record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False, exporting: bool = True
 ) -> Program | None:
-    """The program of a model, or None where torch.export has to look.
+    """Return the program of a model, or None where torch.export has to look.
 
     Args:
         model: Any module; it is not changed.

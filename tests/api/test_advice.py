@@ -85,7 +85,7 @@ TRAPS = {
 
 
 def trap(name: str) -> tuple[Network, str]:
-    """A network that fits its data exactly, and the block whose small weights mislead magnitude."""
+    """Return a network that fits its data exactly, and the block whose small weights mislead magnitude."""
     kind, fragile, loss_fn = TRAPS[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

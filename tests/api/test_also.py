@@ -38,7 +38,7 @@ ALSO = [pp.TrainingCall(X), {"x": X, "side": True}]
 
 
 def zeroed(model: nn.Module, result: pp.PruneResult) -> nn.Module:
-    """The unpruned model with everything that was cut set to zero."""
+    """Return the unpruned model with everything that was cut set to zero."""
     named = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for cut in result.surgery.cuts:

@@ -64,7 +64,7 @@ RIGHT, WRONG = Fixed((0.1, 1.0, 0.1, 0.1)), Fixed((1.0, 0.0, 1.0, 1.0))
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """A fragile block whose weights magnitude finds unimportant, and batches that the unpruned network fits exactly."""
+    """Return a fragile block whose weights magnitude finds unimportant, and batches that the unpruned network fits exactly."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Net().eval()

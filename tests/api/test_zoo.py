@@ -155,7 +155,7 @@ def cases(targets: tuple[float, ...], scorers: tuple[str, ...], **selection: Any
 
 
 def prune_with(case: Traced, target: float, scorer: str) -> pp.PruneResult:
-    """What `pp.prune` does, on a graph that is at hand."""
+    """Return what `pp.prune` does, on a graph that is at hand."""
     ranking = pp.score(case.graph, scorer, model=case.model)
     plan = pp.make_plan(case.graph, ranking, target, model=case.model, accept_uncosted=case.name in UNSUPPORTED)
     applied = apply(case.model, plan, case.inputs, graph=case.graph)
@@ -241,7 +241,7 @@ class ByKeyword(nn.Module):
 
 
 def thop_macs(model: nn.Module, inputs: Inputs) -> int:
-    """What thop counts in convolutions and linear layers; its element counts for norms, pools and activations are switched off."""
+    """Return what thop counts in convolutions and linear layers; its element counts for norms, pools and activations are switched off."""
     others = {type(m) for m in model.modules() if not list(m.children()) and not isinstance(m, COUNTED_BY_THOP)}
     callee = ByKeyword(copy.deepcopy(model), tuple(inputs)) if isinstance(inputs, dict) else copy.deepcopy(model)
     positional = tuple(inputs.values()) if isinstance(inputs, dict) else inputs
@@ -318,7 +318,7 @@ def test_whole_norm_groups_leave_real_statistics_equal(name: str) -> None:
 
 
 def bypass(model: nn.Module, blocks: tuple[str, ...]) -> nn.Module:
-    """A copy in which each of the blocks hands on its argument of the output's shape."""
+    """Return a copy in which each of the blocks hands on its argument of the output's shape."""
     model = copy.deepcopy(model)
     for name in blocks:
         model.get_submodule(name).register_forward_hook(_hand_on, with_kwargs=True)

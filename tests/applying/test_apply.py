@@ -19,13 +19,13 @@ from proxyprune.surgery.perform import perform
 
 
 def plan_for(model: nn.Module, inputs: object, target: float = 0.6, *, probe: bool = True) -> tuple[pp.ModelGraph, pp.PrunePlan]:
-    """A magnitude plan."""
+    """Return a magnitude plan."""
     graph = pp.trace(model, inputs, probe=probe)  # type: ignore[arg-type]
     return graph, pp.make_plan(graph, pp.score(graph, "magnitude", model=model), target, model=model)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers."""
+    """Return a copy of all parameters and buffers."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -71,7 +71,7 @@ def step(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def masked(model: nn.Module, result: pp.PruneResult) -> nn.Module:
-    """A copy of the model in which every parameter slice that was dropped is zero."""
+    """Return a copy of the model in which every parameter slice that was dropped is zero."""
     full = copy.deepcopy(model)
     named = dict(full.named_parameters())
     with torch.no_grad():
@@ -84,12 +84,12 @@ def masked(model: nn.Module, result: pp.PruneResult) -> nn.Module:
 
 
 def kept_slice(name: str, value: Tensor, result: pp.PruneResult) -> Tensor:
-    """What the surgery leaves of a tensor."""
+    """Return what the surgery leaves of a tensor."""
     return slice_tensor(value, [cut for cut in result.surgery.cuts if cut.parameter == name])
 
 
 def trained(make: Callable[[Any], Optimizer], steps: int = 3) -> tuple[nn.Module, Optimizer]:
-    """A model with optimizer state behind it, and two parameter groups."""
+    """Return a model with optimizer state behind it, and two parameter groups."""
     model = Net()
     optimizer = make(
         [{"params": list(model.head.parameters()), "lr": 0.002}, {"params": [p for n, p in model.named_parameters() if "head" not in n]}]
@@ -120,7 +120,7 @@ def test_the_next_step_is_the_slice_of_the_masked_step(name: str) -> None:
 
 
 def _groups_of(optimizer: Optimizer, model: nn.Module, twin: nn.Module) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups, over a copy of the model."""
+    """Return the optimizer's parameter groups, over a copy of the model."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     others = dict(twin.named_parameters())
     return [{"params": [others[names[id(parameter)]] for parameter in group["params"]]} for group in optimizer.param_groups]
@@ -319,7 +319,7 @@ class Regional(nn.Module):
 
 
 def counted(model: nn.Module) -> AveragedModel:
-    """An average whose state has a counter beside the model."""
+    """Return an average whose state has a counter beside the model."""
     shadow = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     shadow.update_parameters(model)
     return shadow

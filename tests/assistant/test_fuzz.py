@@ -121,7 +121,7 @@ def sensible(draw: random.Random) -> dict[str, Callable[[], Any]]:
 
 
 def fuzzed_call(draw: random.Random, values: dict[str, Callable[[], Any]]) -> tuple[str, Any]:
-    """A tool, and arguments of which most may be valid and some are strange."""
+    """Return a tool, and arguments of which most may be valid and some are strange."""
     tool = draw.choice((*TOOLS, *TOOLS, "no such tool"))
     if tool not in TOOLS or draw.random() < 0.05:
         return tool, draw.choice(STRANGE)

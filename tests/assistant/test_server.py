@@ -57,7 +57,7 @@ CALLS = [
 
 @pytest.fixture
 def measured_file(tmp_path) -> Path:
-    """A model file with data that prints when it is read, in an otherwise empty folder."""
+    """Return a model file with data that prints when it is read, in an otherwise empty folder."""
     path = tmp_path / "net.py"
     path.write_text(NETWORK + MEASURED + "\nprint('a model file may print')\n")
     return path

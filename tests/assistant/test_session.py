@@ -36,20 +36,20 @@ def task(target=0.6, mode="width", data=True, quality=False) -> PruningTask:
 
 @pytest.fixture
 def session(tmp_path):
-    """A session on the small network."""
+    """Yield a session on the small network."""
     with Session.open(task(), tmp_path / "work") as opened:
         yield opened
 
 
 def answered(session, tool, **arguments):
-    """The content of an answer that is no error."""
+    """Return the content of an answer that is no error."""
     answer = session.call(tool, arguments)
     assert not answer.is_error, answer.text
     return answer.content
 
 
 def failed(session, tool, **arguments):
-    """The message of an answer that is an error."""
+    """Return the message of an answer that is an error."""
     answer = session.call(tool, arguments)
     assert answer.is_error, answer.text
     return answer.content["message"]

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def model_file(tmp_path, monkeypatch) -> Path:
-    """A model file in an otherwise empty folder, which is the current one."""
+    """Return a model file in an otherwise empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NETWORK)
     return Path("net.py")

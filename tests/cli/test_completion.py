@@ -21,7 +21,7 @@ PROGRAM = "import sys; sys.argv[0] = 'proxyprune'; from proxyprune.cli import ma
 
 
 def completing(instruction: str, **variables: str) -> str:
-    """What the program answers to a shell."""
+    """Return what the program answers to a shell."""
     environment = os.environ | {"_PROXYPRUNE_COMPLETE": instruction, "PYTHONPATH": str(ROOT)} | variables
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.stderr == ""

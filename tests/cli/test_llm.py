@@ -14,7 +14,7 @@ from proxyprune.testing.fake_llm.envelopes import prompt_tokens
 
 @pytest.fixture
 def network(tmp_path, monkeypatch) -> Path:
-    """A model file in an otherwise empty folder, which is the current one."""
+    """Return a model file in an otherwise empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NETWORK + MEASURED)
     return Path("net.py")

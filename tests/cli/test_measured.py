@@ -23,7 +23,7 @@ def validation_batches():
 
 @pytest.fixture
 def measured_file(tmp_path, monkeypatch) -> Path:
-    """A model file with data, in an otherwise empty folder, which is the current one."""
+    """Return a model file with data, in an otherwise empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NETWORK + MEASURED)
     return Path("net.py")
@@ -116,7 +116,7 @@ class TestSearch:
 
 @pytest.fixture
 def model_file(tmp_path, monkeypatch) -> Path:
-    """A model file without data."""
+    """Return a model file without data."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NETWORK)
     return Path("net.py")

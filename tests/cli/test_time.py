@@ -17,7 +17,7 @@ QUICK = ("--time-threads", "1", "--time-repeats", "3")
 
 @pytest.fixture
 def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model file in an empty folder, with an empty cache; its layers are large enough that their time counts."""
+    """Return a model file in an empty folder, with an empty cache; its layers are large enough that their time counts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("net.py").write_text(NETWORK.replace("Net(16)", "Net(128)").replace("(1, 3, 8, 8)", "(1, 3, 16, 16)"))

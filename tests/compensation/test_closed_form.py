@@ -40,7 +40,7 @@ READERS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
 
 
 def with_copies(dimensions: int, reader: nn.Module) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network with repeated channels before `reader`, and the shape of a sample."""
+    """Return a network with repeated channels before `reader`, and the shape of a sample."""
     first = nn.Linear(3, 8) if dimensions == 0 else convolution(dimensions)(3, 8, 1)
     with torch.no_grad():
         first.weight.copy_(first.weight[COPIES])

@@ -25,7 +25,7 @@ EXAMPLE = torch.zeros(1, 6, dtype=torch.float64)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
-    """True if two networks have the same tensors, bit for bit."""
+    """Return True if two networks have the same tensors, bit for bit."""
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 

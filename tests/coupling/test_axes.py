@@ -10,7 +10,7 @@ from proxyprune.coupling.axes import FIXED, Axis, AxisLabels, LabelArray
 
 
 def of(axis: Axis) -> LabelArray:
-    """The labels of an axis that has some."""
+    """Return the labels of an axis that has some."""
     assert axis is not None
     return axis
 

@@ -78,12 +78,12 @@ def images(forward: Forward, out: int = WIDTH, **parts: Any) -> Case:
 
 
 def groups_of(graph: Any, parameter: str, dim: int = 0) -> list[Any]:
-    """The groups that cut a dimension."""
+    """Return the groups that cut a dimension."""
     return [group for group in graph.groups if (parameter, dim) in [tuple(member) for member in group.members]]
 
 
 def group_of(graph: Any, parameter: str, dim: int = 0) -> Any:
-    """The one group that cuts a dimension."""
+    """Return the one group that cuts a dimension."""
     (group,) = groups_of(graph, parameter, dim)
     return group
 

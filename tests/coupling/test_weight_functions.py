@@ -39,7 +39,7 @@ NORMS = {
 
 
 def without_norm(model: nn.Module) -> Net:
-    """The same weights in plain layers, in double precision."""
+    """Return the same weights in plain layers, in double precision."""
     plain = Net(lambda layer: layer)
     with torch.no_grad():
         model(X)  # the hook computes its weight when the layer runs
@@ -51,7 +51,7 @@ def without_norm(model: nn.Module) -> Net:
 
 
 def masked(model: Net, result: pp.PruneResult) -> Net:
-    """The unpruned network with plain weights, zero where the pruned one has none."""
+    """Return the unpruned network with plain weights, zero where the pruned one has none."""
     plain = without_norm(model)
     kept = {cut.parameter.partition(".")[0]: cut.kept for cut in result.surgery.cuts if cut.parameter.endswith("bias")}
     with torch.no_grad():

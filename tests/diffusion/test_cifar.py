@@ -24,7 +24,7 @@ def records(count: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def archive(tmp_path):
-    """An archive like the published one, with four images a file."""
+    """Return an archive like the published one, with four images a file."""
     path = tmp_path / "cifar-10-binary.tar.gz"
     with tarfile.open(path, "w:gz") as file:
         for seed, name in enumerate(NAMES):

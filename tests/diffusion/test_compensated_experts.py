@@ -13,7 +13,7 @@ from tests.shared.diffusion_runs import small_config
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with a trained base, and the base."""
+    """Return a run with a trained base, and the base."""
     folder = tmp_path_factory.mktemp("compensated")
     changes = {"pruning.compensate": True, "pruning.calibration_batches": 4, "pruning.calibration_images": 16}
     config = small_config(folder, compute__reference_steps=120).with_values(changes)

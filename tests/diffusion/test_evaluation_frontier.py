@@ -21,7 +21,7 @@ from tests.shared.diffusion_runs import small_config
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """The pipeline of a finished run."""
+    """Return the pipeline of a finished run."""
     folder = tmp_path_factory.mktemp("finished")
     StepAdaptiveTrainer(small_config(folder, compute__reference_steps=16), folder / "run").train()
     return folder / "run" / "pipeline"

@@ -63,7 +63,7 @@ def build_model():
 
 
 def exploding(folder) -> str:
-    """A model file whose gradient is infinite once."""
+    """Return a model file whose gradient is infinite once."""
     record = {key: value for key, value in NETWORK.items() if key != "_class_name"}
     (folder / "own.py").write_text(EXPLODES % record)
     return str(folder / "own.py")
@@ -164,7 +164,7 @@ def test_a_step_with_an_infinite_gradient_changes_nothing(tmp_path, clip):
 
 
 def archive(path, images: Any, **arrays: Any) -> str:
-    """An npz of images."""
+    """Return an npz of images."""
     np.savez(path, images=images, **arrays)
     return str(path)
 
@@ -184,7 +184,7 @@ def test_other_images_are_noticed(tmp_path):
 
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
-    """A run with a base and a layout."""
+    """Return a run with a base and a layout."""
     folder = tmp_path_factory.mktemp("half")
     config = small_config(folder)
     trainer = StepAdaptiveTrainer(config, folder / "run")

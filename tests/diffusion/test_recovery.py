@@ -21,7 +21,7 @@ EXPERT = 1200.0
 
 
 def trials(truth: DamageRecovery, noise: float = 0.0, seed: int = 0, lengths=LENGTHS, sizes=SIZES) -> tuple[tuple[TriedSize, ...], ...]:
-    """What trials of a model would show, with noise on the log ratio of losses."""
+    """Return what trials of a model would show, with noise on the log ratio of losses."""
     source = np.random.default_rng(seed)
     return tuple(
         tuple(TriedSize(f, tuple(truth.damage(i, f, n) + float(source.normal(0.0, noise)) for n in lengths)) for f in sizes)

@@ -48,7 +48,7 @@ class MoodyScorer(HalvesScorer):
 
 
 def install(folder: Path) -> None:
-    """A real distribution with two scorers: a dist-info folder with entry points, and a module."""
+    """Return a real distribution with two scorers: a dist-info folder with entry points, and a module."""
     info = folder / "halves-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n")

@@ -48,7 +48,7 @@ from proxyprune.reporting import read_result, render
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run with a teacher and two cuts, and its folder."""
+    """Return a finished run with a teacher and two cuts, and its folder."""
     folder = tmp_path_factory.mktemp("finished")
     config = small_config(folder, pruning__rounds=2, experts__teacher="base", run__sample_every=8, compute__reference_steps=160)
     trainer = StepAdaptiveTrainer(config, folder / "run")

@@ -89,7 +89,7 @@ def test_costs_beyond_32_bits_are_exact() -> None:
 
 
 def cost_of(model: nn.Module, inputs: Any) -> Any:
-    """The cost model; its base is checked against the reference counter."""
+    """Return the cost model; its base is checked against the reference counter."""
     graph = pp.trace(model.eval(), inputs, probe=False)
     assert graph.macs == measured_macs(model, inputs if isinstance(inputs, tuple) else (inputs,))
     assert graph.params == sum(parameter.numel() for parameter in model.parameters())

@@ -17,7 +17,7 @@ NAMES = ("sd_unet", "llama_gqa", "t5_encoder", "swin", "hf_resnet", "flux")
 
 @pytest.fixture(scope="module", params=NAMES)
 def result(request) -> pp.PruneResult:
-    """A network of the zoo, pruned in width and depth."""
+    """Return a network of the zoo, pruned in width and depth."""
     network = NETWORKS[request.param]
     return pp.prune(network.build(), network.inputs(), 0.6, mode="both", accept_uncosted=True)
 

@@ -13,7 +13,7 @@ import proxyprune as pp
 
 @pytest.fixture(scope="module")
 def unet() -> pp.ModelGraph:
-    """A small U-Net with attention and skip connections."""
+    """Return a small U-Net with attention and skip connections."""
     network = NETWORKS["ddpm_unet"]
     return pp.trace(network.build(), network.inputs())
 

@@ -39,14 +39,14 @@ def problems(draw: st.DrawFn) -> tuple[ModelGraph, Ranking]:
 
 
 def weighed(graph: ModelGraph, ranking: Ranking) -> st.SearchStrategy[Ranking]:
-    """The ranking with channel scores in one unit, many of them tied, zero or far apart."""
+    """Return the ranking with channel scores in one unit, many of them tied, zero or far apart."""
     values = st.sampled_from([0.0, 1e-6, 1.0, 1.0, 2.0, 1e6])
     each = {group.id: st.lists(values, min_size=group.atoms, max_size=group.atoms).map(tuple) for group in graph.prunable}
     return st.fixed_dictionaries(each).map(lambda found: replace(ranking, channel_scores=found, comparable_channels=True))
 
 
 def attempt(graph: ModelGraph, ranking: Ranking, target: Any, **options: Any) -> PrunePlan:
-    """A plan, or no test when none exists."""
+    """Return a plan, or no test when none exists."""
     try:
         return make_plan(graph, ranking, target, **options)
     except TargetError:
@@ -218,7 +218,7 @@ def test_the_most_important_block_shrinks_a_third_as_much() -> None:
 
 
 def channels_of(graph: ModelGraph, *scores: list[float]) -> Ranking:
-    """A ranking with these channel scores, group by group, in one unit."""
+    """Return a ranking with these channel scores, group by group, in one unit."""
     found = {group.id: tuple(values) for group, values in zip(graph.prunable, scores, strict=True)}
     return ranking_of(graph, channel_scores=found, comparable_channels=True)
 
@@ -591,7 +591,7 @@ def test_a_group_of_large_atoms_never_keeps_less_than_its_share() -> None:
 
 
 def _scaled(graph: ModelGraph, factors: dict[str, int]) -> ModelGraph:
-    """The same graph with some blocks made more expensive."""
+    """Return the same graph with some blocks made more expensive."""
     polynomial = graph.cost.mac_terms
     constants = polynomial.constants * np.array([factors.get(block, 1) for block in polynomial.blocks])
     scaled = replace(polynomial, constants=constants)

@@ -28,7 +28,7 @@ FOLLOWED = [page for page in PAGES if any(fence.language != "text" for fence in 
 
 @pytest.fixture
 def names(tmp_path, monkeypatch) -> Names:
-    """The reader's Python session, in a folder that has what pages name; modules of that folder are forgotten afterwards."""
+    """Yield the reader's Python session, in a folder that has what pages name; modules of that folder are forgotten afterwards."""
     reader.settle(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -95,7 +95,7 @@ def follow_toml(fence: Fence, names: Names) -> None:
 
 
 def follow_text(fence: Fence, names: Names) -> None:
-    """A drawing, or a line for a start-up file; `test_docs.py` looks at both."""
+    """Return a drawing, or a line for a start-up file; `test_docs.py` looks at both."""
 
 
 RUNNERS: dict[str, Callable[[Fence, Names], None]] = {

@@ -44,7 +44,7 @@ HEAVY = (
 
 
 def modules() -> dict[str, Path]:
-    """Module names below the package, with their files; "" is the package itself."""
+    """Return module names below the package, with their files; "" is the package itself."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -75,7 +75,7 @@ IMPORTS = {module: imports(module) for module in MODULES if module}
 
 
 def top(module: str) -> str:
-    """The folder or file directly below the package that a module lies in."""
+    """Return the folder or file directly below the package that a module lies in."""
     return module.partition(".")[0]
 
 

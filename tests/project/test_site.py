@@ -33,7 +33,7 @@ HARMLESS = re.compile(r"<link\b[^>]*\brel=[\"']?(?:canonical|prev|next|alternate
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site; strict, so a broken link ends the build."""
+    """Return the built site; strict, so a broken link ends the build."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
@@ -44,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    """The site behind a server on this machine."""
+    """Yield the site behind a server on this machine."""
 
     class Silent(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:

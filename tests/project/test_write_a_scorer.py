@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "how-to" / "write-a-scorer.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The reader's folder after following the page."""
+    """Return the reader's folder after following the page."""
     folder = tmp_path_factory.mktemp("reader")
     for fence in fences(PAGE):
         (folder / fence.title).write_text(fence.code, encoding="utf-8")

@@ -27,7 +27,7 @@ pieces = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
 def scrambled(seed: int) -> str:
-    """A valid answer after up to four random edits: characters and fragments inserted, deleted, repeated."""
+    """Return a valid answer after up to four random edits: characters and fragments inserted, deleted, repeated."""
     rng = random.Random(seed)
     text = json.dumps({"scores": {label: rng.randint(-1, 11) for label in LABELS}})
     for _ in range(rng.randint(0, 4)):

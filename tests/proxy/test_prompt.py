@@ -33,7 +33,7 @@ def listed(prompt: str) -> dict[str, str]:
 
 @cache
 def sdxl() -> ModelGraph:
-    """The U-Net of SDXL on the meta device: 129 blocks."""
+    """Return the U-Net of SDXL on the meta device: 129 blocks."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):

@@ -45,7 +45,7 @@ def leaks(text: str) -> list[str]:
 
 
 def echo(asked: ReceivedRequest) -> str:
-    """What a hostile server might do: send every header back as the answer."""
+    """Return what a hostile server might do: send every header back as the answer."""
     return str(dict(asked.headers))
 
 

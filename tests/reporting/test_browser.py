@@ -23,7 +23,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of every kind of result."""
+    """Return the report of every kind of result."""
     folder = tmp_path_factory.mktemp("reports")
     return {name: write_report(make(folder), folder / f"{name}-report.html") for name, make in RESULTS.items()}
 

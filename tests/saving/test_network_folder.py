@@ -59,7 +59,7 @@ class Tied(nn.Module):
 
 @pytest.fixture(scope="module")
 def result() -> pp.PruneResult:
-    """A network with shared weights, blocks removed, and widths cut."""
+    """Return a network with shared weights, blocks removed, and widths cut."""
     return pp.prune(Tied().eval(), INPUTS, 0.6, mode="both")
 
 
@@ -69,7 +69,7 @@ def saved(result: pp.PruneResult, tmp_path: Path) -> Path:
 
 
 def output(model: nn.Module) -> Tensor:
-    """What the network says, without gradients."""
+    """Return what the network says, without gradients."""
     with torch.no_grad():
         return model(INPUTS)  # type: ignore[no-any-return]
 
@@ -81,7 +81,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def full_disk(after_bytes: int) -> Iterator[None]:
-    """Writing more than this to one file fails, as it does when the disk is full."""
+    """Let writing more than this to one file fail, as it does when the disk is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, before[1]))
     try:

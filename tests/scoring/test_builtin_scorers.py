@@ -557,7 +557,7 @@ def test_derived_seeds_are_fixed_for_ever() -> None:
 
 
 def naive(tensor: Tensor, member: Member, atom: int) -> Tensor:
-    """The slice of one atom, element by element."""
+    """Return the slice of one atom, element by element."""
     return torch.cat([tensor.select(member.dim, int(p)).flatten() for p in member.positions[atom]])
 
 

@@ -78,7 +78,7 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 
 
 def own_importances(model: nn.Module, criterion: str, graph: pp.ModelGraph) -> dict[str, Tensor]:
-    """What torch-pruning itself computes, on the groups of its dependency graph, as its documentation shows it."""
+    """Return what torch-pruning itself computes, on the groups of its dependency graph, as its documentation shows it."""
     importance = getattr(tp.importance, criterion)()
     dependencies = tp.DependencyGraph().build_dependency(model, INPUT[:1])
     if criterion == "ActivationImportance":

@@ -242,7 +242,7 @@ class Queue:
     repeats: int = 5
 
     def propose(self, history: History) -> Ranking:
-        """The start with the first block's score replaced."""
+        """Return the start with the first block's score replaced."""
         first = next(iter(history.start.scores))
         value = self.values[(len(history.rounds) - 1) % len(self.values)]
         return history.ranking({**history.start.scores, first: value}, self.name, "From a queue.")
@@ -282,7 +282,7 @@ class Learner:
     needs: frozenset[str] = frozenset()
 
     def score(self, graph: pp.ModelGraph, context: ScoringContext) -> Ranking:
-        """The best attempt with one score changed; without attempts, all alike."""
+        """Return the best attempt with one score changed; without attempts, all alike."""
         self.told.append(context.brief)
         attempts = context.brief.attempts
         scores = dict.fromkeys((block.id for block in graph.blocks), 0.5)
@@ -298,7 +298,7 @@ class Moody(Learner):
     """Answers every second time."""
 
     def score(self, graph: pp.ModelGraph, context: ScoringContext) -> Ranking:
-        """A ranking, or no valid answer."""
+        """Return a ranking, or no valid answer."""
         ranking = super().score(graph, context)
         if len(self.told) % 2:
             return ranking

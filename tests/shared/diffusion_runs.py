@@ -29,7 +29,7 @@ NETWORK = {
 
 
 def small_config(folder: Path, **changes: Any) -> StepAdaptiveConfig:
-    """A run of a few seconds; `changes` name settings with __ for the dot."""
+    """Return a run of a few seconds; `changes` name settings with __ for the dot."""
     folder.mkdir(parents=True, exist_ok=True)
     network = folder / "network.json"
     network.write_text(json.dumps(NETWORK), encoding="utf-8")
@@ -60,7 +60,7 @@ def start(config: StepAdaptiveConfig, out: Path, *, processes: int = 1, extra: t
 
 
 def losses(run: Path, stage: str) -> list[float]:
-    """Logged losses of a stage, by step."""
+    """Return logged losses of a stage, by step."""
     lines = [json.loads(line) for line in (run / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]

@@ -268,7 +268,7 @@ class Design:
     seed: int
 
     def build(self) -> nn.Module:
-        """The network, its weights drawn from the seed."""
+        """Return the network, its weights drawn from the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             stages: list[nn.Module] = [nn.Conv2d(3, self.stem, 3, padding=1)]
@@ -301,7 +301,7 @@ DESIGNS = st.builds(
 
 
 def random_plan(graph: Any, draw: random.Random) -> Any:
-    """A plan that cuts each prunable group, at least one of them, by a random number of steps and at random atoms."""
+    """Return a plan that cuts each prunable group, at least one of them, by a random number of steps and at random atoms."""
     kept: dict[str, tuple[int, ...]] = {}
     widths: dict[str, tuple[int, int]] = {}
     certain = draw.choice(graph.prunable).id

@@ -72,7 +72,7 @@ def parallel(count: int, *, atoms: int = 64, fixed: int = 16) -> ModelGraph:
 
 
 def graph_of(groups: tuple[ChannelGroup, ...], blocks: tuple[Block, ...], terms: Any, shapes: dict[str, tuple[int, ...]]) -> ModelGraph:
-    """A graph whose parameters are counted like its MACs."""
+    """Return a graph whose parameters are counted like its MACs."""
     prunable = tuple(group for group in groups if group.pinned is None)
     polynomial = Polynomial.build(terms, len(prunable))
     full = np.array([group.atoms for group in prunable], dtype=np.int64)
@@ -93,12 +93,12 @@ def graph_of(groups: tuple[ChannelGroup, ...], blocks: tuple[Block, ...], terms:
 
 
 def _with_blanks(kind: type[Any], **given: Any) -> Any:
-    """A dataclass with {} for the fields that planning never reads."""
+    """Return a dataclass with {} for the fields that planning never reads."""
     return kind(**({item.name: {} for item in fields(kind) if item.name not in given} | given))
 
 
 def ranking_of(graph: ModelGraph, scores: Sequence[float] | None = None, **fields: Any) -> Ranking:
-    """A ranking with these scores in block order; all 0.5 when there are none."""
+    """Return a ranking with these scores in block order; all 0.5 when there are none."""
     values = scores if scores is not None else [0.5] * len(graph.blocks)
     return Ranking({block.id: float(score) for block, score in zip(graph.blocks, values, strict=True)}, "handmade", **fields)
 

@@ -13,7 +13,7 @@ from proxyprune.testing import (
 
 
 def changed(change: Callable[[dict[str, object]], object]) -> Says:
-    """A valid score map with a defect."""
+    """Return a valid score map with a defect."""
 
     def text(asked: ReceivedRequest) -> str:
         scores = json.loads(by_place(asked))["scores"]

@@ -97,7 +97,7 @@ def assert_decodes_alike(model: nn.Module, tokens: Tensor) -> None:
 
 
 def assert_trains(model: nn.Module, tokens: Tensor) -> None:
-    """A training step runs, and every parameter that is trained gets a gradient or is not reached at all."""
+    """Check that a training step runs, and that every trained parameter gets a gradient or is not reached at all."""
     trained = copy.deepcopy(model).train()
     trained(tokens, labels=tokens).loss.backward()
     assert any(parameter.grad is not None for parameter in trained.parameters())

@@ -215,7 +215,7 @@ def _double(value: Any) -> Any:
 
 @contextmanager
 def _double_by_default() -> Iterator[None]:
-    """New tensors are float64; attention modules take the path that is made of single calls."""
+    """Make new tensors float64; attention modules take the path that is made of single calls."""
     fast, dtype = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_default_dtype(torch.float64)
@@ -242,7 +242,7 @@ def held_scales(masked: nn.Module, small: nn.Module, inputs: Inputs) -> list[flo
 
 
 def assert_equals_masking(model: nn.Module, pruned: nn.Module, graph: Any, plan: Any, inputs: Inputs, *, hold: bool = True) -> None:
-    """The pruned model computes what the original computes with the dropped slices zeroed.
+    """Return the pruned model computes what the original computes with the dropped slices zeroed.
 
     Args:
         model: The original; not changed.

@@ -99,7 +99,7 @@ def _markers_above(text: str) -> dict[str, str]:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
+    """Return the page without its fenced blocks."""
     return _FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
@@ -109,7 +109,7 @@ def inline(page: Path) -> list[str]:
 
 
 def command_named(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that words begin with, and the words behind its name; a group when they name no command of it."""
+    """Return the command that words begin with, and the words behind its name; a group when they name no command of it."""
     command: click.Command = main
     while isinstance(command, click.Group) and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]

@@ -117,7 +117,7 @@ def _batches(seed: int) -> list[Tensor]:
 
 
 def _trained() -> dict[str, Any]:
-    """A model in the middle of its training, with its optimizer and a moving average of its weights."""
+    """Return a model in the middle of its training, with its optimizer and a moving average of its weights."""
     model = _build_model()
     optimizer = torch.optim.AdamW(model.parameters())
     _loss(model, _batches(0)[0]).backward()

@@ -54,7 +54,7 @@ class Hourglass(nn.Module):
         self.head = nn.Conv2d(8, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """An image of the same size."""
+        """Return an image of the same size."""
         high = self.wide(self.stem(x))
         low = self.down(high)
         for block in self.deep:
@@ -64,7 +64,7 @@ class Hourglass(nn.Module):
 
 @cache
 def pruned() -> pp.PruneResult:
-    """The hourglass, channels cut and a block removed."""
+    """Return the hourglass, channels cut and a block removed."""
     return pp.prune(Hourglass(), torch.zeros(1, 3, 8, 8), 0.55, mode="both")
 
 
@@ -182,7 +182,7 @@ def comparison(folder: Path) -> Path:
 
 
 def diffusion(folder: Path) -> Path:
-    """A run as its trainer leaves it when two of three experts are finished."""
+    """Return a run as its trainer leaves it when two of three experts are finished."""
     run = folder / "run"
     for name in ("base/samples", "expert-0", "expert-1"):
         (run / name).mkdir(parents=True)
@@ -233,13 +233,13 @@ def png() -> bytes:
 
 
 def block(name: str, inputs: list[str]) -> dict[str, Any]:
-    """A block as `describe --json` prints it."""
+    """Return a block as `describe --json` prints it."""
     shape = {"macs": 1000, "params": 100, "resolution": [8, 8], "widths": [4, 4]}
     return {"id": name, "kind": "residual", "class_name": "Residual", **shape, "inputs": inputs, "groups": [], "removable": True}
 
 
 def scored(blocks: list[dict[str, Any]]) -> dict[str, Any]:
-    """A ranking of blocks as `score --json` prints it."""
+    """Return a ranking of blocks as `score --json` prints it."""
     scores = {entry["id"]: index * 7 % len(blocks) / len(blocks) for index, entry in enumerate(blocks)}
     told = {"schema": 1, "scorer": "given", "seed": 0, "confidence": None, "scores": scores, "channel_scores": {}, "notes": []}
     return {**told, "unreliable": None, "model_class": "Given", "fingerprint": "0" * 64, "blocks": blocks}

@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def subject() -> Network:
-    """The network with random weights, and data."""
+    """Return the network with random weights, and data."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

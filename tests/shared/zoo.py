@@ -95,7 +95,7 @@ def measured_macs(model: nn.Module, inputs: Inputs) -> int:
 
 
 def to_tensors(output: Any) -> list[Tensor]:
-    """The floating-point and integer tensors of an output, depth first; values that hold no tensors (and caches) are left out."""
+    """Return the floating-point and integer tensors of an output, depth first; values that hold no tensors (and caches) are left out."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -130,22 +130,22 @@ def network(
 
 
 def image(size: int = 16, channels: int = 3) -> Callable[[], Inputs]:
-    """Inputs: one square image, [1, channels, size, size]."""
+    """Return inputs: one square image, [1, channels, size, size]."""
     return lambda: (torch.randn(1, channels, size, size),)
 
 
 def token_ids(length: int = 12, vocabulary: int = 64) -> Callable[[], Inputs]:
-    """Inputs: one sequence of token ids, [1, length]."""
+    """Return inputs: one sequence of token ids, [1, length]."""
     return lambda: (torch.randint(0, vocabulary, (1, length)),)
 
 
 def embedded(length: int = 12, width: int = 32) -> Callable[[], Inputs]:
-    """Inputs: one sequence of vectors, [1, length, width]."""
+    """Return inputs: one sequence of vectors, [1, length, width]."""
     return lambda: (torch.randn(1, length, width),)
 
 
 def noisy(size: int = 16, channels: int = 3) -> Callable[[], Inputs]:
-    """Inputs of an unconditional denoiser: a noisy image and its timestep."""
+    """Return inputs of an unconditional denoiser: a noisy image and its timestep."""
     return lambda: (torch.randn(1, channels, size, size), torch.tensor([7]))
 
 
@@ -998,7 +998,7 @@ class Resampler(nn.Module):
 
 @network("asserted_width", image(), "trap", "conv_or_linear_only")
 def _asserted_width() -> nn.Module:
-    """A width that only a Python assert reads: no op of the graph shows it."""
+    """Return a width that only a Python assert reads: no op of the graph shows it."""
     return nn.Sequential(conv_bn(3, 32), Resampler(32, 48), Resampler(48, 64), classifier(64))
 
 
@@ -1019,7 +1019,7 @@ class AppliedTwice(nn.Module):
 
 @network("shared_block", image(), "residual", "conv_or_linear_only")
 def _shared_block() -> nn.Module:
-    """The same block applied twice: its weights are cut once and cost twice."""
+    """Return the same block applied twice: its weights are cut once and cost twice."""
     return AppliedTwice()
 
 
@@ -1461,7 +1461,7 @@ class ConstantHeads(nn.Module):
 
 @network("constant_heads", embedded(), "residual", "functional_attention", "trap")
 def _constant_heads() -> nn.Module:
-    """A head count written as a constant: a cut of whole heads runs and is wrong, so the heads must be pinned."""
+    """Return a head count written as a constant: a cut of whole heads runs and is wrong, so the heads must be pinned."""
     return Embedded(32, 64, nn.Sequential(*(PreNormLayer(64, ConstantHeads(64), mlp(64, 128)) for _ in range(2))))
 
 

@@ -18,7 +18,7 @@ from llama_gguf import write_gguf
 
 
 def llama(**changes: object) -> transformers.LlamaForCausalLM:
-    """A Llama with grouped queries and weights far from their tiny initial values, so that its tokens vary."""
+    """Return a Llama with grouped queries and weights far from their tiny initial values, so that its tokens vary."""
     torch.manual_seed(0)
     settings = {
         "vocab_size": 96,

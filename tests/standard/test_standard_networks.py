@@ -77,7 +77,7 @@ def pruned(name: str, **keywords: Any) -> pp.PruneResult:
 
 
 def outputs(model: nn.Module, name: str) -> list[torch.Tensor]:
-    """What a model gives on a network's inputs."""
+    """Return what a model gives on a network's inputs."""
     with torch.no_grad():
         return list(tensors_of(model(**STANDARD[name].inputs())))
 
@@ -218,7 +218,7 @@ def test_requests_that_mean_nothing_are_rejected(uniform: Any, message: str) -> 
 
 
 def odd() -> nn.Module:
-    """A class that no table could have: a config with names of its own, a list of widths, and a number that another has to divide."""
+    """Return a class with a config of its own: a list of widths, and a number that another has to divide."""
     from transformers import PreTrainedConfig, PreTrainedModel
 
     class OddConfig(PreTrainedConfig):  # type: ignore[misc]

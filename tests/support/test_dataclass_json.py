@@ -26,7 +26,7 @@ class Own:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Own:
-        """The inverse."""
+        """Read what `to_dict` wrote."""
         return cls(data["ms"] / 1000.0)
 
 

@@ -14,7 +14,7 @@ import proxyprune as pp
 
 
 def llama(key_value_heads: int) -> nn.Module:
-    """A Llama whose layer 9 has an index that equals its number of heads."""
+    """Return a Llama whose layer 9 has an index that equals its number of heads."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=64,

@@ -72,7 +72,7 @@ def picture(model: nn.Module) -> dict[str, Any]:
 
 
 def mean_square(model: nn.Module, batch: Tensor) -> Tensor:
-    """A scalar loss."""
+    """Return a scalar loss."""
     return model(batch).square().mean()
 
 
@@ -251,7 +251,7 @@ class Returns(nn.Module):
 
 
 def in_holder(model: nn.Module, x: Tensor, y: Tensor) -> Holder:
-    """An object of no known kind."""
+    """Return an object of no known kind."""
     holder = Holder()
     holder.last = y
     return holder

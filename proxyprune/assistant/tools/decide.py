@@ -108,7 +108,7 @@ def _own(context: CallContext, arguments: ScoreArguments) -> Ranking:
 
 
 def _request(task: PruningTask, arguments: PlanArguments) -> PlanRequest:
-    """The session's goal, tightened by the arguments."""
+    """Return the session's goal, tightened by the arguments."""
     goal = task.goal
     limits = Limits(
         keep=(*goal.limits.keep, *arguments.keep),

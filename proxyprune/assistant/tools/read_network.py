@@ -97,7 +97,7 @@ def _measurable(context: CallContext) -> list[str]:
 
 
 def _page(context: CallContext, text: str, offset: int) -> dict[str, Any]:
-    """A part of a text that fits into half an answer, because JSON may write a character as several."""
+    """Return a part of a text that fits into half an answer, because JSON may write a character as several."""
     length = context.bounds.answer_chars // 2
     part = text[offset : offset + length]
     end = offset + len(part)

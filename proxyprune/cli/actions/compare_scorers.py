@@ -54,7 +54,7 @@ def compare_scorers(
 
 
 def _target(text: str) -> float | str:
-    """A plain fraction as the number that a Python caller would write."""
+    """Return a plain fraction as the number that a Python caller would write."""
     try:
         number = float(text)
     except ValueError:

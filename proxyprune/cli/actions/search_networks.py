@@ -38,7 +38,7 @@ def search_networks(
 
 
 def _proposer(name: str, llm: LLMOptions) -> Proposer:
-    """Looked up before anything slow happens; a language model with its options, which hold for every round."""
+    """Find the proposer before anything slow happens; a language model gets its options, which hold for every round."""
     if name in SCORERS:
         return ScorerProposer(scorer_named(name, llm).scorer)
     llm.refuse_any(f"proposer '{name}'")

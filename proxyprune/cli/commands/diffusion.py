@@ -42,7 +42,7 @@ class Choice:
     changes: dict[str, Any]
 
     def load(self, folder: Path | None = None) -> StepAdaptiveConfig:
-        """The configuration; of the run in `folder` when nothing else is named."""
+        """Return the configuration; of the run in `folder` when nothing else is named."""
         from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
 
         if self.preset is not None and self.config is not None:

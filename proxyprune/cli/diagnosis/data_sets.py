@@ -26,7 +26,7 @@ def _hub() -> DataSet:
 
 
 def _through(name: str, distribution: str, advice: str) -> DataSet:
-    """A data set that comes through an installed distribution."""
+    """Return a data set that comes through an installed distribution."""
     try:
         return DataSet(name, f"{distribution} {metadata.version(distribution)}", "")
     except metadata.PackageNotFoundError:

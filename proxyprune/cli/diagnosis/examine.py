@@ -25,7 +25,7 @@ def examine(data_sets: tuple[DataSet, ...] = ()) -> Diagnosis:
     """Look at this environment. Nothing is sent anywhere, and no key is read beyond whether it is there.
 
     Args:
-        data_sets: What was found of them, by whoever knows where they lie (`proxyprune.cli.diagnosis.data_sets`).
+        data_sets: What `proxyprune.cli.diagnosis.data_sets` found of them.
     """
     from proxyprune import __version__
 

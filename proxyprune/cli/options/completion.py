@@ -11,12 +11,12 @@ SAMPLERS = ("ddim", "ddpm", "dpm++", "euler", "heun", "unipc", "flow")
 
 
 def scorer_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered scorers, working or not."""
+    """Return registered scorers, working or not."""
     return _matching(_registered(), incomplete)
 
 
 def scorer_list(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The last name of a list with commas; names that are in it already are not offered again."""
+    """Return the last name of a list with commas; names that are in it already are not offered again."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in _matching(_registered(), last) if name not in before.split(",")]
 
@@ -27,7 +27,7 @@ def proposer_names(_context: click.Context, _parameter: click.Parameter, incompl
 
 
 def preset_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Configurations that have a name."""
+    """Return configurations that have a name."""
     return _matching(PRESETS, incomplete)
 
 
@@ -37,7 +37,7 @@ def sampler_names(_context: click.Context, _parameter: click.Parameter, incomple
 
 
 def setting_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Settings of a diffusion run, ready for a value."""
+    """Return settings of a diffusion run, ready for a value."""
     from proxyprune.diffusion.config.run_config import settings
 
     return [f"{name}=" for name in _matching(tuple(settings()), incomplete)]

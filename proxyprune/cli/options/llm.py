@@ -78,7 +78,7 @@ class LLMOptions:
             )
 
     def scorer_options(self, scorer: str) -> dict[str, Any]:
-        """What to make the scorer with.
+        """Return what to make the scorer with.
 
         Raises:
             click.UsageError: If the scorer asks no language model and an option for one is given, or the model is not named.

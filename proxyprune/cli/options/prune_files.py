@@ -39,7 +39,7 @@ class PruneFiles:
     ids: bool
 
     def destination(self, model_file: Path) -> Path:
-        """The folder of the result."""
+        """Return the folder of the result."""
         return self.out or Path(f"{model_file.stem}-plan.json" if self.plan_only else f"{model_file.stem}-pruned")
 
 

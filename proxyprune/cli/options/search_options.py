@@ -44,7 +44,7 @@ _OPTIONS = (
         show_default=True,
         metavar="NAME",
         shell_complete=proposer_names,
-        help="evolution, coordinate, random, or a scorer, which is told what was measured.",
+        help="evolution, coordinate, random, or a scorer, which sees what was measured.",
     ),
     click.option(
         "--start",

@@ -323,7 +323,7 @@ def channels_option(command: _Function) -> _Function:
 
 
 def file_option(name: str, metavar: str, text: str) -> Callable[[_Function], _Function]:
-    """An option that names a file or folder; whether it exists is for the command to see."""
+    """Return an option that names a file or folder; whether it exists is for the command to see."""
     return click.option(name, type=_FILE, metavar=metavar, help=text)
 
 

@@ -35,7 +35,7 @@ def layout_table(layout: Layout, base_macs: int, snr_db: FloatArray) -> list[Ren
 
 
 def ledger_table(ledger: Ledger) -> Table:
-    """What was spent on what, against the full-size reference."""
+    """Return what was spent on what, against the full-size reference."""
     share = "" if ledger.share is None else f", {ledger.share:.1%} of one full-size model's"
     table = _table(f"Training compute: {quantity(ledger.spent_macs)} MACs{share}")
     table.add_column("spent on")
@@ -88,7 +88,7 @@ def frontier_table(found: Sequence[tuple[str, Evaluation]]) -> Table:
 
 
 def plan_payload(config: StepAdaptiveConfig, layout: Layout, base_macs: int, base_params: int, snr_db: FloatArray) -> dict[str, Any]:
-    """What `diffusion plan --json` prints."""
+    """Return what `diffusion plan --json` prints."""
     from proxyprune.diffusion.stages.layout import layout_record
 
     return {"schema": 1, "config": config.to_dict(), "base_macs": base_macs, "base_params": base_params, **layout_record(layout, snr_db)}

@@ -18,7 +18,7 @@ class FittingTable:
     table: SummaryTable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """A blank line, the title, the headings and the rows."""
+        """Yield a blank line, the title, the headings and the rows."""
         yield Text()
         yield Text(self.title, style="bold")
         for number, cells in enumerate(self.table.lines(options.max_width)):

@@ -37,7 +37,7 @@ class Listener:
             self.finished = event
 
     def table(self) -> Table | None:
-        """What was asked and what it cost; None when nobody was asked."""
+        """Return what was asked and what it cost; None when nobody was asked."""
         if self.finished is None:
             return None
         done = self.finished
@@ -59,7 +59,7 @@ class Listener:
         return table
 
     def payload(self) -> dict[str, Any] | None:
-        """The same as plain JSON types."""
+        """Return the same as plain JSON types."""
         if self.finished is None:
             return None
         done = self.finished
@@ -79,7 +79,7 @@ class Listener:
 
 
 def estimate_table(estimate: CostEstimate) -> Table:
-    """What asking would cost."""
+    """Return what asking would cost."""
     table = Table(title="\nBefore anything is sent", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in ("", "expected", "at most"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -102,7 +102,7 @@ def preview_text(preview: Preview) -> str:
 
 
 def preview_payload(preview: Preview) -> dict[str, Any]:
-    """The same as plain JSON types."""
+    """Return the same as plain JSON types."""
     return {
         "schema": 1,
         "destination": preview.destination,

@@ -36,7 +36,7 @@ def rounds_table(result: SearchResult) -> Table:
 
 
 def search_table(result: SearchResult) -> Table:
-    """What the search won over its start."""
+    """Return what the search won over its start."""
     stopped = {"budget": "measurements spent", "patience": "no improvement", "repeats": "the proposer repeats itself"}[result.stopped]
     table = _table(f"Best: round {result.best_round.index}; stopped: {stopped}")
     for heading in ("", "held-out loss", "MACs"):

@@ -14,12 +14,12 @@ SCHEMA = 1
 
 
 def graph_payload(graph: ModelGraph) -> dict[str, Any]:
-    """What `describe --json` prints."""
+    """Return what `describe --json` prints."""
     return graph.to_dict()
 
 
 def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `score --json` prints: the ranking as `Ranking.from_dict` reads it, and the structure that it belongs to.
+    """Return what `score --json` prints: the ranking as `Ranking.from_dict` reads it, and the structure that it belongs to.
 
     Args:
         graph: The network.
@@ -39,7 +39,7 @@ def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] |
 
 
 def scorers_payload(infos: tuple[ScorerInfo, ...]) -> dict[str, Any]:
-    """What `scorers --json` prints."""
+    """Return what `scorers --json` prints."""
     return {
         "schema": SCHEMA,
         "scorers": [

@@ -41,7 +41,7 @@ def ranking_table(graph: ModelGraph, ranking: Ranking) -> FittingTable:
 
 
 def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = None) -> list[RenderableType]:
-    """What a reader has to know before trusting the figures."""
+    """Return what a reader has to know before trusting the figures."""
     lines = []
     if confidence is not None:
         lines.append(f"Confidence (mean Kendall tau of repeated queries): {confidence:.2f}.")
@@ -129,7 +129,7 @@ def widths_table(graph: ModelGraph, plan: PrunePlan, *, ids: bool = False) -> Fi
 
 
 def pinned_table(graph: ModelGraph, *, ids: bool = False) -> Table | None:
-    """What cannot be cut, by reason; None when everything can."""
+    """Return what cannot be cut, by reason; None when everything can."""
     shown = {group.id: group.id for group in graph.groups} if ids else group_names(graph)
     places: dict[str, list[str]] = {}
     for group in graph.groups:
@@ -199,7 +199,7 @@ def trials_table(trials: Trials | None) -> Table | None:
 
 
 def scorers_table(infos: Iterable[ScorerInfo]) -> Table:
-    """Registered scorers; the broken ones with their error."""
+    """Return registered scorers; the broken ones with their error."""
     table = _table(None)
     table.add_column("scorer", no_wrap=True)
     table.add_column("from", overflow="fold")

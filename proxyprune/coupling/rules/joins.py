@@ -85,7 +85,7 @@ def split(walk: Walk, node: Node) -> Outcome:
 
 
 def _piece(walk: Walk, run: LabelArray, reason: str) -> Axis:
-    """A run of positions as an axis; a run of one is fixed, for it would have no size left, or be stretched by broadcasting."""
+    """Return a run of positions as an axis; a run of one is fixed, because it would have no size left, or be broadcast."""
     if len(run) > 1:
         return np.ascontiguousarray(run)
     walk.labels.pin(run, reason)
@@ -93,7 +93,7 @@ def _piece(walk: Walk, run: LabelArray, reason: str) -> Axis:
 
 
 def _lists_runs(node: Node) -> bool:
-    """True when the call holds the size, or the end, of each run."""
+    """Return True if the call holds the size, or the end, of each run."""
     return isinstance(node.args[1], list | tuple) if len(node.args) > 1 else False
 
 
@@ -332,7 +332,7 @@ def gate(walk: Walk, node: Node) -> Outcome:
 
 
 def triangle(walk: Walk, node: Node) -> Outcome:
-    """triu, tril: the last two dimensions are told apart by position."""
+    """triu, tril: the last two dimensions are distinguished by position."""
     source = tensor_argument(node, 0)
     axes = walk.axes(source)
     walk.pin(axes[-2:], node, "is cut to a triangle in")

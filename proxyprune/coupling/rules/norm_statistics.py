@@ -28,7 +28,7 @@ _MOST_USES = 64
 
 
 def is_norm_statistic(walk: Walk, node: Node) -> bool:
-    """True when a mean, variance or mean of squares does nothing but normalise its own input.
+    """Return True if a mean, variance or mean of squares does nothing but normalise its own input.
 
     A mean may only be shifted on its way (x - mean, x / (mean + eps)), a spread or a squared mean may be shaped as norms do.
     """
@@ -54,7 +54,7 @@ def is_norm_statistic(walk: Walk, node: Node) -> bool:
 
 
 def is_held(walk: Walk, node: Node) -> bool:
-    """True for a statistic that `is_norm_statistic` found, possibly rearranged."""
+    """Return True for a statistic that `is_norm_statistic` found, possibly rearranged."""
     while node not in walk.held:
         source = node.args[0] if node.op == "call_function" and node.args else None
         if op_name(node) not in _REARRANGING | _CASTS or not isinstance(source, Node):
@@ -76,7 +76,7 @@ def _normalises(walk: Walk, user: Node, path: set[Node], original: Node, *, spre
 
 
 def _stays_small(walk: Walk, user: Node, size: int) -> bool:
-    """True while the value is a statistic still: shifted by numbers or by other statistics, not spread over the data."""
+    """Return True while the value is a statistic still: shifted by numbers or by other statistics, not spread over the data."""
     if op_name(user) in _REARRANGING:
         return True
     return is_tensor(user) and math.prod(walk.shape(user)) <= size
@@ -93,13 +93,13 @@ def _is_square(node: Node) -> bool:
 
 
 def _root(node: Node) -> Node:
-    """The tensor that is squared, or the node itself."""
+    """Return the tensor that is squared, or the node itself."""
     base = node.args[0] if _is_square(node) else node
     return base if isinstance(base, Node) else node
 
 
 def _uncentred(walk: Walk, node: Node, path: set[Node]) -> Node:
-    """The tensor behind casts and the subtraction of its mean."""
+    """Return the tensor behind casts and the subtraction of its mean."""
     while node.op == "call_function" and isinstance(node.args[0], Node):
         mean = node.args[1] if op_name(node) in _CENTRING else None
         centred = isinstance(mean, Node) and (mean in path or is_held(walk, mean))

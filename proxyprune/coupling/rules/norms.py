@@ -70,7 +70,7 @@ def _members(node: Node, names: tuple[str, ...]) -> list[Node]:
 
 
 def _with_members(walk: Walk, node: Node, channels: Axis, names: tuple[str, ...]) -> Axis:
-    """The channel axis, after it met the parameters and buffers that have one entry a channel."""
+    """Return the channel axis, after it met the parameters and buffers that have one entry a channel."""
     return walk.labels.unify([channels, *(walk.axes(member)[0] for member in _members(node, names))], walk.where(node))
 
 

@@ -81,7 +81,7 @@ def _product(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> b
 
 
 def _sum(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> bool:
-    """A sum needs all its summands; x - mean(x) counts as x where the mean is a statistic that is held out of the way."""
+    """Join the summands of a sum, which needs all of them; x - mean(x) counts as x where the mean is a statistic that is held fixed."""
     others = [value for value in node.args[1:] if not isinstance(value, Node)]
     if len(tensors) == 1 and any(value != 0 for value in others):
         return False
@@ -91,7 +91,7 @@ def _sum(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> bool:
 
 
 def _first(walk: Walk, node: Node, outcome: Outcome, tensors: list[Node]) -> bool:
-    """The first argument decides, where it has entries of its own."""
+    """Let the first argument decide, where it has entries of its own."""
     first = node.args[0]
     return isinstance(first, Node) and sum_is_zero(walk, outcome.outputs[0], walk.shape(node), [first])
 
@@ -142,7 +142,7 @@ def broadcast_tensors(walk: Walk, node: Node) -> Outcome:
 
 
 def filled(walk: Walk, node: Node) -> Outcome:
-    """A tensor of one repeated value: it can have any size, so its dimensions take whatever labels they meet."""
+    """Return a tensor of one repeated value: it can have any size, so its dimensions take whatever labels they meet."""
     shape = output_shapes(node)[0]
     axes = tuple(walk.labels.fresh(size) for size in shape)
     sizes: Sizes = {}
@@ -167,12 +167,12 @@ def constant(walk: Walk, node: Node) -> Outcome:
 
 
 def silent(walk: Walk, node: Node) -> Outcome:
-    """Assertions and the like: no output that anything is computed with."""
+    """Accept assertions and the like, whose output nothing is computed with."""
     return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)))
 
 
 def is_pointwise(node: Node) -> bool:
-    """True when torch tags the op as elementwise."""
+    """Return True if torch tags the op as elementwise."""
     return torch.Tag.pointwise in getattr(node.target, "tags", ()) and is_tensor(node)
 
 

@@ -92,7 +92,7 @@ def _product_is_zero(walk: Walk, operands: tuple[Node, Node], shape: tuple[int, 
 
 
 def _has_batch(walk: Walk, operand: Node, batch: tuple[int, ...], offset: int) -> bool:
-    """True when a factor of a batched product has its own entries along a batch dimension, counted from the right."""
+    """Return True if a factor of a batched product has its own entries along a batch dimension, counted from the right."""
     own = walk.shape(operand)[:-2]
     return offset <= len(own) and (own[-offset] != 1 or batch[-offset] == 1)
 
@@ -181,7 +181,7 @@ def _einstein_sum(walk: Walk, node: Node, operands: Sequence[Node], terms: Seque
 
 
 def _einstein_macs(walk: Walk, letters: Letters, operands: Sequence[Node], kept: Sequence[str]) -> tuple[Term, ...]:
-    """A product of two operands over a shared letter is a matrix product; letters of one operand that vanish are summed before."""
+    """Treat a product over a shared letter as a matrix product; letters of one operand that vanish are summed before."""
     contracted = [letter for letter in letters.uses if letter not in kept and len(letters.holders(walk, letter)) > 1]
     if len(operands) != 2 or not contracted:
         return ()
@@ -244,7 +244,7 @@ def attention(walk: Walk, node: Node) -> Outcome:
 
 
 def _attended_batch(walk: Walk, node: Node, operands: Sequence[Node], offset: int) -> Axis:
-    """A batch or head dimension, counted from the right: equal sizes meet, a fewer key heads stand for runs of query heads."""
+    """Return a batch or head dimension, counted from the right: equal sizes meet, a fewer key heads stand for runs of query heads."""
     where, size = walk.where(node), output_shapes(node)[0][-offset]
     own = [(walk.shape(operand)[-offset], walk.axes(operand)[-offset]) for operand in operands if offset <= len(walk.shape(operand))]
     axis = walk.labels.unify([axis for extent, axis in own if extent == size], where)
@@ -344,7 +344,7 @@ def _grouped(walk: Walk, node: Node, conv: Convolution, in_axis: Axis) -> tuple[
 
 
 def _whole_groups(walk: Walk, node: Node, conv: Convolution, in_axis: Axis) -> tuple[Axis, Size]:
-    """Groups leave with all their input and output channels."""
+    """Let groups leave with all their input and output channels."""
     labels, where, groups = walk.labels, walk.where(node), conv.groups
     long_axis, short_axis = walk.axes(conv.weight)[:2]
     walk.pin([short_axis], node, "is a part of a convolution group in")

@@ -239,7 +239,7 @@ def expand(walk: Walk, node: Node) -> Outcome:
 
 
 def _elastic(walk: Walk, node: Node, size: int) -> Axis:
-    """A dimension of equal entries takes any size: it gets the labels of what it meets.
+    """Give a dimension of equal entries, which takes any size, the labels of what it meets.
 
     Where it would be reshaped instead, as the copies of a key head in grouped attention are, their number is part of the architecture.
     """

@@ -100,7 +100,7 @@ def ops(names: str) -> tuple[str, ...]:
 
 
 def in_place(names: Sequence[str]) -> tuple[str, ...]:
-    """The same ops together with their variants that write into their first argument."""
+    """Return the same ops together with their variants that write into their first argument."""
     return (*names, *(f"{name}_" for name in names))
 
 
@@ -116,7 +116,7 @@ def kept_whole(walk: Walk, node: Node, reason: str, macs: tuple[Term, ...] = ())
 
 
 def sizes_of(shape: Sequence[int], axes: Axes) -> tuple[Size, ...]:
-    """What a size argument must hold for an output of these axes."""
+    """Return what a size argument must hold for an output of these axes."""
     return tuple(size if axis is None else axis for size, axis in zip(shape, axes, strict=True))
 
 
@@ -128,7 +128,7 @@ def dims_of(value: Any, ndim: int) -> tuple[int, ...]:
 
 
 def spans(walk: Walk, tensor: Node, shape: Sequence[int], offset: int) -> bool:
-    """True when a tensor has its own entries along a dimension of a broadcast result, instead of being stretched."""
+    """Return True if a tensor has its own entries along a dimension of a broadcast result, instead of being stretched."""
     own = walk.shape(tensor)
     return offset <= len(own) and (own[-offset] != 1 or shape[-offset] == 1)
 
@@ -144,13 +144,13 @@ def broadcast(walk: Walk, node: Node, tensors: Sequence[Node], shape: Sequence[i
 
 
 def sum_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Sequence[Node]) -> bool:
-    """A broadcast sum is zero at dropped positions when every summand is, along every dimension that may shrink."""
+    """Return zeros of a broadcast sum: at dropped positions where every summand is zero, along every dimension that may shrink."""
     offsets = walk.open(axes)
     return all(walk.zero(tensor) and all(spans(walk, tensor, shape, offset) for offset in offsets) for tensor in tensors)
 
 
 def product_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Sequence[Node]) -> bool:
-    """A broadcast product is zero at dropped positions when, along every dimension that may shrink, some factor is."""
+    """Return zeros of a broadcast product: at dropped positions where some factor is zero, along every dimension that may shrink."""
     zeros = [tensor for tensor in tensors if walk.zero(tensor)]
     return bool(zeros) and all(any(spans(walk, tensor, shape, offset) for tensor in zeros) for offset in walk.open(axes))
 
@@ -170,5 +170,5 @@ def repeat_each(axis: Axis, times: int) -> Axis:
 
 
 def repeat_whole(axis: Axis, times: int) -> Axis:
-    """The whole run of labels stands `times` times."""
+    """Repeat the whole run of labels `times` times."""
     return None if axis is None else np.tile(axis, times)

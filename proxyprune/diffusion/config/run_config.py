@@ -322,7 +322,7 @@ class StepAdaptiveConfig:
 
     @classmethod
     def preset(cls, name: str) -> StepAdaptiveConfig:
-        """A whole configuration by name: one of those in `proxyprune.diffusion.config.presets.CONFIGS`, such as "digits" or "fashion16".
+        """Return a whole configuration by its name in `proxyprune.diffusion.config.presets.CONFIGS`, such as "digits" or "fashion16".
 
         Raises:
             UnknownNameError: If there is none of this name.
@@ -332,7 +332,7 @@ class StepAdaptiveConfig:
         return cls.from_dict(CONFIGS[name])
 
     def with_values(self, values: Mapping[str, Any]) -> StepAdaptiveConfig:
-        """A copy with other values.
+        """Return a copy with other values.
 
         Args:
             values: By dotted name: {"budgets.target": 0.5}; `settings` lists all names.
@@ -359,7 +359,7 @@ class StepAdaptiveConfig:
 
     @classmethod
     def from_dict(cls, data: object) -> StepAdaptiveConfig:
-        """The inverse of `to_dict`; what is left out keeps its default.
+        """Read what `to_dict` wrote; what is left out keeps its default.
 
         Raises:
             InputError: If a setting is unknown or of the wrong kind; all of them at once.

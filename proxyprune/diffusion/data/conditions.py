@@ -1,4 +1,4 @@
-"""What conditional networks are told when images are sampled: labels or embeddings from a file, as many as there are images."""
+"""Conditions for sampling: labels or embeddings from a file, as many as there are images."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def read_condition(path: Path) -> Tensor:
 
 
 def repeated(condition: Tensor, count: int) -> Tensor:
-    """The first `count` conditions, from the start again when there are fewer."""
+    """Return the first `count` conditions, from the start again when there are fewer."""
     return condition[torch.arange(count) % len(condition)]

@@ -38,7 +38,7 @@ _SHUFFLE_SEED = 0
 _DIGITS_HELD_OUT, _MOST_HELD_OUT = 297, 5000
 _WITH_FILES = ("fashion-mnist", "cifar10")
 _CONDITIONS = ("labels", "y", "embeddings")
-"""Names of what an npz tells a denoiser about each image."""
+"""Names of the arrays that condition a denoiser."""
 """Held-out images are the same in every run, whatever the run's seed."""
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _means(images: Tensor, factor: int) -> Tensor:
 
 
 def _idx(folder: Path, name: str, dimensions: int) -> Bytes:
-    """An IDX file of bytes, gzipped or not."""
+    """Return an IDX file of bytes, gzipped or not."""
     path = next((folder / candidate for candidate in (name, f"{name}.gz") if (folder / candidate).is_file()), None)
     if path is None:
         raise DataError(f"{folder} lacks {name} (or {name}.gz); Fashion-MNIST has four such files.")
@@ -237,7 +237,7 @@ def _folder(config: DataConfig, size: int | None, place: Path) -> ImageData:
 
 
 def _hub(config: DataConfig, size: int | None) -> ImageData:
-    """A data set of the hub (or a local copy of one) through the package `datasets`."""
+    """Return a data set of the hub (or a local copy of one) through the package `datasets`."""
     try:
         import datasets
     except ImportError as error:
@@ -305,7 +305,7 @@ def _npz(config: DataConfig, size: int | None, path: Path) -> ImageData:
     if config.labels:
         there = [key for key in _CONDITIONS if key in arrays]
         if len(there) > 1:
-            raise DataError(f"{path} holds {' and '.join(map(repr, there))}, and a denoiser here is told one of them. Leave one out.")
+            raise DataError(f"{path} holds {' and '.join(map(repr, there))}, and a denoiser takes one of them. Leave one out.")
         key = there[0] if there else None
         if key is None or len(arrays[key]) != len(images):
             raise DataError(f"Labels were asked for, but {path} has no array 'labels' or 'embeddings' with one entry for each image.")
@@ -331,7 +331,7 @@ def _labels(path: Path, name: str, values: NDArray[Any]) -> Tensor:
 
 
 def _middle(images: Tensor) -> Tensor:
-    """The middle square of images [n, channels, height, width]."""
+    """Return the middle square of images [n, channels, height, width]."""
     height, width = images.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -359,7 +359,7 @@ def _picture(source: Any, label: Any, size: int, channels: int) -> Tensor:
 
 
 def _bytes_of(image: Image.Image, label: Any) -> Image.Image:
-    """An image of 8 bits a channel; Pillow would cut 16 bits off at 255."""
+    """Return an image of 8 bits a channel; Pillow would cut 16 bits off at 255."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):

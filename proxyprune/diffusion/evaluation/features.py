@@ -163,6 +163,6 @@ def _inception(weights: Path | None) -> Callable[[Tensor], Tensor]:
 
 
 def _plain(path: Path) -> str:
-    """The path of a file that holds tensors and nothing that unpickling would run; torch-fidelity itself unpickles anything."""
+    """Return the path of a file that holds tensors and nothing that unpickling would run; torch-fidelity itself unpickles anything."""
     torch.load(path, map_location="cpu", weights_only=True)
     return str(path)

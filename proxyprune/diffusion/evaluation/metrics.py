@@ -88,7 +88,7 @@ def precision_recall(real: FloatArray, fake: FloatArray, neighbours: int = 3) ->
 
 
 def bootstrap(statistic: Callable[[FloatArray], float], fake: FloatArray, *, rounds: int = 100, seed: int = 0) -> MetricEstimate:
-    """A statistic of generated features with its 95 % interval over resampling with replacement.
+    """Return a statistic of generated features with its 95 % interval over resampling with replacement.
 
     The interval is centred on the value: a resample holds duplicates, which raises the Fréchet distance, so the resamples' own mean is
     taken off first.

@@ -124,5 +124,5 @@ class Complexity:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Complexity:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return cls(str(data["monitor"]), tuple(map(float, data["phi"])), tuple(map(float, data["values"])), float(data["exponent"]))

@@ -93,7 +93,7 @@ class Calling:
 
 
 def output_of(output: Any) -> Tensor:
-    """The tensor in whatever a network returns."""
+    """Return the tensor in whatever a network returns."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "sample"):

@@ -60,7 +60,7 @@ class Interval:
         return max(0, self.first - beyond), min(timesteps - 1, self.last + beyond)
 
     def brief(self, snr: FloatArray) -> NoiseInterval:
-        """As scorers are told: finite ends, where the process itself ends."""
+        """Return the interval for scorers, with finite ends where the process itself ends."""
         low = max(float(snr[self.last]), -_FAR_DB) if not np.isfinite(self.low_snr_db) else self.low_snr_db
         high = min(float(snr[self.first]), _FAR_DB) if not np.isfinite(self.high_snr_db) else self.high_snr_db
         return NoiseInterval(min(low, high - 1e-3), high, self.index, self.count)
@@ -96,7 +96,7 @@ class Intervals:
         return np.asarray(np.searchsorted(rising, -np.asarray(snr, np.float64), side="left"), np.int64)
 
     def over(self, schedule: NoiseSchedule) -> tuple[Interval, ...]:
-        """The intervals with the timesteps of a training process, from the clean end to the noisy one.
+        """Return the intervals with the timesteps of a training process, from the clean end to the noisy one.
 
         Args:
             schedule: The process.
@@ -130,7 +130,7 @@ class Intervals:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Intervals:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` wrote.
 
         Raises:
             InputError: If the data is of another schema or malformed.
@@ -171,7 +171,7 @@ def uniform(schedule: NoiseSchedule, count: int) -> Intervals:
 
 
 def equal_db(schedule: NoiseSchedule, count: int, clip_db: float = 20.0) -> Intervals:
-    """The same width in clipped dB; without the clip nearly all timesteps of a cosine schedule fall into two intervals."""
+    """Return the same width in clipped dB; without the clip nearly all timesteps of a cosine schedule fall into two intervals."""
     snr = schedule.clipped_db(clip_db)
     top, bottom = float(snr[0]), float(snr[-1])
     levels = [top - (top - bottom) * k / count for k in range(1, count)]

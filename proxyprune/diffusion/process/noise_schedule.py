@@ -34,7 +34,7 @@ class NoiseSchedule:
     Attributes:
         signal: Factor of the clean image at each timestep, [T], in [0, 1].
         noise: Factor of the noise, [T].
-        times: What the network is told for each timestep, [T].
+        times: Value that the network takes as the time of each timestep, [T].
         prediction: "epsilon", "v_prediction", "sample" or "flow".
         scheduler: Class name and settings of the diffusers scheduler that it came from.
     """
@@ -66,7 +66,7 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, config: NoiseConfig) -> NoiseSchedule:
-        """The process of a configuration.
+        """Return the process of a configuration.
 
         Args:
             config: Schedule, prediction, timesteps.

@@ -77,7 +77,7 @@ class NoisyBatch:
 
     Attributes:
         noisy: [images, channels, height, width].
-        times: What the network is told, [images].
+        times: Times that the network takes, [images].
         target: Like noisy.
         weight: Loss weight, [images].
         condition: Labels or embeddings, or None.

@@ -19,7 +19,7 @@ class Compiled:
     Args:
         model: The network.
         options: For torch.compile.
-        networks: How many share the code of its forward. torch stops compiling code that it has compiled too often, so it is told.
+        networks: How many share the code of its forward. torch stops compiling code that it has compiled too often, so its limit is raised.
     """
 
     def __init__(self, model: nn.Module, options: Mapping[str, Any], networks: int = 1) -> None:

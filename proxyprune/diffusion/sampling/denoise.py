@@ -108,12 +108,12 @@ class ExpertSampler:
 
 
 def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
-    """A generator for each image, so that an image does not depend on its neighbours in a batch."""
+    """Return a generator for each image, so that an image does not depend on its neighbours in a batch."""
     return [torch.Generator().manual_seed(derived_seed(seed, "image", index)) for index in range(first, first + count)]
 
 
 def initial_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Unit noise [images, *shape]."""
+    """Draw unit noise [images, *shape]."""
     return torch.stack([torch.randn(shape, generator=generator, device=generator.device) for generator in generators]).to(device)
 
 

@@ -147,7 +147,7 @@ class Experts:
         return len(self.macs)
 
     def __getitem__(self, index: int) -> nn.Module:
-        """The network of an interval, on the device, ready to run."""
+        """Return the network of an interval, on the device, ready to run."""
         if index not in self._held:
             if not self.resident:
                 self._held.clear()
@@ -163,11 +163,11 @@ class Experts:
         return self._held[index]
 
     def held(self, index: int) -> nn.Module | None:
-        """The network of an interval, if it is in memory."""
+        """Return the network of an interval, if it is in memory."""
         return self._held.get(index)
 
     def callable(self, index: int) -> Any:
-        """The network as it is called: compiled, when that was asked for."""
+        """Return the network as it is called: compiled, when that was asked for."""
         model = self[index]
         if self.compile_options is None:
             return model

@@ -150,7 +150,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         return self._sampler().macs(steps)
 
     def relative_macs(self, steps: int) -> float:
-        """The same, as a share of what the unpruned network would cost.
+        """Return the same, as a share of what the unpruned network would cost.
 
         Args:
             steps: Sampling steps.

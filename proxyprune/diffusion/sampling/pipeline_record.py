@@ -47,7 +47,7 @@ class Blueprint:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Blueprint:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` wrote.
 
         Raises:
             StorageError: If the data is of another schema or malformed.

@@ -1,7 +1,7 @@
 """A scheduler is tried before images are drawn with it, on the one process whose answer is known: all images are the same.
 
 A perfect denoiser of that process has a closed form. With it, every step has to hold as much noise as the network expects at the timestep
-that it is told, and the last has to end at the image. A scheduler of another process, one that starts in the middle or stops before the
+that it gets, and the last has to end at the image. A scheduler of another process, one that starts in the middle or stops before the
 image, and steps that divide by zero all show there, whatever their class; with a real network they show as bad images only.
 """
 

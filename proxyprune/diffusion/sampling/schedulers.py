@@ -113,7 +113,7 @@ def _on_straight_paths(kind: Any, scheduler: Scheduler) -> Scheduler:
 
 
 def _settings(kind: Any, scheduler: Scheduler) -> dict[str, Any]:
-    """What a class of diffusers is made with for the process of a scheduler: the process itself, where to begin, and whether to clip."""
+    """Return settings of a diffusers class for the process of a scheduler: the process, where to begin, and whether to clip."""
     accepted = _parameters(kind)
     found = {name: scheduler.config[name] for name in _PROCESS if name in scheduler.config and name in accepted}
     if "clip_sample" in accepted:  # where the end amplifies, `unusable_steps` leaves out the steps for which it would be needed
@@ -191,7 +191,7 @@ def _clips(scheduler: Scheduler) -> bool:
 
 
 def step_arguments(scheduler: Scheduler, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """What a scheduler's step takes beside the prediction.
+    """Return what a scheduler's step takes beside the prediction.
 
     A scheduler that clips its estimate of the clean image and keeps the noise of the unclipped one mixes two states that do not belong
     together; DDIM does so unless asked otherwise, and its images come out two to three times as far from the data.
@@ -240,7 +240,7 @@ def check_start(scheduler: Scheduler, steps: int, start_db: float) -> None:
         start_db: SNR of the first.
 
     Raises:
-        InputError: If it stops so, or if images are no noise any more at the first of more than a few steps and the process goes further.
+        InputError: If it stops so, or if images are no longer noise at the first of more than a few steps and the process goes further.
     """
     if is_flow(scheduler) and float(cast(Any, scheduler).sigmas[-1]) > 0.0:
         raise InputError(f"{type(scheduler).__name__} stops before the image on straight paths (flow matching); use flow, dpm++ or unipc.")
@@ -249,7 +249,7 @@ def check_start(scheduler: Scheduler, steps: int, start_db: float) -> None:
     abar = float(alphas_of(scheduler)[-1])
     if abar < _NOISE_SHARE:
         raise InputError(
-            f"{type(scheduler).__name__} would begin {steps} steps at {start_db:.0f} dB, where images are no noise any more; its spacing "
+            f"{type(scheduler).__name__} would begin {steps} steps at {start_db:.0f} dB, where images are no longer noise; its spacing "
             f"({scheduler.config.get('timestep_spacing', 'unnamed')}) does not reach the end with so many. Take fewer steps."
         )
 

@@ -46,7 +46,7 @@ def affinity(setup: Setup, model: nn.Module) -> tuple[list[int], FloatArray, Flo
 
 
 def _projected(gradients: Sequence[Tensor], seed: int) -> FloatArray:
-    """A gradient in fewer dimensions: signed sums over buckets, the same for every bin (count sketch)."""
+    """Return a gradient in fewer dimensions: signed sums over buckets, the same for every bin (count sketch)."""
     flat = torch.cat([gradient.detach().reshape(-1).cpu().double() for gradient in gradients])
     generator = torch.Generator().manual_seed(seed)
     bucket = torch.randint(0, _PROJECTED, (len(flat),), generator=generator)

@@ -51,7 +51,7 @@ class Budgets:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Budgets:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return from_plain(cls, data)
 
 
@@ -61,7 +61,7 @@ def weighted_mean(fractions: Sequence[float], steps: Sequence[int]) -> float:
 
 
 def formula(count: int, k: float, capacity: str = "clean") -> tuple[float, ...]:
-    """The published fractions, cleanest interval first.
+    """Return the published fractions, cleanest interval first.
 
     Args:
         count: Number of intervals N.

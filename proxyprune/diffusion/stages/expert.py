@@ -90,7 +90,7 @@ class Specialist:
         """Train, and return what is recorded of it; at once when it is done already.
 
         Raises:
-            DivergedError: If the loss is not finite any more.
+            DivergedError: If the loss is not finite.
             ComputeError: If scoring alone exceeds the allowance.
         """
         with claimed(self.folder.path, mine=self.setup.accelerator.is_main_process):
@@ -114,7 +114,7 @@ class Specialist:
         return self._finish(training)
 
     def _restored(self) -> Training:
-        """The state to go on from: a checkpoint, or the base."""
+        """Return the state to go on from: a checkpoint, or the base."""
         found = Checkpoint.read(self.folder.path)
         stage = self.setup.config.experts
         if self.setup.accelerator.is_main_process:
@@ -210,7 +210,7 @@ class Specialist:
         return experts.teacher_weight > 0.0 and (experts.teacher == "base" or (experts.teacher == "expert" and number > 0))
 
     def _spent(self, training: Training) -> Entry:
-        """What the phase that ended cost."""
+        """Return what the phase that ended cost."""
         images = (training.step - training.phase.start) * self.setup.config.run.batch_size
         return Entry("expert", self.interval.index, "training", images, training_macs(self._macs(training.phase.number), images))
 
@@ -250,7 +250,7 @@ class Specialist:
         return record
 
     def _cuts(self, count: int, model: nn.Module) -> Sequence[PruneResult]:
-        """The cuts that were made, read back from the folder and traced again where that is needed."""
+        """Return the cuts that were made, read back from the folder and traced again where that is needed."""
         results, before = [], self.setup.base_model(self.base)
         for number in range(1, count + 1):
             place = self.folder.cut(number)

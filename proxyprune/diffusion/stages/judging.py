@@ -40,7 +40,7 @@ class CountedLoss:
     images: int = field(default=0, init=False)
 
     def __call__(self, model: nn.Module, batch: NoisyBatch) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         self.images += len(batch)
         return self.objective(model, batch)
 
@@ -118,8 +118,8 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
 def rehearse_judging(setup: Setup) -> float:
     """Have the untrained network judged by two images: what a scorer misses, it shall say before a base is trained.
 
-    What else goes wrong may come from the weights, which training changes, and counts when the scorer is asked in earnest. One that asks
-    another machine is not asked twice.
+    What else goes wrong may come from the weights, which training changes, and counts when the scorer runs on the trained base. One
+    that asks another machine is skipped here.
 
     Returns:
         How often the scorer looks at each image.
@@ -159,7 +159,7 @@ def compensation_macs(setup: Setup) -> int:
 
 
 def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
-    """What judging channels once costs, of the whole network.
+    """Return what judging channels once costs, of the whole network.
 
     Args:
         setup: The run.

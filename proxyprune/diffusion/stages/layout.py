@@ -172,7 +172,7 @@ def _measured_budgets(
 
 
 def _expert_steps(setup: Setup, ledger: Ledger) -> tuple[float, ...]:
-    """Steps of the whole network that the training of each interval's expert will cost as much as, about.
+    """Return steps of the whole network that the training of each interval's expert will cost as much as, about.
 
     Scoring and a teacher's passes are left out, and a cut that comes late, or in several rounds, is taken to come at once.
     """
@@ -223,11 +223,11 @@ def read_layout(run: RunFolder, setup: Setup) -> Layout | None:
 
 
 def layout_record(layout: Layout, snr_db: FloatArray) -> dict[str, Any]:
-    """A layout as plain JSON types.
+    """Return a layout as plain JSON types.
 
     Args:
         layout: The layout.
-        snr_db: Exact SNR of every timestep; some of it goes into the record as "curve", [timestep, dB], for whoever draws it.
+        snr_db: Exact SNR of every timestep; some of it goes into the record as "curve", [timestep, dB] for drawing.
     """
     spread = {round(part * (len(snr_db) - 1) / _CURVE) for part in range(_CURVE + 1)}
     shown = sorted(spread | {edge for member in layout.members for edge in (member.first, member.last)})

@@ -99,6 +99,6 @@ def write_losses(run: RunFolder, bins: Sequence[LossBin], images: int, macs: Map
 
 
 def evaluation_macs(bins: Sequence[tuple[int, int, int]], images: int, base_macs: int, expert_macs: Sequence[int] | None) -> dict[str, int]:
-    """What `measure_bins` computes, by "base" and "experts"."""
+    """Return what `measure_bins` computes, by "base" and "experts"."""
     experts = 0 if expert_macs is None else images * sum(expert_macs[interval] for interval, _, _ in bins)
     return {"base": images * base_macs * len(bins), "experts": experts}

@@ -73,7 +73,7 @@ def merge(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]], layou
 
 
 def _networks(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]]) -> tuple[Experts, list[Path | None]]:
-    """The networks, loaded when they are first used, and where each is saved."""
+    """Return the networks, loaded when they are first used, and where each is saved."""
     macs = tuple(record["macs"] for record in records)
     folders: list[Path | None] = [None]
     if setup.only_base:

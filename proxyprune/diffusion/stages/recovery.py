@@ -66,7 +66,7 @@ class DamageRecovery:
 
 
 def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int], most_passes: int = 30) -> DamageRecovery:
-    """The model that fits all trials best, in the sense of least squares with priors (maximum a posteriori).
+    """Return the model that fits all trials best, in the sense of least squares with priors (maximum a posteriori).
 
     Errors are relative for large damage and absolute for small, which asinh(damage / floor) makes equally large; a cut that seems to help
     is one whose damage is small. Trials of some intervals are noisier than those of others, so each has a floor of its own, which rises
@@ -142,7 +142,7 @@ class Measurement:
         return tuple((fraction, self.recovery.damage(interval, fraction, steps)) for fraction in sorted({smallest, *parts}))
 
     def options(self, interval: int, base_macs: int, damage: str = "relative") -> tuple[Option, ...]:
-        """The sizes of `remaining` to choose from.
+        """Return the sizes of `remaining` to choose from.
 
         Args:
             interval: Which.
@@ -156,7 +156,7 @@ class Measurement:
         )
 
     def note(self) -> str:
-        """A sentence for the reader."""
+        """Return a sentence for the reader."""
         tried = [index for index, sizes in enumerate(self.sizes) if sizes]
         falls = ", ".join(f"{self.recovery.exponents[index]:.2f} in interval {index}" for index in tried)
         fewest, most = min(self.expert_steps), max(self.expert_steps)
@@ -167,11 +167,11 @@ class Measurement:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; "remaining" is there for whoever draws it."""
+        """Plain JSON types; "remaining" is for drawing."""
         remaining = [[list(point) for point in self.remaining(interval)] for interval in range(len(self.sizes))]
         return {**to_plain(self), "remaining": remaining}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return from_plain(cls, data)

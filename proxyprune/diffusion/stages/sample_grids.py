@@ -82,7 +82,7 @@ class SampleGrids:
             save_picture(grid(to_bytes(images).cpu(), scale=4), self.folder.grid(training.step))
 
     def _sampler(self, training: Training) -> ExpertSampler:
-        """The network where it works, the base at less noise and at more."""
+        """Return the network where it works, the base at less noise and at more."""
         models, costs, ends = [training.model.eval()], [self.macs], []
         if self.interval is not None:
             base = self.setup.base_model(self.base).eval()

@@ -125,7 +125,7 @@ class _ShortTraining:
         return cls(setup, interval, stage, draws, judged)
 
     def lengths(self, macs: int) -> list[int]:
-        """Steps of a network of that many MACs after which the loss is measured."""
+        """Return steps of a network of that many MACs after which the loss is measured."""
         more = self.setup.base_macs / macs if self.setup.config.compute.saved_to_recovery else 1.0
         return [round(length * more) for length in self.setup.config.trial_lengths]
 

@@ -46,12 +46,12 @@ class AveragedWeights:
             kept.copy_(value)
 
     def best(self, model: nn.Module) -> dict[str, Tensor]:
-        """The averaged state, or the network's own without averaging."""
+        """Return the averaged state, or the network's own without averaging."""
         return self.state if self.decay else {name: value.detach() for name, value in model.state_dict().items()}
 
     @contextlib.contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The network runs with averaged weights inside."""
+        """Run the network with averaged weights inside."""
         if not self.decay:
             yield
             return

@@ -1,7 +1,7 @@
 """Which images, timesteps and noise a step gets: a function of the seed, the stage and the step's number, and of nothing else.
 
 So the position in the data is the number of the step. A run that is resumed draws what it would have drawn, and with several processes
-each takes its part of the very batch that one process would have had.
+each takes its part of the batch that one process would have.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Draws:
     _generator: torch.Generator = field(default_factory=torch.Generator, init=False, repr=False)
 
     def batch(self, step: int, device: torch.device | str = "cpu") -> NoisyBatch:
-        """This process's part of the batch of one step."""
+        """Return this process's part of the batch of one step."""
         chosen = self._indices(step)
         self._generator.manual_seed(derived_seed(self.seed, self.stage, "noise", step))
         timesteps = torch.randint(self.first, self.last + 1, (self.batch_size,), generator=self._generator)

@@ -122,7 +122,7 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str, T
 
 
 def restore_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    """The inverse of `optimizer_state`."""
+    """Read what `optimizer_state` wrote."""
     parameters = dict(model.named_parameters())
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for place, value in {**tensors, **plain}.items():

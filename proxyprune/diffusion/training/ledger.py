@@ -60,7 +60,7 @@ class Ledger:
         return self.spent_macs / self.limit_macs if self.limit_macs else None
 
     def add(self, *entries: Entry) -> Ledger:
-        """A ledger with more entries; those without cost are left out.
+        """Return a ledger with more entries; those without cost are left out.
 
         Args:
             entries: What is about to be spent.
@@ -94,7 +94,7 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` wrote."""
         return from_plain(cls, data)
 
     @classmethod

@@ -44,7 +44,7 @@ def make_accelerator(config: StepAdaptiveConfig, run: RunFolder) -> Accelerator:
 
 
 def _refused(config: StepAdaptiveConfig, reason: str) -> InputError:
-    """What accelerate's refusal means for the settings of a run; its errors differ in their sentence only."""
+    """Return what accelerate's refusal means for the settings of a run; its errors differ in their sentence only."""
     run = config.run
     if "mixed precision" in reason:
         return _no_precision(run.mixed_precision, reason)

@@ -84,7 +84,7 @@ class Training:
         return Checkpoint(self.model.state_dict(), self.ema.state, tensors, state, record)
 
     def restore(self, found: Checkpoint, rank: int) -> None:
-        """The inverse of `checkpoint`, for a network of the right shape."""
+        """Read what `checkpoint` wrote, for a network of the right shape."""
         record = found.record
         self.model.load_state_dict(dict(found.model))
         self.ema.load(found.ema, record["ema_updates"])

@@ -31,7 +31,7 @@ class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no ty
 
     @on_main_process  # type: ignore[untyped-decorator]
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """The configuration lies beside the logs already."""
+        """Store no configuration: it lies beside the logs already."""
 
     @on_main_process  # type: ignore[untyped-decorator]
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:

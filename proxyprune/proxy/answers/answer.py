@@ -57,7 +57,7 @@ def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def read_answer(text: str, labels: Sequence[str], *, levels: int = LEVELS) -> dict[str, int]:
-    """The scores of a valid answer.
+    """Return the scores of a valid answer.
 
     Args:
         text: What the model wrote.

@@ -23,7 +23,7 @@ _DECIMALS = 9
 
 
 def borda(answers: Matrix, cost: Matrix) -> Matrix:
-    """Importance in [0, 1]: mean mid-rank over the answers, divided by the highest rank there is.
+    """Return the importance in [0, 1]: the mean mid-rank over the answers, divided by the highest rank.
 
     Args:
         answers: Scores, [answers, items]; larger means keep.
@@ -40,7 +40,7 @@ def borda(answers: Matrix, cost: Matrix) -> Matrix:
 
 
 def kemeny(answers: Matrix, cost: Matrix) -> Matrix:
-    """Importance in [0, 1] in the Kemeny order, with the values of the Borda centre: the k-th item gets the k-th largest of them."""
+    """Return the importance in [0, 1] in the Kemeny order: the k-th item gets the k-th largest value of the Borda centre."""
     start = borda(answers, cost)
     order = kemeny_order(answers, start)
     values = np.empty_like(start)

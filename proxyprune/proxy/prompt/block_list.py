@@ -88,7 +88,7 @@ def figures(measured: Mapping[str, float]) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as inert text: quotation marks, control characters and everything beyond ASCII escaped, and cut to a sane length."""
+    """Return a name as inert text: quotation marks, control characters and everything beyond ASCII escaped, and cut to a sane length."""
     shown = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
     return json.dumps(shown, ensure_ascii=True)
 

@@ -15,7 +15,7 @@ _BELOW_ALL = "almost nothing but noise; the answer is close to an average over t
 
 
 def describe_interval(interval: NoiseInterval) -> str:
-    """The section of a prompt about one interval."""
+    """Return the section of a prompt about one interval."""
     return filled(
         "interval",
         low=f"{interval.low_snr_db:.1f}",

@@ -10,7 +10,7 @@ from proxyprune.scoring.brief import Attempt, Brief
 
 
 def describe_attempts(brief: Brief, base_macs: int, labels: Mapping[str, Sequence[str]], most_tokens: float) -> str:
-    """The section about earlier attempts, or "" without any.
+    """Return the section about earlier attempts, or "" without any.
 
     The best attempt comes first, then the others from the newest on, as many as fit.
 

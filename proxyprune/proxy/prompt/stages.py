@@ -29,7 +29,7 @@ class Stage:
     place: int
 
     def line(self, graph: ModelGraph, count: int, labels: Mapping[str, str], measured: Mapping[str, Mapping[str, float]]) -> str:
-        """The stage in one line, without its label.
+        """Return the stage in one line, without its label.
 
         Args:
             graph: The whole network.
@@ -73,7 +73,7 @@ def stages_of(graph: ModelGraph, capacity: float, weight: Callable[[Block], floa
 
 
 def _split(blocks: Sequence[Block], depth: int, capacity: float, weight: Callable[[Block], float]) -> list[list[Block]]:
-    """Groups that fit; siblings are put together again as far as they fit, strangers only where they are small."""
+    """Return groups that fit; siblings are put together again as far as they fit, strangers only where they are small."""
     if sum(map(weight, blocks)) <= capacity or len(blocks) == 1:
         return [list(blocks)]
     if all(block.id.count(".") < depth for block in blocks):

@@ -233,7 +233,7 @@ class Survey:
 
 
 def _amount(target: float | int | str) -> str:
-    """A budget in words: a fraction as percentage, everything else as it was asked for."""
+    """Return a budget in words: a fraction as percentage, everything else as it was asked for."""
     if isinstance(target, float) and 0.0 < target < 1.0:
         return f"{target:.1%}"
     return str(target)[:40]

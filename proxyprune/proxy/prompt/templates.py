@@ -10,10 +10,10 @@ VERSION = "v1"
 
 
 def template(name: str) -> str:
-    """The text of one template, as it is written."""
+    """Return the text of one template, as it is written."""
     return (resources.files("proxyprune.proxy") / "templates" / VERSION / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def filled(name: str, **values: object) -> str:
-    """A template with its $names replaced; what is inserted is not read again, so a value cannot bring placeholders of its own."""
+    """Return a template with its $names replaced; what is inserted is not read again, so a value cannot bring placeholders of its own."""
     return Template(template(name)).substitute({key: str(value) for key, value in values.items()})

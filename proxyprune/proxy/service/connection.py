@@ -18,7 +18,7 @@ hosted service, which may hold secrets."""
 
 
 def http_client(endpoint: Endpoint) -> httpx2.Client:
-    """A plain client of the library that both SDKs rest on; the class that one of them brings reads proxies from the environment always."""
+    """Return a plain client of the library under both SDKs; the class that one of them brings always reads proxies from the environment."""
     import httpx2
 
     options: dict[str, Any] = {"follow_redirects": False, "trust_env": not endpoint.loopback}

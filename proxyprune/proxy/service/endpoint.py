@@ -53,7 +53,7 @@ class Endpoint:
         return "loopback" if self.loopback else urlsplit(self.url).netloc
 
     def key(self) -> str:
-        """The key for this address, from the environment.
+        """Return the key for this address, from the environment.
 
         Raises:
             LLMAuthError: If the hosted service's variable is not set.
@@ -77,7 +77,7 @@ class Endpoint:
         return tuple(secret for secret in (*keys, password, self.userinfo, basic) if secret)
 
     def authorization(self) -> str:
-        """The header for a user name and password in the address, or ""."""
+        """Return the header for a user name and password in the address, or ""."""
         if not self.userinfo:
             return ""
         return "Basic " + base64.b64encode(unquote(self.userinfo).encode()).decode()
@@ -116,7 +116,7 @@ def endpoint_of(base_url: str | None, hosted: Hosted | None) -> Endpoint:
 
 
 def _bare(parts: SplitResult) -> tuple[str, str, str, str, str]:
-    """The parts of a URL without user name, password, query and fragment."""
+    """Return the parts of a URL without user name, password, query and fragment."""
     return parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""
 
 

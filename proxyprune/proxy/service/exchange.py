@@ -35,7 +35,7 @@ class Usage:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Usage:
-        """The inverse of `to_dict`; what is missing or no count is 0."""
+        """Read what `to_dict` wrote; what is missing or no count is 0."""
         return cls(*(_count(data.get(entry.name)) for entry in fields(cls)))
 
 

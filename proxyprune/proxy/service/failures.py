@@ -44,14 +44,14 @@ class Service:
         return f"{self.model} at {self.endpoint.url}"
 
     def clean(self, text: object) -> str:
-        """A foreign message without secrets, on one line, cut to a sane length."""
+        """Return a foreign message without secrets, on one line, cut to a sane length."""
         line = re.sub(r"\s+", " ", redacted(str(text), self.endpoint.secrets())).strip()
         return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
 
     # What can go wrong, a method each
 
     def refused_status(self, answer: FailedStatus) -> LLMError:
-        """The error for an HTTP status that is not 2xx."""
+        """Return the error for an HTTP status that is not 2xx."""
         shown = f"{self} answered with HTTP {answer.status}: {self.clean(answer.message)}"
         if answer.status in (401, 403):
             where = self.endpoint.hosted.key_variable if self.endpoint.hosted else "PROXYPRUNE_LLM_API_KEY"
@@ -96,7 +96,7 @@ class Service:
         return LLMUnavailableError(f"The connection to {self} failed ({self.clean(error)}). {advice}", retryable=True)
 
     def half_reply(self, error: object) -> LLMError:
-        """A body that is no JSON although it claims to be."""
+        """Return a body that is no JSON although it claims to be."""
         return LLMUnavailableError(f"{self} sent a reply that is cut off or no JSON ({self.clean(error)}).", retryable=True)
 
     def foreign_reply(self, reply: object) -> LLMError:
@@ -107,14 +107,14 @@ class Service:
         )
 
     def refusal(self, category: str | None, explanation: str | None) -> LLMError:
-        """The model declined."""
+        """Return an answer in which the model declines."""
         why = ": ".join(self.clean(part) for part in (category, explanation) if part) or "no reason given"
         return LLMRefusalError(
             f"{self} declined to answer ({why}). It would decline again; use another model, a local scorer, or fallback='taylor'."
         )
 
     def truncated(self, max_output_tokens: int) -> LLMError:
-        """The answer reached its limit."""
+        """Return an answer that reached its limit."""
         return LLMTruncatedError(
             f"The answer of {self} stops at its limit of {max_output_tokens} tokens. Raise max_output_tokens; reasoning counts too."
         )

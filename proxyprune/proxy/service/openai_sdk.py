@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 def make_client(endpoint: Endpoint) -> OpenAI:
-    """A client that neither retries nor follows redirections nor reads another address or key from the environment."""
+    """Return a client that neither retries nor follows redirections nor reads another address or key from the environment."""
     from openai import OpenAI
 
     return OpenAI(api_key=endpoint.key(), base_url=endpoint.url, max_retries=0, http_client=http_client(endpoint))

@@ -29,7 +29,7 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redacted_json(value: Any, secrets: Iterable[str] = ()) -> Any:
-    """The same for plain JSON values, keys included."""
+    """Return the same for plain JSON values, keys included."""
     held = tuple(secrets)
     if isinstance(value, str):
         return redacted(value, held)

@@ -31,7 +31,7 @@ class ResponseFormat:
         return self.name == "prompt"
 
     def arguments(self, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """What to add to the request."""
+        """Return what to add to the request."""
         formats: dict[str, Any] = {
             "json_schema": {"type": "json_schema", "json_schema": {"name": "importance", "strict": True, "schema": dict(schema)}},
             "json_object with schema": {"type": "json_object", "schema": dict(schema)},

@@ -73,7 +73,7 @@ class Asker:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def request(self, prompt: Prompt) -> Request:
-        """What is sent for a prompt."""
+        """Return what is sent for a prompt."""
         return Request(
             model=self.settings.model,
             system=prompt.system,
@@ -104,7 +104,7 @@ class Asker:
         )
 
     def recorded(self, prompt: Prompt, sample: int) -> Answer | None:
-        """The answer in the cache, checked like a fresh one; None where there is none.
+        """Return the answer in the cache, checked like a fresh one; None where there is none.
 
         Raises:
             LLMReplayMissError: When replaying, if there is none.
@@ -122,11 +122,11 @@ class Asker:
             cut = self._cut(prompt, usage, requests=2 if content.get("asked_twice") else 1)
             return Answer(_by_key(prompt, scores), usage, replayed=True, cut=cut)
         if self.cache.replaying:
-            raise LLMReplayMissError(f"The recorded answer {key} is not valid any more: {problem} Ask anew with cache_mode='read-write'.")
+            raise LLMReplayMissError(f"The recorded answer {key} is no longer valid: {problem} Ask again with cache_mode='read-write'.")
         return None
 
     def ask(self, prompt: Prompt, sample: int) -> Answer:
-        """A valid answer.
+        """Return a valid answer.
 
         Raises:
             LLMInvalidAnswerError: If the second answer is invalid too.
@@ -159,7 +159,7 @@ class Asker:
         return replace(request, turns=(*request.turns, Turn("assistant", reply.text[:8000] or "(empty)"), Turn("user", again)))
 
     def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], LLMInvalidAnswerError | None]:
-        """The scores, or what is wrong with the answer."""
+        """Return the scores, or what is wrong with the answer."""
         try:
             return read_answer(reply.text, prompt.labels.order, levels=prompt.levels), None
         except LLMInvalidAnswerError as error:
@@ -183,7 +183,7 @@ class Asker:
         else:
             advice = "The server accepted the response format and did not enforce it; use one that enforces a JSON schema."
         return LLMInvalidAnswerError(
-            f"{self._service} gave no valid score map, and none when it was told why. First: {' '.join(first.problems)} "
+            f"{self._service} returned no valid score map, even after a message with the errors. First: {' '.join(first.problems)} "
             f"Then: {' '.join(second.problems)} {advice}",
             problems=second.problems,
             is_json=second.is_json,

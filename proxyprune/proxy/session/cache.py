@@ -47,7 +47,7 @@ class Cache:
         return None if self.mode == "off" else self.folder
 
     def load(self, kind: str, key: str) -> dict[str, Any] | None:
-        """A recorded value, or None where there is none.
+        """Return a recorded value, or None where there is none.
 
         A file that is damaged (cut off, changed by hand, of another schema) counts as absent when answers can be asked for anew, and is
         then written again.
@@ -95,7 +95,7 @@ class Cache:
 
 
 def _checked(data: Any, key: str) -> dict[str, Any] | None:
-    """The content of a file that is whole, unchanged and about the right thing."""
+    """Return the content of a file that is whole, unchanged and about the right thing."""
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("key") != key:
         return None
     content = {name: value for name, value in data.items() if name != "sha256"}

@@ -1,6 +1,6 @@
 """How long to wait for a service: one deadline over everything, a limit for each request, and repetitions of what may pass.
 
-The SDKs' own timeouts start anew with every byte and every retry, and one of them sleeps for as long as it is told to. So each request runs
+The SDKs' own timeouts start anew with every byte and every retry, and one sleeps for as long as the server asks. So each request runs
 in a thread that can be left behind, and all waiting is done here.
 """
 
@@ -54,7 +54,7 @@ class Deadline:
         self._ended.wait(min(seconds, self.remaining))
 
     def exceeded(self) -> LLMError:
-        """The error for what is not finished in time, or the one that ended everything early."""
+        """Return the error for what is not finished in time, or the one that ended everything early."""
         if isinstance(self.cause, LLMError):
             return self.cause
         return LLMTimeoutError(

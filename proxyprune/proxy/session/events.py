@@ -1,4 +1,4 @@
-"""What a scorer tells an observer while it asks: enough for progress on a terminal and for a table afterwards."""
+"""Events that a scorer reports to an observer while it asks: enough for progress on a terminal and for a table afterwards."""
 
 from __future__ import annotations
 

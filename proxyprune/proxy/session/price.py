@@ -58,7 +58,7 @@ class CostEstimate:
 
 
 def price_of(endpoint: Endpoint, model: str, given: tuple[float, float] | None) -> Price | None:
-    """The price of a model, or None when nobody knows it."""
+    """Return the price of a model, or None when nobody knows it."""
     if given is not None:
         return Price(float(given[0]), float(given[1]), "given")
     provider = None if endpoint.hosted is None else _PRICE_LIST_IDS.get(endpoint.hosted)

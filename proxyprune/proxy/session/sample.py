@@ -119,7 +119,7 @@ class AnswerSampler:
         return samples
 
     def centre(self, values: Matrix) -> Matrix:
-        """Importance of each block, [blocks]."""
+        """Return the importance of each block, [blocks]."""
         cost = np.array([block.macs for block in self.survey.graph.blocks], dtype=np.float64)
         return _CENTRES[self.settings.centre](values, cost)
 
@@ -179,7 +179,7 @@ class AnswerSampler:
         return 0.0 if price is None else sum(price.of(most_usage(self.asker.request(prompt))) for prompt in self.survey.prompts(number))
 
     def _sufficient_usd(self, done: int, more: int) -> float:
-        """A limit, rounded up, that certainly suffices for further samples, each of which may be asked twice."""
+        """Return a limit, rounded up, that certainly suffices for further samples, each of which may be asked twice."""
         exact = (self.asker.account.spent_usd or 0.0) + sum(self._most_usd(number) for number in range(done, done + more))
         digits = 1 - math.floor(math.log10(exact)) if exact > 0 else 0
         return math.ceil(exact * 1.000001 * 10.0**digits) / 10.0**digits

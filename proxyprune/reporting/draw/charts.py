@@ -23,7 +23,7 @@ def pair_bar(before: float, after: float, most: float) -> Markup:
 
 
 def share_bar(part: float) -> Markup:
-    """A share of the whole width."""
+    """Return a share of the whole width."""
     return _small(rect(0, 2, BAR, 8, "before", 2), rect(0, 2, BAR * min(1.0, max(0.0, part)), 8, "after", 2))
 
 
@@ -176,7 +176,7 @@ def interval_strip(named: Named, ranges: Sequence[tuple[str, str, float, float]]
 
 
 def stacked_bar(named: Named, pieces: Sequence[tuple[str, float]], limit: float | None) -> Markup:
-    """What was spent, piece by piece, against a limit."""
+    """Return what was spent, piece by piece, against a limit."""
     width, left, right, top, tall = 720.0, 4.0, 12.0, 22.0, 34.0
     total = sum(size for _, size in pieces)
     across = Scale(0.0, max(total, limit or 0.0) or 1.0, left, width - right)

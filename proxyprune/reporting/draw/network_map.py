@@ -15,7 +15,7 @@ from proxyprune.reporting.read.structure_record import StructureRecord
 from proxyprune.support.wording import quantity
 
 SHADES = 10
-"""Steps of importance that are told apart by colour."""
+"""Steps of importance that differ in colour."""
 
 PAGE_WIDTH = 1160.0
 """What fits on the page without scrolling."""
@@ -68,7 +68,7 @@ class Shown:
 
 
 def network_map(structure: StructureRecord, shown: Mapping[str, Shown], shades: Shades) -> Markup:
-    """The block graph: coloured by importance, with what each block keeps, numbered as in the tables below it."""
+    """Return the block graph: coloured by importance, with what each block keeps, numbered as in the tables below it."""
     placed = draw(structure)
     parts: list[Markup] = []
     for row in placed.rows:
@@ -84,7 +84,7 @@ def network_map(structure: StructureRecord, shown: Mapping[str, Shown], shades: 
 
 
 def overview(structure: StructureRecord) -> Markup | None:
-    """The same map again, fitted to the page, when it is wider than that; it repeats the drawing by reference."""
+    """Return the same map again, fitted to the page, when it is wider than that; it repeats the drawing by reference."""
     placed = draw(structure)
     if placed.width <= PAGE_WIDTH:
         return None

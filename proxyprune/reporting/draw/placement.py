@@ -195,7 +195,7 @@ def _arch(source: Node, target: Node, height: float) -> str:
 
 
 def _bend(source: Node, target: Node) -> str:
-    """An S from the right side of one block to the left side of another in another row."""
+    """Return an S from the right side of one block to the left side of another in another row."""
     x1, x2 = source.x + NODE_WIDTH / 2, target.x - NODE_WIDTH / 2
     reach = max(14.0, abs(x2 - x1) / 2) if x2 > x1 else 22.0
     if x2 > x1:

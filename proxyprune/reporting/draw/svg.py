@@ -21,22 +21,22 @@ def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
 
 
 def text(x: float, y: float, content: str, class_: str = "", anchor: str | None = None) -> Markup:
-    """A line of text; `anchor` is "middle" or "end"."""
+    """Return a line of text; `anchor` is "middle" or "end"."""
     return tag("text", content, x=x, y=y, class_=class_ or None, text_anchor=anchor)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    """A straight line."""
+    """Return a straight line."""
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
 def rect(x: float, y: float, width: float, height: float, class_: str, rx: float | None = None, *children: Markup) -> Markup:
-    """A rectangle; never of negative size."""
+    """Return a rectangle; never of negative size."""
     return tag("rect", *children, x=x, y=y, width=max(0.0, width), height=max(0.0, height), rx=rx, class_=class_)
 
 
 def polyline(points: Sequence[tuple[float, float]], class_: str) -> Markup:
-    """Connected points."""
+    """Return connected points."""
     return tag("polyline", points=" ".join(f"{_plain(x)},{_plain(y)}" for x, y in points), class_=class_)
 
 
@@ -56,7 +56,7 @@ class Named:
 
 
 def picture(named: Named, width: float, height: float, *children: Markup) -> Markup:
-    """A whole drawing, with its title and description; width and height in pixels, scaled by the page."""
+    """Return a whole drawing, with its title and description; width and height in pixels, scaled by the page."""
     return tag(
         "svg",
         tag("title", named.title, id=f"{named.identity}-title"),
@@ -89,7 +89,7 @@ class Scale:
 
     @classmethod
     def around(cls, values: Sequence[float], start: float, stop: float, *, zero: bool = False) -> Scale:
-        """A scale that has room for all values; `zero` begins it at 0."""
+        """Return a scale that has room for all values; `zero` begins it at 0."""
         low, high = (0.0 if zero else min(values)), max(values)
         margin = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
         return cls(low if zero else low - margin, high + margin, start, stop)
@@ -108,7 +108,7 @@ class Scale:
 
 
 def tick_text(value: float) -> str:
-    """A tick's label: short, without trailing zeros."""
+    """Return a tick's label: short, without trailing zeros."""
     return f"{value:.6g}"
 
 

@@ -276,7 +276,7 @@ def _spent(ledger: Fields) -> Iterator[Spent]:
 
 
 def _losses(run: RunFolder) -> Iterator[LoggedLoss]:
-    """The last line may be half written: a run that is going on is read too."""
+    """Read lines of a log, whose last one may be half written while the run goes on."""
     for stage in run.stages():
         if not (path := stage.log).is_file():
             continue
@@ -293,7 +293,7 @@ def _losses(run: RunFolder) -> Iterator[LoggedLoss]:
 
 
 def _pictures(run: RunFolder) -> Iterator[Picture]:
-    """The latest grid of each stage, and what lies in the run's own folder; PNG only, and of a size that a page can carry."""
+    """Yield the latest grid of each stage, and what lies in the run's own folder; PNG only, and of a size that a page can carry."""
     latest = [path for stage in run.stages() for path in stage.grids()[-1:]]
     for path in [*sorted(run.path.glob("*.png")), *latest]:
         content = _content(path) if path.stat().st_size <= _MOST_PICTURE_BYTES else b""

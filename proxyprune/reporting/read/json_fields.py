@@ -27,7 +27,7 @@ class Fields:
 
     @classmethod
     def of(cls, value: object, where: str) -> Fields:
-        """The value if it is an object.
+        """Return the value if it is an object.
 
         Raises:
             ResultFileError: If it is something else.
@@ -41,52 +41,52 @@ class Fields:
         return all(name in self.data for name in names)
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string; without a default it must be there."""
+        """Return a string; without a default it must be there."""
         value = self.data.get(name, default)
         return value if isinstance(value, str) else self._wrong(name, "a string", value)
 
     def optional_text(self, name: str) -> str | None:
-        """A string or nothing."""
+        """Return a string or nothing."""
         return None if self.data.get(name) is None else self.text(name)
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A whole number from 0 up; without a default it must be there."""
+        """Return a whole number from 0 up; without a default it must be there."""
         value: int = self.data.get(name, default)
         return value if is_stored_count(value) else self._wrong(name, "a whole number from 0 up", value)
 
     def optional_count(self, name: str) -> int | None:
-        """A whole number from 0 up, or nothing."""
+        """Return a whole number from 0 up, or nothing."""
         return None if self.data.get(name) is None else self.count(name)
 
     def number(self, name: str) -> float | None:
-        """A finite number, or nothing."""
+        """Return a finite number, or nothing."""
         value = self.data.get(name)
         return None if value is None else as_number(value, f"{self.where}, '{name}'")
 
     def flag(self, name: str) -> bool:
-        """True or false; false when it is missing."""
+        """Return a truth value; False when it is missing."""
         value = self.data.get(name, False)
         return value if isinstance(value, bool) else self._wrong(name, "true or false", value)
 
     def fields(self, name: str) -> Fields:
-        """An object inside; an empty one when it is missing."""
+        """Return an object inside; an empty one when it is missing."""
         value = self.data.get(name)
         return Fields.of({} if value is None else value, f"{self.where}, '{name}'")
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """A list of objects; an empty one when it is missing."""
+        """Yield a list of objects; an empty one when it is missing."""
         for index, value in enumerate(self.items(name)):
             yield Fields.of(value, f"{self.where}, '{name}'[{index}]")
 
     def items(self, name: str) -> tuple[Any, ...]:
-        """A list; an empty one when it is missing."""
+        """Return a list; an empty one when it is missing."""
         value = self.data.get(name)
         if value is None:
             return ()
         return tuple(value) if isinstance(value, list) else self._wrong(name, "a list", value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings; an empty one when it is missing."""
+        """Return a list of strings; an empty one when it is missing."""
         values = self.items(name)
         return values if all(isinstance(value, str) for value in values) else self._wrong(name, "a list of strings", values)
 
@@ -127,7 +127,7 @@ def is_stored_count(value: object) -> TypeGuard[int]:
 
 
 def as_number(value: object, where: str) -> float:
-    """A finite number.
+    """Return a finite number.
 
     Raises:
         ResultFileError: If it is something else.

@@ -111,7 +111,7 @@ def _folder(path: Path) -> Result:
 
 
 def _network(path: Path) -> Result:
-    """A folder written by `save`; older ones lack the structure, and say less."""
+    """Return a folder written by `save`; older ones lack the structure, and say less."""
     manifest = read_manifest(path)
     changed = [name for name in FILES if name in manifest.sha256 and _changed(path / name, manifest.sha256[name])]
     figures = _object(path / REPORT, Figures.read)
@@ -141,7 +141,7 @@ def _changed(path: Path, expected: str) -> bool:
 
 
 def _memory_inside(path: Path) -> SearchRecord | None:
-    """The rounds, when the search kept its memory in the folder that it saved to."""
+    """Return the rounds, when the search kept its memory in the folder that it saved to."""
     for file in sorted(path.glob("*.jsonl")):
         return _memory(_bytes(file), f"'{file}'")
     return None
@@ -162,14 +162,14 @@ def _planned(data: Fields) -> Result:
 
 
 def _pruned(data: Fields) -> Result:
-    """What `prune --json` prints."""
+    """Return what `prune --json` prints."""
     figures = Figures.read(data.fields("report"))
     kind = PLANNED if "file" in data.data else NETWORK
     return Result(kind, "", _inner(data), plan=_plan(data.fields("plan")), figures=figures, made_with=figures.made_with)
 
 
 def _searched(data: Fields) -> Result:
-    """What `search --json` prints."""
+    """Return what `search --json` prints."""
     rounds = tuple(RoundRecord.read(entry) for entry in data.objects("rounds"))
     search = SearchRecord(data.text("proposer", ""), data.text("stopped", ""), data.number("base_loss"), rounds)
     figures = Figures.read(data.fields("report")) if data.has("report") else None
@@ -207,7 +207,7 @@ def _inner(data: Fields) -> StructureRecord | None:
 
 
 def _ranking(data: Fields) -> Ranking:
-    """A ranking without its channel scores, which no report shows."""
+    """Return a ranking without its channel scores, which no report shows."""
     checked = {
         "schema": data.data.get("schema"),
         "scorer": data.text("scorer"),
@@ -238,7 +238,7 @@ def _object(path: Path, read: Callable[[Fields], Any]) -> Any:
 
 
 def _memory(content: bytes, where: str) -> SearchRecord:
-    """A search's memory: a header, the start, one line a round; half a last line is passed over, as when it is resumed."""
+    """Return a search's memory: a header, the start, one line a round; half a last line is passed over, as when it is resumed."""
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     entries = [Fields.of(parsed(line, f"{where}, line {number}"), f"{where}, line {number}") for number, line in enumerate(lines, start=1)]
     if not entries or entries[0].data.get("kind") != "search":

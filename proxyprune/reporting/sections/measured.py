@@ -12,12 +12,16 @@ from proxyprune.reporting.read.read_result import Result
 from proxyprune.reporting.read.result_records import CellRecord, ComparisonRecord, RoundRecord, SearchRecord, unique
 from proxyprune.support.wording import counted, figure, quantity, seconds, share
 
-_STOPPED = {"budget": "all measurements were spent", "patience": "nothing improved any more", "repeats": "the proposer repeated itself"}
+_STOPPED = {
+    "budget": "all measurements were spent",
+    "patience": "nothing improved for several rounds",
+    "repeats": "the proposer repeated itself",
+}
 _TONES = {"better": "good", "start": "strong", "failed": "bad"}
 
 
 def search(result: Result) -> Section | None:
-    """Rounds, and the best so far."""
+    """Show the rounds, and the best so far."""
     found = result.search
     if found is None or not found.rounds:
         return None

@@ -19,7 +19,7 @@ _MOST_NAMES = 12
 
 
 def remarks(result: Result) -> Section | None:
-    """What to know before trusting a figure."""
+    """Return what to know before trusting a figure."""
     warnings = list(result.warnings)
     if result.ranking is not None and result.ranking.unreliable:
         warnings.insert(0, f"The ranking calls itself unreliable: {result.ranking.unreliable}")
@@ -46,7 +46,7 @@ def _ops(result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def graph(result: Result) -> Section | None:
-    """The network, drawn."""
+    """Return the network, drawn."""
     structure = result.structure
     if structure is None or not structure.blocks:
         return None
@@ -243,7 +243,7 @@ def compensation(result: Result) -> Section | None:
 
 
 def losses(result: Result) -> Section | None:
-    """The loss at each stage of pruning."""
+    """Return the loss at each stage of pruning."""
     found = None if result.figures is None else result.figures.losses
     if found is None:
         return None
@@ -256,7 +256,7 @@ def losses(result: Result) -> Section | None:
 
 
 def trials(result: Result) -> Section | None:
-    """The scorers that were tried, best first."""
+    """Return the scorers that were tried, best first."""
     found = None if result.figures is None else result.figures.trials
     if found is None:
         return None
@@ -279,7 +279,7 @@ def trials(result: Result) -> Section | None:
 
 
 def pinned(result: Result) -> Section | None:
-    """What cannot be cut, and why."""
+    """Return what cannot be cut, and why."""
     reasons = _reasons(result)
     if not reasons:
         return None
@@ -321,7 +321,7 @@ def _reasons(result: Result) -> Mapping[str, str]:
 
 
 def provenance(result: Result) -> Section:
-    """What the figures were made from and with."""
+    """Return what the figures were made from and with."""
     pairs = [("read from", result.name), ("kind of result", result.kind)]
     pairs += [("network", result.model_class)] if result.model_class else []
     fingerprint = _fingerprint(result)

@@ -15,7 +15,7 @@ _MOST_POINTS = 240
 
 
 def diffusion(result: Result) -> Iterator[Section]:
-    """What the run has so far; nothing for other results."""
+    """Yield what the run has so far; nothing for other results."""
     run = result.diffusion
     if run is None:
         return

@@ -150,7 +150,7 @@ def tp_activation(**options: Any) -> TorchPruningScorer:
 
 
 def _scores(importance: Any, graph: ModelGraph, model: nn.Module) -> dict[str, Tensor]:
-    """Importance of each atom, by group; groups that the criterion cannot score are left out."""
+    """Return the importance of each atom, by group; groups that the criterion cannot score are left out."""
     found = {}
     for group in graph.prunable:
         counterpart = group_of(group, model)

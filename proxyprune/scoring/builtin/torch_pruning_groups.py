@@ -84,7 +84,7 @@ def _pruned_by(member: Member, model: nn.Module) -> Iterator[tuple[nn.Module, Ca
 
 
 def _indices(member: Member, channels: int) -> tuple[list[int], list[int]]:
-    """Indices along the member's dimension, ascending, and the entry of the importance vector that each belongs to."""
+    """Return indices along the member's dimension, ascending, and the entry of the importance vector that each belongs to."""
     atoms, count = member.positions.shape
     spread: NDArray[np.int64] = np.arange(count) * channels // count
     roots = np.arange(atoms)[:, None] * channels + spread[None]

@@ -59,7 +59,7 @@ class Calibration:
 
     @classmethod
     def of(cls, scorer: Scorer, context: ScoringContext) -> Calibration:
-        """What `context` holds for a scorer.
+        """Return what `context` holds for a scorer.
 
         Raises:
             MissingNeedError: If something is missing.
@@ -100,7 +100,7 @@ class Calibration:
         return loss.reshape(())
 
     def finite(self, loss: Tensor, index: int) -> float:
-        """A loss as a number.
+        """Return a loss as a number.
 
         Raises:
             ScoringError: If it is NaN or infinite, naming the batch.

@@ -74,7 +74,7 @@ class _Cut:
 
 
 def group_importance(state: Mapping[str, Tensor], groups: Iterable[ChannelGroup], statistic: str = "l2") -> dict[str, FloatArray]:
-    """Importance of every atom of every group, over all coupled members together.
+    """Return the importance of every atom of every group, over all coupled members together.
 
     Args:
         state: Values by parameter name: weights, or weight * gradient. Members that are not in it (buffers, unused parameters) and members

@@ -151,7 +151,7 @@ def _costs(inverse: Tensor, product: Tensor, positions: Tensor) -> Tensor:
 
 
 def _regular(matrix: Tensor) -> Tensor:
-    """The matrix with a trace of its diagonal added, so that rounding does not make it singular."""
+    """Return the matrix with a trace of its diagonal added, so that rounding does not make it singular."""
     size = matrix.diagonal(dim1=-2, dim2=-1).mean(dim=-1).abs()
     small = (1e-10 * size + torch.finfo(torch.float64).tiny)[..., None, None]
     return matrix + small * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

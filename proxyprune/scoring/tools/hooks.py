@@ -15,7 +15,7 @@ Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 def module_of(model: nn.Module, block: str) -> nn.Module:
-    """The module that a block names.
+    """Return the module that a block names.
 
     Raises:
         WeightsError: If the model has none, so that it is not the one that was traced.

@@ -40,7 +40,7 @@ def significant(value: float, digits: int = 6) -> float:
 
 
 def _half(ordered: list[float]) -> float:
-    """The median; where most blocks do nothing at all, the median of those that do; 0 when none does."""
+    """Return the median; where most blocks do nothing at all, the median of those that do; 0 when none does."""
     positive = [value for value in ordered if value > 0.0]
     median = statistics.median(ordered) if ordered else 0.0
     return median if median > 0.0 or not positive else statistics.median(positive)

@@ -17,12 +17,12 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """True when a tensor has a shape but no values."""
+    """Return True if a tensor has a shape but no values."""
     return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """True when no element is NaN or infinite.
+    """Return True if no element is NaN or infinite.
 
     A NaN or infinity always makes the sum non-finite, and a sum reads the tensor once without a copy; only a non-finite sum, which may also
     be an overflow, needs the slower look at every element.

@@ -29,7 +29,7 @@ PROPOSERS: Mapping[str, Callable[[], Proposer]] = {"random": RandomProposer, "ev
 
 
 def proposer_named(name: str) -> Proposer:
-    """The proposer with this name; the name of a scorer means that scorer with memory.
+    """Return the proposer with this name; the name of a scorer means that scorer with memory.
 
     Raises:
         UnknownNameError: If neither a proposer nor a scorer has the name.

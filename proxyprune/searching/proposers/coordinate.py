@@ -24,7 +24,7 @@ class _Turn:
     improved: bool  # anything in this cycle
 
     def after(self, better: bool, blocks: int, shrink: float) -> _Turn:
-        """A move that helped is made again; one that did not is tried the other way, then it is the next block's turn."""
+        """Repeat a move that helped; try one that did not help the other way, then turn to the next block."""
         if better:
             return _Turn(self.cycle, self.place, self.reverse, self.step, improved=True)
         if not self.reverse:

@@ -17,7 +17,7 @@ from proxyprune.support.seeds import derived_seed
 class EvolutionProposer:
     """Covariance matrix adaptation (CMA-ES) of the block scores, starting at the one-shot ranking.
 
-    Small populations, because a measurement is expensive. All randomness follows from the seed, and the library is told every earlier loss
+    Small populations, because a measurement is expensive. All randomness follows from the seed, and the library gets every earlier loss
     in the order in which it came, so the state is the same whether or not the search was interrupted.
 
     Args:

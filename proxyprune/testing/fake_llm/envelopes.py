@@ -24,15 +24,15 @@ class Envelope(Protocol):
         ...
 
     def complete(self, body: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A complete answer."""
+        """Return a complete answer."""
         ...
 
     def truncated(self, body: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """An answer that reached its limit."""
+        """Return an answer that reached its limit."""
         ...
 
     def refused(self, body: Mapping[str, Any], explanation: str) -> dict[str, Any]:
-        """A model that declines."""
+        """Return a model that declines."""
         ...
 
 
@@ -42,7 +42,7 @@ class Responses:
     protocol = "responses"
 
     def complete(self, body: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A message with one text."""
+        """Return a message with one text."""
         return self._reply(body, [{"type": "output_text", "text": text, "annotations": []}], "completed")
 
     def truncated(self, body: Mapping[str, Any], text: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Responses:
         return whole | {"incomplete_details": {"reason": "max_output_tokens"}}
 
     def refused(self, body: Mapping[str, Any], explanation: str) -> dict[str, Any]:
-        """A content part of its own."""
+        """Return a content part of its own."""
         return self._reply(body, [{"type": "refusal", "refusal": explanation}], "completed")
 
     def _reply(self, body: Mapping[str, Any], content: list[dict[str, Any]], status: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class FakeLLMServer:
         return f"{self.url}/v1"
 
     def url_for(self, scorer: str) -> str:
-        """The `base_url` for one of the scorers "openai", "anthropic" and "local"."""
+        """Return the `base_url` for one of the scorers "openai", "anthropic" and "local"."""
         return self.url if scorer == "anthropic" else self.openai_url
 
     def _action(self, asked: ReceivedRequest) -> Action:

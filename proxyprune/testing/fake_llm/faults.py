@@ -111,7 +111,7 @@ class Status:
     """
 
     code: int
-    message: str = "the fake server was told to fail"
+    message: str = "the fake server fails by request"
     retry_after: str | None = None
     error_code: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -47,5 +47,5 @@ Answer = Callable[[ReceivedRequest], str]
 
 
 def by_place(asked: ReceivedRequest) -> str:
-    """A valid answer that depends on the place in the network alone, so that all samples agree."""
+    """Return a valid answer that depends on the place in the network alone, so that all samples agree."""
     return json.dumps({"scores": {label: 7 * place % 11 for label, place in asked.places.items()}})

@@ -127,7 +127,7 @@ class _Meter:
 
 
 def _judged_by(group: ChannelGroup, layers: Mapping[str, nn.Module], errors: Mapping[str, Tensor]) -> ChannelGroup | None:
-    """The group with the members alone that read it; with those that make it where none does; None where no layer was seen."""
+    """Return the group with the members alone that read it; with those that make it where none does; None where no layer was seen."""
     seen = [member for member in group.members if member.parameter in errors]
     reading = [member for member in seen if member.dim == _input_dim(layers[member.parameter.removesuffix(".weight")])]
     return dataclasses.replace(group, members=tuple(reading or seen)) if seen else None

@@ -17,7 +17,7 @@ Replacement = Callable[..., Any]
 
 
 def _norm(value: Tensor, weight: Tensor | None, dim: int) -> Tensor:
-    """A norm without its bend: scaled by a constant to root mean square 1, then by its gain. The bias carries no flow."""
+    """Return a norm without its bend: scaled by a constant to root mean square 1, then by its gain. The bias carries no flow."""
     scale = value.detach().square().mean().sqrt().clamp_min(torch.finfo(value.dtype).tiny)
     scaled = value / scale
     if weight is None:
@@ -49,12 +49,12 @@ def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = No
 
 
 def _unbent(input: Tensor, *_: Any, **__: Any) -> Tensor:
-    """An activation function: what is not negative passes."""
+    """Return an activation function: what is not negative passes."""
     return input
 
 
 def _uniform(input: Tensor, *_: Any, dim: int | None = None, **__: Any) -> Tensor:
-    """A softmax that looks everywhere alike."""
+    """Return a softmax that looks everywhere alike."""
     axis = dim if dim is not None else next((value for value in _ if isinstance(value, int)), -1)
     return torch.full_like(input, 1.0 / input.shape[axis])
 
@@ -68,7 +68,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 
 
 def _weighted(function: Replacement) -> Replacement:
-    """A linear map: its input made non-negative (timestep embeddings have negative parts), its bias left out."""
+    """Return a linear map: its input made non-negative (timestep embeddings have negative parts), its bias left out."""
 
     def call(input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Any:
         return function(input.to(weight.dtype).abs(), weight, None, *rest, **options)
