@@ -33,6 +33,7 @@ KEYWORDS: dict[Callable[..., Any], set[str]] = {
         "channels",
         "steps",
         "auto_seconds",
+        "advice",
         "recover_steps",
         "learning_rate",
         "progress",
