@@ -148,7 +148,7 @@ def parsed(kind: type[T], arguments: Any) -> T:
         _malformed,
         unknown=lambda name: f"{name[:80]} is unknown; expected {', '.join(names)}",
     )
-    problems = [problem for entry in dataclasses.fields(kind) for problem in _out_of_range(entry, getattr(found, entry.name))]  # type: ignore[arg-type]
+    problems = [problem for entry in dataclasses.fields(kind) for problem in _out_of_range(entry, getattr(found, entry.name))]  # type: ignore[arg-type]  # a class whose instances are dataclasses
     if problems:
         raise _malformed(problems)
     return found

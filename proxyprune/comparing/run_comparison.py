@@ -311,7 +311,7 @@ def _metered(scorer: Scorer) -> tuple[Scorer, _Meter]:
     candidate: Any = scorer
     if not dataclasses.is_dataclass(candidate) or all(entry.name != "observer" for entry in dataclasses.fields(candidate)):
         return scorer, meter
-    replaced: Any = dataclasses.replace(candidate, observer=meter)  # type: ignore[type-var]
+    replaced: Any = dataclasses.replace(candidate, observer=meter)  # type: ignore[type-var]  # a scorer with an observer is a dataclass
     return replaced, meter
 
 

@@ -44,7 +44,7 @@ def _multihead_attention(module: nn.Module, name: str, program: Program, leaves:
     runs += [own for own in (axis(f"{letter}_proj_weight", 0) for letter in "qkv") if own is not None]
     for run in runs:
         labels.equate(embedding, run, where)
-    heads = int(module.num_heads)  # type: ignore[arg-type]
+    heads = int(module.num_heads)  # type: ignore[arg-type]  # modules return Tensor | Module for any name
     if size % heads == 0 and size > heads:
         labels.tie_within_runs(np.asarray(embedding), heads, where)
 

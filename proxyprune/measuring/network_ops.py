@@ -120,8 +120,8 @@ class _Reader:
             return None
         forms = tuple(self._sized(values[places[0][0]], places[0][1]) for places in (read, made))
         shapes = {name: tensor_of(values[name], self._predictions[0]) for name in ("input", "weight")}
-        full = tuple(shapes[name].shape[dim] for ((name, dim), *_) in (read, made))  # type: ignore[union-attr]
-        return TwoSided(node, call, forms, full, (read, made), self.block(node))  # type: ignore[arg-type]
+        full = tuple(shapes[name].shape[dim] for ((name, dim), *_) in (read, made))  # type: ignore[union-attr]  # input and weight of a product are tensors
+        return TwoSided(node, call, forms, full, (read, made), self.block(node))  # type: ignore[arg-type]  # one entry for each side
 
     def one_sided(self, node: Node) -> OneSided:
         """Read any op."""
@@ -186,4 +186,4 @@ def _kept(graph: ModelGraph, share: float) -> list[np.ndarray[Any, np.dtype[np.b
 
 
 def _argument_names(node: Node) -> list[str]:
-    return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # input and weight of a product are tensors

@@ -215,7 +215,7 @@ def gathered(
         options: click's option decorators, in the order of `--help`.
         names: Parameter names of the options; the dataclass's fields when left out.
     """
-    fields = names or tuple(build.__dataclass_fields__)  # type: ignore[attr-defined]
+    fields = names or tuple(build.__dataclass_fields__)  # type: ignore[attr-defined]  # a dataclass, unless names are given
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)

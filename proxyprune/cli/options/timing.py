@@ -39,7 +39,7 @@ _ACCEPT = click.option(
 
 
 def _timing(**values: object) -> Timing:
-    return Timing(**{name.removeprefix("time_"): value for name, value in values.items()})  # type: ignore[arg-type]
+    return Timing(**{name.removeprefix("time_"): value for name, value in values.items()})  # type: ignore[arg-type]  # click checked the values
 
 
 def _time_options(accept_missed_time: bool, **values: object) -> TimeOptions:

@@ -13,7 +13,7 @@ from proxyprune.diffusion.run_folder import StageFolder
 try:
     import fcntl
 except ImportError:  # Windows has no such locks; two jobs on one stage are not noticed there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # not on Windows
 
 
 @contextlib.contextmanager

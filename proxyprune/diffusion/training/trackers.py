@@ -29,11 +29,11 @@ class JsonLines(GeneralTracker):  # type: ignore[misc]  # accelerate ships no ty
         """The folder."""
         return self.run.path
 
-    @on_main_process  # type: ignore[untyped-decorator]
+    @on_main_process  # type: ignore[untyped-decorator]  # accelerate has no types
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Store no configuration: it lies beside the logs already."""
 
-    @on_main_process  # type: ignore[untyped-decorator]
+    @on_main_process  # type: ignore[untyped-decorator]  # accelerate has no types
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Append a line."""
         lines: dict[str, dict[str, Any]] = {}
