@@ -20,6 +20,7 @@ from .planning.request import CutKeywords as CutKeywords, PlanKeywords as PlanKe
 from .pruning.advice import Advice as Advice
 from .pruning.prune import prune as prune
 from .result import Losses as Losses, PruneResult as PruneResult, Report as Report, Trial as Trial, Trials as Trials
+from .saving.lora_adapter import CarriedLora as CarriedLora, carry_lora as carry_lora
 from .saving.network_folder import load as load, save as save
 from .saving.onnx_file import save_onnx as save_onnx
 from .saving.plain_folder import save_pretrained as save_pretrained

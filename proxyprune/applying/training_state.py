@@ -44,7 +44,7 @@ def carry_optimizer(optimizer: Optimizer, old_model: Named, new_model: nn.Module
         InputError: If the optimizer holds parameters that the old model does not have, or keeps one state for all parameters (L-BFGS).
         PlanMismatchError: If the surgery belongs to another model.
     """
-    heirs = _Heirs(type(optimizer).__name__, _names_by_identity(old_model), new_model, surgery)
+    heirs = _Heirs(type(optimizer).__name__, names_by_identity(old_model), new_model, surgery)
     groups: list[dict[str, Any]] = []
     state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     taken: set[int] = set()
@@ -179,15 +179,15 @@ def _carry_list(shadow: Sequence[Tensor], surgery: Surgery, model: nn.Module | N
 
 
 def _carry_named(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module | None) -> dict[str, Tensor]:
-    cuts = _cuts_by_name(surgery)
+    cuts = cuts_by_name(surgery)
     gains = {entry.parameter: entry for entry in surgery.rescaled}
     successors = {} if model is None else {**model.state_dict(keep_vars=True), **dict(model.named_parameters(remove_duplicate=False))}
-    names = _names_by_identity(successors)
+    names = names_by_identity(successors)
     shared = {_memory(tensor): name for name, tensor in state.items() if name in cuts}
     done: dict[Memory, Tensor] = {}
     carried = {}
     for name, tensor in state.items():
-        if _is_removed(name, surgery):
+        if is_removed(name, surgery):
             continue
         place = _memory(tensor)
         if place not in done:
@@ -212,8 +212,8 @@ def _memory(tensor: Tensor) -> Memory:
     return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.device)) if tensor.numel() else (id(tensor), (), (), "")
 
 
-def _names_by_identity(model: Named) -> dict[int, tuple[str, ...]]:
-    """All names of each tensor."""
+def names_by_identity(model: Named) -> dict[int, tuple[str, ...]]:
+    """Return all names of each parameter, by the id of its tensor."""
     named = model.named_parameters(remove_duplicate=False) if isinstance(model, nn.Module) else model.items()
     names: dict[int, tuple[str, ...]] = {}
     for name, tensor in named:
@@ -221,14 +221,16 @@ def _names_by_identity(model: Named) -> dict[int, tuple[str, ...]]:
     return names
 
 
-def _cuts_by_name(surgery: Surgery) -> dict[str, tuple[Cut, ...]]:
+def cuts_by_name(surgery: Surgery) -> dict[str, tuple[Cut, ...]]:
+    """Return the cuts of each parameter or buffer that a surgery cuts."""
     cuts: dict[str, tuple[Cut, ...]] = {}
     for cut in surgery.cuts:
         cuts[cut.parameter] = (*cuts.get(cut.parameter, ()), cut)
     return cuts
 
 
-def _is_removed(name: str, surgery: Surgery) -> bool:
+def is_removed(name: str, surgery: Surgery) -> bool:
+    """Return True if a module, parameter or buffer lies in a removed block."""
     return any(is_inside(name, entry.module) for entry in surgery.removed_blocks)
 
 
@@ -263,7 +265,7 @@ class _Heirs:
         self._names = names
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._surgery = surgery
-        self._cuts = _cuts_by_name(surgery)
+        self._cuts = cuts_by_name(surgery)
 
     def of(self, parameter: Tensor) -> Tensor | None:
         """Return the parameter that took this one's place; None when it left with a removed block."""
@@ -277,7 +279,7 @@ class _Heirs:
         if name is not None:
             _must_fit(name, _sliced(torch.empty_like(parameter, device="meta"), self._cuts_of(parameter), name), self._parameters[name])
             return self._parameters[name]
-        if all(_is_removed(name, self._surgery) for name in names):
+        if all(is_removed(name, self._surgery) for name in names):
             return None
         raise PlanMismatchError(
             f"The pruned model has no parameter '{names[0]}', and no removed block held it. Use the surgery of this very pruning."

@@ -32,7 +32,7 @@ from proxyprune.tracing.module_state import unchanged
 CARD = "README.md"
 CONFIG = "config.json"
 
-_COPIED = (
+TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -115,7 +115,7 @@ def write_plain(result: PruneResult, folder: Path, *, processors: Any = (), exam
     inputs = result.example_inputs if example_inputs is None else example_inputs
     if inputs is None:
         raise InputError("save_pretrained compares outputs, and this result has no example inputs. Give example_inputs=...")
-    standard, call = _plain_form(result, inputs)
+    standard, call = plain_form(result, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     network: Any = standard.network
     network.save_pretrained(folder)
@@ -150,7 +150,7 @@ def _network(result: PruneResult) -> nn.Module:
     return result.model if blueprint is None else result.model.get_submodule(blueprint.module)
 
 
-def _plain_form(result: PruneResult, inputs: ExampleInputs) -> tuple[Standard, InnerCall]:
+def plain_form(result: PruneResult, inputs: ExampleInputs) -> tuple[Standard, InnerCall]:
     """Build the plain form of a result's network.
 
     Raises:
@@ -219,7 +219,7 @@ def _add_files(source: Any, folder: Path) -> None:
         return
     if not Path(source).is_dir():
         raise StorageError(f"Cannot copy the files of a tokenizer from '{source}': it is no folder.")
-    for path in sorted({path for pattern in _COPIED for path in Path(source).glob(pattern)}):
+    for path in sorted({path for pattern in TOKENIZER_FILES for path in Path(source).glob(pattern)}):
         if path.is_file() and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
 
