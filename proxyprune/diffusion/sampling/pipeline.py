@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -373,8 +374,11 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
 def _factory(blueprint: Blueprint) -> Factory:
     network = blueprint.network
     if network is None:
+        file = blueprint.source or "FILE.py"
         raise ModelFileError(
-            "The networks of this pipeline came from a model file; give its build_model as factory= (--model on the command line)."
+            f"The networks of this pipeline came from a model file{f' ({file})' if blueprint.source else ''}, which the folder does not "
+            f"hold. On the command line, add --model {shlex.quote(file)}. In Python, give its build_model: "
+            "from_pretrained(folder, factory=build_model)."
         )
     return lambda: from_record(network)
 
