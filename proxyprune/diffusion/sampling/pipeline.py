@@ -24,6 +24,7 @@ from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
 from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
+from proxyprune.diffusion.sampling.placement import target_of
 from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.errors import InputError, ModelFileError, StorageError
 from proxyprune.support.files import put_folder, write_json
@@ -76,18 +77,35 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         """What diffusers calls the parts of a pipeline: the scheduler; experts are no part that another pipeline could take."""
         return {"scheduler": self.scheduler}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that the experts run in; images and scheduler arithmetic are float32."""
+        return torch.float32 if self.experts.dtype is None else self.experts.dtype
+
     def to(self, *args: Any, **kwargs: Any) -> StepAdaptivePipeline:
-        """Move the experts to a device. If that fails, they stay where they are.
+        """Move the experts to a device, a dtype, or both. If that fails, they stay as they were.
+
+        Images and the arithmetic of the scheduler stay in float32, and files keep the precision that they were saved in.
+
+        Args:
+            args: A device, a dtype, or both.
+            kwargs: The same as `device=` and `dtype=` (or `torch_dtype=`).
 
         Raises:
-            InputError: If a dtype is asked for, or the device does not take the experts.
+            InputError: If the device does not take the experts, or they do not run there in this dtype.
         """
-        if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args):
-            raise InputError("Experts run in the precision that they were saved in; to() takes a device only.")
-        device = kwargs.get("device", next((arg for arg in args if isinstance(arg, str | int | torch.device)), None))
-        if device is not None:
-            self.experts.to(torch.device(device))
+        device, dtype = target_of(args, kwargs)
+        self.experts.to(device, dtype, None if self.blueprint.takes_embeddings else self._try)
         return self
+
+    @torch.no_grad()
+    def _try(self, model: torch.nn.Module) -> None:
+        """Run a network on one image of its own device and dtype."""
+        like = next(model.parameters())
+        labels = conditions(self.blueprint.classes, 0, 1)
+        times = self._trained_with.timesteps[-1:].to(like.device)
+        image = torch.zeros(1, *self.blueprint.shape, device=like.device, dtype=like.dtype)
+        self.blueprint.calling.predict(model, image, times, None if labels is None else labels.to(like.device))
 
     def __str__(self) -> str:
         return str(self.summary())
@@ -109,7 +127,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         headings = ("interval", "SNR (dB)", "MACs", "of the base", "parameters", "", "")
         title = (
             f"{type(self).__name__}: {counted(len(rows), 'expert')} for images of {' × '.join(map(str, blueprint.shape))}, "
-            f"sampled with {type(self.scheduler).__name__} on {self.device}"
+            f"sampled with {type(self.scheduler).__name__} on {self.device}{'' if self.experts.dtype is None else f' in {self.dtype}'}"
         )
         network = "a model file" if blueprint.network is None else str(blueprint.network["class"])
         facts = f"Base: {network}, {quantity(blueprint.base_macs)} MACs" + (f", {blueprint.classes} classes." if blueprint.classes else ".")
@@ -329,6 +347,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         resident: bool = True,
         scheduler: Scheduler | None = None,
         device: str | torch.device = "cpu",
+        torch_dtype: torch.dtype | None = None,
     ) -> StepAdaptivePipeline:
         """Load what `save_pretrained` wrote; nothing is unpickled and no code of the folder is run.
 
@@ -338,8 +357,10 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             resident: Keep all experts in memory; otherwise one at a time is.
             scheduler: Another scheduler than the saved one.
             device: Where experts run.
+            torch_dtype: Dtype that experts run in, such as torch.bfloat16; by default that of the files.
 
         Raises:
+            InputError: If experts do not run on this device, or not in this dtype.
             StorageError: If the folder is no pipeline.
             ModelFileError: If the network cannot be built.
         """
@@ -362,13 +383,13 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             blueprint.calling.check(model)
             return model
 
-        experts = Experts(blueprint.macs, blueprint.params, expert, resident, torch.device(device))
+        experts = Experts(blueprint.macs, blueprint.params, expert, resident)
         trained_with = _scheduler(folder, index, TRAINED_WITH) if TRAINED_WITH in index else None
         found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders, trained_with)
         if resident:
             for number in range(len(experts)):
                 experts[number]
-        return found
+        return found.to(device, dtype=torch_dtype)
 
 
 def _factory(blueprint: Blueprint) -> Factory:
