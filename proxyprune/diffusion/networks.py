@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
 from proxyprune.errors import ModelFileError, StorageError, UnknownNameError
@@ -187,6 +187,37 @@ def from_record(record: Mapping[str, Any]) -> nn.Module:
     except Exception as error:
         raise ModelFileError(f"{record['class']} cannot be built from its settings ({type(error).__name__}: {error}).") from error
     return model
+
+
+def record_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return class and settings of a network of a model file, if diffusers builds the same network from them.
+
+    The network that diffusers builds gets the same weights and must give the same outputs, bit for bit: a model file may have exchanged
+    layers after the class built them.
+
+    Args:
+        model: The network.
+        inputs: Example inputs by the name of the argument.
+
+    Returns:
+        The record, or None if the class is none of diffusers or its config does not describe this network.
+    """
+    import diffusers
+
+    name = type(model).__name__
+    if getattr(diffusers, name, None) is not type(model) or not isinstance(model, diffusers.ModelMixin):
+        return None
+    config = json.loads(model.to_json_string())
+    record = {"class": name, "config": {key: value for key, value in config.items() if not key.startswith("_")}}
+    try:
+        again = from_record(record).to(next(model.parameters()).device)
+        again.load_state_dict(model.state_dict())
+    except (ModelFileError, RuntimeError):  # settings or weights that the class alone does not take
+        return None
+    with torch.no_grad():
+        expected, found = (tensors_of(kept.eval()(**inputs)) for kept in (model, again))
+        same = all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    return record if same and repr(again) == repr(model) else None
 
 
 def _from_record(record: Mapping[str, Any], seed: int, weights: Path | None) -> Callable[[], nn.Module]:

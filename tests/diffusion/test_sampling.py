@@ -10,38 +10,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusion_pipelines import COSINE, LINEAR, pipeline
 from diffusion_runs import NETWORK
 
 from proxyprune.cli import main
 from proxyprune.diffusion import NoiseConfig, NoiseSchedule, StepAdaptivePipeline
-from proxyprune.diffusion.process.denoiser_call import Calling
-from proxyprune.diffusion.process.intervals import equal_db
 from proxyprune.diffusion.process.noise_schedule import snr_of_steps, training_scheduler
-from proxyprune.diffusion.sampling.experts import Experts
-from proxyprune.diffusion.sampling.pipeline_record import Blueprint
 from proxyprune.diffusion.sampling.scheduler_check import rehearse
 from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.errors import InputError, ModelFileError, StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, at every step of some schedulers of diffusers
-
-COSINE = NoiseConfig(schedule="squaredcos_cap_v2")
-LINEAR = NoiseConfig(schedule="linear")
-
-
-def pipeline(noise: NoiseConfig = COSINE, *, classes: int = 0, experts: int = 2) -> StepAdaptivePipeline:
-    """Experts of random weights."""
-    torch.manual_seed(0)
-    record = {key: value for key, value in NETWORK.items() if key != "_class_name"} | ({"num_class_embeds": classes} if classes else {})
-    models = [diffusers.UNet2DModel(**record).eval() for _ in range(experts)]
-    held = Experts.of(models, [1000] * experts)
-    intervals = equal_db(NoiseSchedule.of(noise), experts)
-    calling = Calling("sample", "timestep", "class_labels" if classes else None)
-    network = {"class": "UNet2DModel", "config": record}
-    blueprint = Blueprint(intervals, calling, (1, 8, 8), classes, held.macs, held.params, 1000, network)
-    found = StepAdaptivePipeline(held, blueprint, sampler("ddim", training_scheduler(noise)))
-    found._trained_with = training_scheduler(noise)
-    return found
 
 
 @pytest.mark.parametrize("noise", [COSINE, LINEAR, NoiseConfig(schedule="squaredcos_cap_v2", prediction="v_prediction")])
@@ -214,12 +193,10 @@ def test_arrays_have_the_name_that_was_asked_for(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.bytes", "saved"]
 
 
-def test_generators_and_dtypes():
-    """Noise is drawn on a generator's own device; a dtype is refused instead of ignored."""
+def test_generators_and_devices():
+    """Noise is drawn on a generator's own device; a move to where the experts are gives the same pipeline."""
     found = pipeline()
     assert found.to("cpu") is found
-    with pytest.raises(InputError, match="takes a device only"):
-        found.to("cpu", torch.float16)
     generator = torch.Generator().manual_seed(1)
     assert len(found(2, 2, generator=generator).images) == 2
     assert set(found.components) == {"scheduler"}

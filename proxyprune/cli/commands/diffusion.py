@@ -12,7 +12,7 @@ import click
 
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.completion import PRESETS, files, preset_names, scorer_names, setting_names
-from proxyprune.cli.options.sampling import COUNTS, SamplingOptions, sampling_options
+from proxyprune.cli.options.sampling import COUNTS, SamplingOptions, sample_command, sampling_options
 from proxyprune.cli.options.shared import file_option, gathered, json_option, plot_option
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.errors import InputError, StorageError
@@ -227,7 +227,8 @@ def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_f
         out.show(ledger_table(ledger))
         finished = RunFolder(folder).pipeline
         if finished.is_dir():
-            out.show(f"Sample with: proxyprune diffusion sample --pipeline {finished} --grid samples.png")
+            config = trainer.config
+            out.show(f"Sample with: {sample_command(finished, config.model, config.data.source)}")
         budgets = None if layout is None else layout.budgets.to_dict()
         out.emit({"schema": SCHEMA, "folder": str(folder), "ledger": ledger.to_dict(), "budgets": budgets})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,23 @@ class SamplingOptions:
         if self.sampler is not None:
             found.use(self.sampler)
         return found.compile() if self.compile else found
+
+
+def sample_command(pipeline: Path, model: str, data: str) -> str:
+    """Return the command that samples a finished pipeline, with the files that the folder does not hold.
+
+    Args:
+        pipeline: Its folder.
+        model: Model file of the run.
+        data: Data of the run, which hold the embeddings of networks that take some.
+    """
+    from proxyprune.diffusion.sampling.pipeline_record import read_blueprint
+
+    blueprint = read_blueprint(pipeline)
+    arguments = ["--pipeline", str(pipeline), "--grid", "samples.png"]
+    arguments += ["--model", model] if blueprint.network is None else []
+    arguments += ["--condition", data] if blueprint.takes_embeddings else []
+    return f"proxyprune diffusion sample {shlex.join(arguments)}"
 
 
 _SAMPLING = (

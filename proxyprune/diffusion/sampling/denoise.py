@@ -94,7 +94,7 @@ class ExpertSampler:
         for number, (time, index) in enumerate(zip(scheduler.timesteps[-len(route) :], route, strict=True)):
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
-            predicted = self.calling.predict(self.experts.callable(index), scaled, times, condition)
+            predicted = self._predict(index, scaled, times, condition)
             with named(type(scheduler).__name__):
                 images = scheduler.step(predicted, time, images, **extra).prev_sample
             if after_step is not None:
@@ -105,6 +105,15 @@ class ExpertSampler:
                 "that changes nothing, the networks are at fault: look at the log of their training."
             )
         return images.clamp(-1.0, 1.0)
+
+    def _predict(self, index: int, images: Tensor, times: Tensor, condition: Tensor | None) -> Tensor:
+        """Run the expert in its own dtype; images, and with them all arithmetic of the scheduler, stay in theirs."""
+        expert, dtype = self.experts.callable(index), self.experts.dtype
+        if dtype is None:
+            return self.calling.predict(expert, images, times, condition)
+        if condition is not None and condition.is_floating_point():
+            condition = condition.to(dtype)
+        return self.calling.predict(expert, images.to(dtype), times, condition).to(images.dtype)
 
 
 def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:

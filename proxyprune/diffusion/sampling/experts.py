@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from proxyprune.diffusion.sampling.compiled import Compiled
-from proxyprune.errors import InputError, PlanFormatError, StorageError
+from proxyprune.diffusion.sampling.placement import Trial, move, place_network
+from proxyprune.errors import PlanFormatError, StorageError
 from proxyprune.modelfile import load_weights
 from proxyprune.result import PruneResult
 from proxyprune.saving.manifest import MANIFEST
@@ -70,6 +72,8 @@ def load_expert(folder: Path, factory: Factory) -> nn.Module:
 def copy_expert(source: Path, target: Path, model: nn.Module | None) -> None:
     """Copy a saved expert; one that is in memory, and was changed there, with the weights that it has now.
 
+    The file keeps its precision: weights that were only rounded to another dtype in memory count as unchanged.
+
     Args:
         source: What `save_expert` wrote.
         target: Where to.
@@ -84,8 +88,11 @@ def copy_expert(source: Path, target: Path, model: nn.Module | None) -> None:
         return
     saved = load_file(target / WHOLE)  # `proxyprune.save` calls its weights so, too
     held = model.state_dict()
-    if all(name in held and torch.equal(held[name].cpu(), tensor) for name, tensor in saved.items()):
+    if all(name in held and torch.equal(held[name].cpu(), tensor.to(held[name].dtype)) for name, tensor in saved.items()):
         return
+    if any(tensor.dtype != held[name].dtype for name, tensor in saved.items()):
+        precise = next(tensor.dtype for tensor in saved.values() if tensor.is_floating_point())
+        model = copy.deepcopy(model).to(precise)
     if (target / MANIFEST).is_file():
         replace_weights(target, model)
     else:
@@ -131,6 +138,7 @@ class Experts:
         load: Makes the network of an interval.
         resident: Keep all of them in memory.
         device: Where they run.
+        dtype: Of their weights, or None for that of the files.
         compile_options: For torch.compile, or None to run them as they are.
     """
 
@@ -139,6 +147,7 @@ class Experts:
     load: Callable[[int], nn.Module] = field(repr=False)
     resident: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype | None = None
     compile_options: Mapping[str, Any] | None = None
     _held: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
     _compiled: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
@@ -152,7 +161,7 @@ class Experts:
             if not self.resident:
                 self._held.clear()
                 self._compiled.clear()
-            model = self.load(index).eval().requires_grad_(False).to(self.device)
+            model = place_network(self.load(index).eval().requires_grad_(False), self.device, self.dtype)
             found = sum(parameter.numel() for parameter in model.parameters())
             if found != self.params[index]:
                 raise StorageError(
@@ -175,23 +184,23 @@ class Experts:
             self._compiled[index] = Compiled(model, self.compile_options, networks=len(self))
         return self._compiled[index]
 
-    def to(self, device: torch.device) -> None:
-        """Move what is loaded, and what will be. If a network cannot be moved, all of them stay where they were.
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None, trial: Trial | None = None) -> None:
+        """Move what is loaded, and what will be. If that fails, all of them stay as they were.
+
+        Args:
+            device: Where to; None keeps it.
+            dtype: Of the weights; None keeps it.
+            trial: Runs a network in another dtype, before it is used; one is loaded for it if none is.
 
         Raises:
-            InputError: If the device holds no values, is not there, or has no room.
+            InputError: If the device holds no values, is not there, has no room, or does not run the networks in this dtype.
         """
-        if device.type == "meta":
-            raise InputError("Experts cannot move to the device 'meta': it holds no weights, so they would be lost.")
-        try:
-            torch.empty(0, device=device)
-            for model in self._held.values():
-                model.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            for model in self._held.values():
-                model.to(self.device)
-            raise InputError(f"Experts cannot move to '{device}': {str(error).splitlines()[0]} They stay on '{self.device}'.") from error
-        self.device = device
+        device = self.device if device is None else device
+        trial = None if dtype is None else trial
+        if trial is not None and not self._held:
+            self[0]
+        move(self._held.values(), device, dtype, trial)
+        self.device, self.dtype = device, self.dtype if dtype is None else dtype
         self._compiled.clear()
 
     @property

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from proxyprune.diffusion.data.image_data import to_bytes
-from proxyprune.diffusion.networks import from_record
 from proxyprune.diffusion.process.scheduler import Scheduler
-from proxyprune.diffusion.records import read_json
-from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
 from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
-from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
+from proxyprune.diffusion.sampling.hub import local_folder
+from proxyprune.diffusion.sampling.pipeline_folder import (
+    TRAINED_WITH,
+    factory_of,
+    read_pipeline,
+    read_scheduler,
+    replace_pipeline,
+    write_description,
+)
+from proxyprune.diffusion.sampling.pipeline_record import Blueprint
+from proxyprune.diffusion.sampling.placement import target_of
 from proxyprune.diffusion.sampling.schedulers import sampler
-from proxyprune.errors import InputError, ModelFileError, StorageError
-from proxyprune.support.files import put_folder, write_json
+from proxyprune.errors import InputError, StorageError
 from proxyprune.support.progress import bar
 from proxyprune.support.summary import Bar, Summary, SummaryTable
 from proxyprune.support.wording import counted, quantity
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
-
-INDEX = "model_index.json"
-TRAINED_WITH = "training_scheduler"
-"""Entry of the index and folder of the scheduler that says how the networks were trained; other samplers are made from it."""
 
 
 class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
@@ -75,18 +73,35 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         """What diffusers calls the parts of a pipeline: the scheduler; experts are no part that another pipeline could take."""
         return {"scheduler": self.scheduler}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that the experts run in; images and scheduler arithmetic are float32."""
+        return torch.float32 if self.experts.dtype is None else self.experts.dtype
+
     def to(self, *args: Any, **kwargs: Any) -> StepAdaptivePipeline:
-        """Move the experts to a device. If that fails, they stay where they are.
+        """Move the experts to a device, a dtype, or both. If that fails, they stay as they were.
+
+        Images and the arithmetic of the scheduler stay in float32, and files keep the precision that they were saved in.
+
+        Args:
+            args: A device, a dtype, or both.
+            kwargs: The same as `device=` and `dtype=` (or `torch_dtype=`).
 
         Raises:
-            InputError: If a dtype is asked for, or the device does not take the experts.
+            InputError: If the device does not take the experts, or they do not run there in this dtype.
         """
-        if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args):
-            raise InputError("Experts run in the precision that they were saved in; to() takes a device only.")
-        device = kwargs.get("device", next((arg for arg in args if isinstance(arg, str | int | torch.device)), None))
-        if device is not None:
-            self.experts.to(torch.device(device))
+        device, dtype = target_of(args, kwargs)
+        self.experts.to(device, dtype, None if self.blueprint.takes_embeddings else self._try)
         return self
+
+    @torch.no_grad()
+    def _try(self, model: torch.nn.Module) -> None:
+        """Run a network on one image of its own device and dtype."""
+        like = next(model.parameters())
+        labels = conditions(self.blueprint.classes, 0, 1)
+        times = self._trained_with.timesteps[-1:].to(like.device)
+        image = torch.zeros(1, *self.blueprint.shape, device=like.device, dtype=like.dtype)
+        self.blueprint.calling.predict(model, image, times, None if labels is None else labels.to(like.device))
 
     def __str__(self) -> str:
         return str(self.summary())
@@ -108,7 +123,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         headings = ("interval", "SNR (dB)", "MACs", "of the base", "parameters", "", "")
         title = (
             f"{type(self).__name__}: {counted(len(rows), 'expert')} for images of {' × '.join(map(str, blueprint.shape))}, "
-            f"sampled with {type(self.scheduler).__name__} on {self.device}"
+            f"sampled with {type(self.scheduler).__name__} on {self.device}{'' if self.experts.dtype is None else f' in {self.dtype}'}"
         )
         network = "a model file" if blueprint.network is None else str(blueprint.network["class"])
         facts = f"Base: {network}, {quantity(blueprint.base_macs)} MACs" + (f", {blueprint.classes} classes." if blueprint.classes else ".")
@@ -282,33 +297,10 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         """
         if kwargs:
             raise InputError(f"save_pretrained takes a folder only here, found {', '.join(kwargs)}.")
-        target = Path(save_directory).expanduser()
-        if target.exists() and not (target / RECORD).is_file() and (not target.is_dir() or any(target.iterdir())):
-            raise StorageError(f"Cannot save to '{target}': it holds something else. Choose a new or empty folder.")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
-            try:
-                self._write(fresh)
-                put_folder(fresh, target, foreign=_not_ours)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-        except OSError as error:
-            raise StorageError(f"The pipeline cannot be saved to '{target}': {error}. Check the free space and permissions.") from error
+        replace_pipeline(Path(save_directory).expanduser(), self._write)
 
     def _write(self, folder: Path) -> None:
-        self.scheduler.save_pretrained(str(folder / "scheduler"))
-        self._trained_with.save_pretrained(str(folder / TRAINED_WITH))
-        write_json(folder / RECORD, self.blueprint.to_dict())
-        write_json(
-            folder / INDEX,
-            {
-                "_class_name": type(self).__name__,
-                "_diffusers_version": diffusers.__version__,
-                "scheduler": ["diffusers", type(self.scheduler).__name__],
-                TRAINED_WITH: ["diffusers", type(self._trained_with).__name__],
-            },
-        )
+        write_description(folder, self.blueprint, {"scheduler": self.scheduler, TRAINED_WITH: self._trained_with})
         for index, source in enumerate(self.folders):
             place = folder / "experts" / str(index)
             if source is not None:
@@ -328,28 +320,34 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         resident: bool = True,
         scheduler: Scheduler | None = None,
         device: str | torch.device = "cpu",
+        torch_dtype: torch.dtype | None = None,
+        subfolder: str = "",
+        revision: str | None = None,
+        **download: Any,
     ) -> StepAdaptivePipeline:
         """Load what `save_pretrained` wrote; nothing is unpickled and no code of the folder is run.
 
         Args:
-            pretrained_model_name_or_path: The folder.
+            pretrained_model_name_or_path: The folder, or the id of a repository on the Hugging Face hub, such as "org/name".
             factory: Builds the unpruned network; needed when it came from a model file.
             resident: Keep all experts in memory; otherwise one at a time is.
             scheduler: Another scheduler than the saved one.
             device: Where experts run.
+            torch_dtype: Dtype that experts run in, such as torch.bfloat16; by default that of the files.
+            subfolder: Folder of the pipeline inside the folder or repository.
+            revision: Branch, tag or commit of the repository; "main" by default.
+            download: For a repository: `cache_dir`, `token`, `local_files_only`, `force_download`, as in diffusers. `dtype` is another
+                name of `torch_dtype`.
 
         Raises:
-            StorageError: If the folder is no pipeline.
+            InputError: If experts do not run on this device, or not in this dtype.
+            StorageError: If the folder is no pipeline, or the repository cannot be downloaded.
             ModelFileError: If the network cannot be built.
         """
-        folder = Path(pretrained_model_name_or_path).expanduser().resolve()
-        data, index = (read_json(folder / name, "Copy the whole pipeline again.") for name in (RECORD, INDEX))
-        if not isinstance(data, Mapping) or not isinstance(index, Mapping):
-            inside = RunFolder(folder).pipeline
-            advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
-            raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
-        blueprint = Blueprint.from_dict(data)
-        build = factory or _factory(blueprint)
+        torch_dtype = download.pop("dtype", None) or torch_dtype
+        folder = local_folder(pretrained_model_name_or_path, subfolder, revision, download)
+        blueprint, index = read_pipeline(folder)
+        build = factory or factory_of(blueprint)
         folders = [folder / "experts" / str(number) for number in range(len(blueprint.macs))]
         for place in folders:
             if not place.is_dir():
@@ -361,40 +359,13 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             blueprint.calling.check(model)
             return model
 
-        experts = Experts(blueprint.macs, blueprint.params, expert, resident, torch.device(device))
-        trained_with = _scheduler(folder, index, TRAINED_WITH) if TRAINED_WITH in index else None
-        found = cls(experts, blueprint, scheduler or _scheduler(folder, index), folders, trained_with)
+        experts = Experts(blueprint.macs, blueprint.params, expert, resident)
+        trained_with = read_scheduler(folder, index, TRAINED_WITH) if TRAINED_WITH in index else None
+        found = cls(experts, blueprint, scheduler or read_scheduler(folder, index), folders, trained_with)
         if resident:
             for number in range(len(experts)):
                 experts[number]
-        return found
-
-
-def _factory(blueprint: Blueprint) -> Factory:
-    network = blueprint.network
-    if network is None:
-        raise ModelFileError(
-            "The networks of this pipeline came from a model file; give its build_model as factory= (--model on the command line)."
-        )
-    return lambda: from_record(network)
-
-
-def _not_ours(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name not in (INDEX, RECORD, TRAINED_WITH, "scheduler", "experts")]
-
-
-def _scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Scheduler:
-    named = index.get(entry)
-    name = named[1] if isinstance(named, list) and len(named) == 2 else named
-    kind: Any = getattr(diffusers, str(name), None)
-    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
-    if not known:
-        raise StorageError(f"'{folder / INDEX}' names the scheduler {name!r}, which diffusers does not have.")
-    try:
-        found: Scheduler = kind.from_pretrained(str(folder / entry))
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
-    return found
+        return found.to(device, dtype=torch_dtype)
 
 
 def _at_least_one(**counts: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from proxyprune.diffusion.process.denoiser_call import Calling
 from proxyprune.diffusion.process.intervals import Intervals
+from proxyprune.diffusion.records import read_json
 from proxyprune.errors import StorageError
 from proxyprune.support.dataclass_json import from_plain, to_plain
 
@@ -29,6 +31,7 @@ class Blueprint:
         base_macs: MACs of the unpruned network.
         network: Class and settings of the unpruned diffusers network, or None for a model file.
         notes: For the reader.
+        source: Preset, config or model file of the network, as the run named it; empty if unknown.
     """
 
     intervals: Intervals
@@ -40,6 +43,12 @@ class Blueprint:
     base_macs: int
     network: Mapping[str, Any] | None = field(repr=False)
     notes: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def takes_embeddings(self) -> bool:
+        """Whether images need embeddings that the pipeline cannot make."""
+        return self.calling.condition is not None and not self.classes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -61,3 +70,15 @@ class Blueprint:
             return found
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{RECORD} is malformed ({type(error).__name__}: {error}). Save the pipeline again.") from error
+
+
+def read_blueprint(folder: Path) -> Blueprint:
+    """Read the record of a pipeline's folder.
+
+    Raises:
+        StorageError: If there is none, or it is malformed.
+    """
+    data = read_json(folder / RECORD, "Copy the whole pipeline again.")
+    if not isinstance(data, Mapping):
+        raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD}.")
+    return Blueprint.from_dict(data)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from proxyprune.diffusion.networks import record_of
 from proxyprune.diffusion.process.intervals import Intervals, bins_of
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
 from proxyprune.diffusion.records import read_json, read_record, read_weights
@@ -59,8 +60,9 @@ def merge(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]], layou
         macs=experts.macs,
         params=experts.params,
         base_macs=setup.base_macs,
-        network=setup.source.record,
+        network=setup.source.record or record_of(setup.source.build(), setup.example_inputs),
         notes=layout.budgets.notes,
+        source=setup.source.label,
     )
     trained_with = training_scheduler(setup.config.noise)
     pipeline = StepAdaptivePipeline(experts, blueprint, setup.default_sampler(), folders, trained_with)
