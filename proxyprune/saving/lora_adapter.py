@@ -20,7 +20,8 @@ from proxyprune.errors import InputError, ProxyPruneError, StorageError
 from proxyprune.result import PruneResult
 from proxyprune.saving.destination import resolved
 from proxyprune.saving.lora_config import check_config, with_new_names, without_removed
-from proxyprune.saving.plain_folder import TOKENIZER_FILES, plain_form
+from proxyprune.saving.plain_folder import plain_form
+from proxyprune.saving.tokenizer_files import copy_tokenizer_files
 from proxyprune.support.files import put_folder, to_disk
 from proxyprune.support.strict_json import loads
 
@@ -237,8 +238,7 @@ def _write(adapter: _Adapter, source: Path | None, target: Path) -> None:
                 to_disk(target.parent)
                 return
             (fresh / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True), encoding="utf-8")
-            for path in {path for pattern in TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}:
-                shutil.copyfile(path, fresh / path.name)
+            copy_tokenizer_files(source, fresh)
             put_folder(fresh, target)
         finally:
             shutil.rmtree(room, ignore_errors=True)
