@@ -86,25 +86,38 @@ def carry_lora_state(
     known = KnownNames.of(shapes, root)
     entries = with_known_roles([read_key(key) for key in state], known)
     start = prefix or find_prefix(entries, known)
-    cutter = _Cutter(surgery, model, shapes, state)
-    tensors, modules, dropped, untouched = {}, {}, [], []
-    for entry in entries:
-        if prefix and not entry.name.startswith(prefix):
-            untouched.append(entry.key)
-            tensors[entry.key] = state[entry.key].detach().clone()
-            continue
-        name = known.full(entry, start)
-        if name is None:
-            raise _unknown(entry, start, known)
-        modules[entry.key] = name
-        cutter.partners.setdefault(name, {})[entry.role] = entry.key
-    for entry in entries:
-        if entry.key in modules:
-            if is_removed(modules[entry.key], surgery):
-                dropped.append(entry.key)
-            else:
-                tensors[entry.key] = cutter.cut(entry, modules[entry.key])
-    return LoraState({key: tensors[key] for key in state if key in tensors}, modules, tuple(dropped), tuple(untouched), start)
+    inside = {entry.key: entry for entry in entries if entry.name.startswith(prefix or "")}
+    modules = {key: _name_in_model(entry, start, known) for key, entry in inside.items()}
+    cutter = _Cutter(surgery, model, shapes, state, _partners(inside, modules))
+    tensors, dropped = {}, []
+    for key, tensor in state.items():
+        if key not in inside:
+            tensors[key] = tensor.detach().clone()
+        elif is_removed(modules[key], surgery):
+            dropped.append(key)
+        else:
+            tensors[key] = cutter.cut(inside[key], modules[key])
+    return LoraState(tensors, modules, tuple(dropped), tuple(key for key in state if key not in inside), start)
+
+
+def _name_in_model(entry: LoraKey, prefix: str, known: KnownNames) -> str:
+    """Return the name in the model of an entry's module or parameter.
+
+    Raises:
+        PlanMismatchError: If the model has none there.
+    """
+    name = known.full(entry, prefix)
+    if name is None:
+        raise _unknown(entry, prefix, known)
+    return name
+
+
+def _partners(entries: Mapping[str, LoraKey], modules: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the keys of each module's entries, by role."""
+    partners: dict[str, dict[str, str]] = {}
+    for key, entry in entries.items():
+        partners.setdefault(modules[key], {})[entry.role] = key
+    return partners
 
 
 def _unknown(entry: LoraKey, prefix: str, known: KnownNames) -> PlanMismatchError:
@@ -119,8 +132,15 @@ def _unknown(entry: LoraKey, prefix: str, known: KnownNames) -> PlanMismatchErro
 class _Cutter:
     """Cuts entries one by one, and checks each against the layer that it belongs to."""
 
-    def __init__(self, surgery: Surgery, model: nn.Module, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
-        self.partners: dict[str, dict[str, str]] = {}
+    def __init__(
+        self,
+        surgery: Surgery,
+        model: nn.Module,
+        shapes: Mapping[str, tuple[int, ...]],
+        state: Mapping[str, Tensor],
+        partners: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        self._partners = partners
         self._model = model
         self._shapes = shapes
         self._state = state
@@ -183,7 +203,7 @@ class _Cutter:
 
     def _check_partner(self, entry: LoraKey, name: str) -> None:
         """Raise unless A and B are there, with one rank."""
-        pair = self.partners[name]
+        pair = self._partners[name]
         missing = [role for role in ("down", "up") if role not in pair]
         if missing:
             wanted = " and ".join("A (down)" if role == "down" else "B (up)" for role in missing)

@@ -34,6 +34,9 @@ _ENTRY = re.compile(
 )
 """`<module>.lora_A.weight`, `<module>.lora_A.default.weight`, `<module>.lora.down.weight` and the like."""
 
+_INSERTED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)\.")
+"""Children that PEFT puts between a module and its parameters."""
+
 _PROCESSOR = re.compile(r"(?P<attention>.+)\.processor\.(?P<layer>\w+)_lora\.(?P<role>down|up)\.weight")
 """Older diffusers: `attn1.processor.to_q_lora.down.weight`."""
 
@@ -55,7 +58,7 @@ class LoraKey:
 
 def read_key(key: str) -> LoraKey:
     """Return what a key names; keys of no known layout are read as names of whole parameters."""
-    plain = re.sub(r"\.modules_to_save(\.\w+)?(?=\.\w+$)", "", unwrapped(key)).replace(".base_layer.", ".")
+    plain = _INSERTED.sub(".", unwrapped(key))
     if found := _PROCESSOR.fullmatch(plain):
         layer = "to_out.0" if found["layer"] == "to_out" else found["layer"]
         return LoraKey(key, f"{found['attention']}.{layer}", "down" if found["role"] == "down" else "up")

@@ -20,7 +20,8 @@ from proxyprune.errors import InputError, ProxyPruneError, StorageError
 from proxyprune.result import PruneResult
 from proxyprune.saving.destination import resolved
 from proxyprune.saving.lora_config import check_config, with_new_names, without_removed
-from proxyprune.saving.plain_folder import TOKENIZER_FILES, plain_form
+from proxyprune.saving.plain_folder import plain_form
+from proxyprune.saving.tokenizer_files import copy_tokenizer_files
 from proxyprune.support.files import put_folder, to_disk
 from proxyprune.support.strict_json import loads
 
@@ -96,8 +97,8 @@ def carry_lora(
     source = None if isinstance(adapter, Mapping) else resolved(adapter)
     target = _target(source, to)
     read = _Adapter(adapter) if isinstance(adapter, Mapping) else _read(Path(adapter))
-    if read.config is not None:
-        check_config(read.config)
+    for described in _configs(read):
+        check_config(described)
     graph = result.graph
     shapes = {**graph.program.shapes, **{alias: graph.program.shapes[name] for alias, name in graph.program.aliases.items()}}
     root = "" if graph.blueprint is None else graph.blueprint.module
@@ -155,6 +156,19 @@ def _read(path: Path) -> _Adapter:
             metadata = file.metadata()
         config = _json(path / CONFIG) if path.is_dir() else None
     return _Adapter(state, config, metadata)
+
+
+def _configs(read: _Adapter) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs that come with an adapter: of PEFT's folder, and of each network in a file of diffusers."""
+    if read.config is not None:
+        yield read.config
+    try:
+        kept = loads((read.metadata or {}).get(_METADATA, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The metadata '{_METADATA}' of the adapter is not JSON: {error}. Save the adapter again.") from error
+    for network in {key.rpartition(".")[0] for key in kept}:
+        fields = {key.rpartition(".")[2]: value for key, value in kept.items() if key.rpartition(".")[0] == network}
+        yield {"peft_type": "LORA"} | fields
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -224,8 +238,7 @@ def _write(adapter: _Adapter, source: Path | None, target: Path) -> None:
                 to_disk(target.parent)
                 return
             (fresh / CONFIG).write_text(json.dumps(adapter.config, indent=2, sort_keys=True), encoding="utf-8")
-            for path in {path for pattern in TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}:
-                shutil.copyfile(path, fresh / path.name)
+            copy_tokenizer_files(source, fresh)
             put_folder(fresh, target)
         finally:
             shutil.rmtree(room, ignore_errors=True)

@@ -39,16 +39,16 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     kind = str(config.get("peft_type") or "missing").rpartition(".")[2]
     if kind.upper() != "LORA":
-        raise InputError(f"adapter_config.json has peft_type {kind}: expected LORA. Only LoRA adapters can be carried.")
+        raise InputError(f"The adapter's config has peft_type {kind}: expected LORA. Only LoRA adapters can be carried.")
     start = config.get("init_lora_weights", True)
     if str(start).lower() not in _STARTS:
         raise InputError(
-            f"adapter_config.json has init_lora_weights {start!r}, which changes the weights of the network when the adapter is loaded: "
+            f"The adapter's config has init_lora_weights {start!r}, which changes the weights of the network when the adapter is loaded: "
             f"expected one of {', '.join(_STARTS)}. Convert it to a plain LoRA adapter first (path_initial_model_for_weight_conversion)."
         )
     found = [name for name in _VARIANTS if config.get(name)]
     if found:
-        raise InputError(f"adapter_config.json sets {listed(found)}: expected a plain LoRA adapter without it. It cannot be carried.")
+        raise InputError(f"The adapter's config sets {listed(found)}: expected a plain LoRA adapter without it. It cannot be carried.")
 
 
 def without_removed(config: Mapping[str, Any], modules: Collection[str], surgery: Surgery) -> dict[str, Any]:

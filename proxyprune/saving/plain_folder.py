@@ -23,6 +23,7 @@ from proxyprune.result import PruneResult
 from proxyprune.saving import load_elsewhere
 from proxyprune.saving.destination import resolved
 from proxyprune.saving.model_card import model_card
+from proxyprune.saving.tokenizer_files import add_files_beside, add_tokenizer
 from proxyprune.standard.rebuild import InnerCall, Standard, family_in, inner_call, rebuilt
 from proxyprune.support.files import put_folder
 from proxyprune.support.nested import mapped
@@ -31,18 +32,6 @@ from proxyprune.tracing.module_state import unchanged
 
 CARD = "README.md"
 CONFIG = "config.json"
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "chat_template*",
-    "*processor_config.json",
-)
-"""Files of tokenizers and processors, which a folder keeps beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +66,9 @@ def save_pretrained(
     Args:
         result: From `prune`; its model may have been trained since.
         folder: Where to. An earlier folder with a config.json is replaced; any other non-empty folder is rejected.
-        processors: A tokenizer or processor (anything with `save_pretrained`), a folder to copy their files from, or several of these.
-            Files beside the weights of the unpruned network, if it was loaded from a local folder, are copied without being named.
+        processors: A tokenizer or processor (anything with `save_pretrained`), a folder or a cached hub id to copy their files from, or
+            several of these. Files beside the weights of the unpruned network are copied without being named, if it was loaded from a
+            local folder, or from a hub id with these files in the local cache.
         example_inputs: Inputs to compare outputs on; those of the result if left out.
         losses: Measured losses for the model card, by name ("before", "after").
         command: How the network was made, for the model card.
@@ -119,10 +109,12 @@ def write_plain(result: PruneResult, folder: Path, *, processors: Any = (), exam
     folder.mkdir(parents=True, exist_ok=True)
     network: Any = standard.network
     network.save_pretrained(folder)
-    source = getattr(network, "name_or_path", "") or getattr(_network(result).config, "_name_or_path", "")
+    config: Any = _network(result).config
+    source = getattr(network, "name_or_path", "") or getattr(config, "_name_or_path", "")
+    add_files_beside(source, getattr(config, "_commit_hash", None), folder)
     chosen = [processors] if isinstance(processors, str | Path) or hasattr(processors, "save_pretrained") else list(processors or ())
-    for processor in ([source] if source and Path(source).is_dir() else []) + chosen:
-        _add_files(processor, folder)
+    for processor in chosen:
+        add_tokenizer(processor, folder)
     return PlainFolder(folder, standard, call)
 
 
@@ -211,17 +203,6 @@ def _task(entry: PlainFolder, file: Path) -> dict[str, Any]:
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().clone()
-
-
-def _add_files(source: Any, folder: Path) -> None:
-    if hasattr(source, "save_pretrained"):
-        source.save_pretrained(folder)
-        return
-    if not Path(source).is_dir():
-        raise StorageError(f"Cannot copy the files of a tokenizer from '{source}': it is no folder.")
-    for path in sorted({path for pattern in TOKENIZER_FILES for path in Path(source).glob(pattern)}):
-        if path.is_file() and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
 
 
 def check_plain_folder(folder: str | Path) -> None:

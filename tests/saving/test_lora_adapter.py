@@ -229,6 +229,10 @@ def test_a_file_keeps_its_metadata(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "trigger": "a word"}
         assert set(file.keys()) == set(carried.state)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pruned.safetensors"]
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": RANK, "unet.init_lora_weights": "pissa"})}
+    safetensors.torch.save_file(state, tmp_path / "dense.safetensors", metadata=metadata)
+    with pytest.raises(InputError, match="init_lora_weights 'pissa'"):
+        pp.carry_lora(tmp_path / "dense.safetensors", result, tmp_path / "out" / "other.safetensors")
 
 
 def test_patterns_of_removed_layers_leave_the_config(tmp_path: Path) -> None:
@@ -312,11 +316,16 @@ def test_whole_parameters_scales_and_biases_follow() -> None:
     extra = {
         "base_model.model.2.weight": torch.randn(4, 16),
         "base_model.model.0.base_layer.bias": torch.randn(16),
+        "base_model.model.2.modules_to_save.bias": torch.randn(4),
+        "base_model.model.2.original_module.weight": torch.randn(4, 16),
+        "base_model.model.2.modules_to_save.default.weight": torch.randn(4, 16),
         "base_model.model.0.lora_B.bias": torch.randn(16),
         "base_model.model.0.alpha": torch.tensor(4.0),
     }
     carried = pp.carry_lora(made_adapter(model, peft_key, {"0"}) | extra, result).state
-    assert torch.equal(carried["base_model.model.2.weight"], extra["base_model.model.2.weight"][:, kept])
+    for key in ("2.weight", "2.original_module.weight", "2.modules_to_save.default.weight"):
+        assert torch.equal(carried[f"base_model.model.{key}"], extra[f"base_model.model.{key}"][:, kept])
+    assert torch.equal(carried["base_model.model.2.modules_to_save.bias"], extra["base_model.model.2.modules_to_save.bias"])
     for key in ("base_model.model.0.base_layer.bias", "base_model.model.0.lora_B.bias"):
         assert torch.equal(carried[key], extra[key][kept])
     assert carried["base_model.model.0.alpha"] == 4

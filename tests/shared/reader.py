@@ -122,7 +122,16 @@ def _trained() -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters())
     _loss(model, _batches(0)[0]).backward()
     optimizer.step()
-    return {"model": model, "optimizer": optimizer, "shadow": {name: value.clone() for name, value in model.state_dict().items()}}
+    shadow = {name: value.clone() for name, value in model.state_dict().items()}
+    return {"model": model, "optimizer": optimizer, "shadow": shadow, "adapter": _adapter(model)}
+
+
+def _adapter(model: nn.Module) -> dict[str, Tensor]:
+    """Return a LoRA adapter of rank 2 for the linear layers of a model, as PEFT saves it."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    shapes = {f"{name}.lora_A": (2, layer.in_features) for name, layer in layers.items()}
+    shapes |= {f"{name}.lora_B": (layer.out_features, 2) for name, layer in layers.items()}
+    return {f"base_model.model.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
 
 
 GIVEN: dict[str, Callable[[], Any]] = {
@@ -135,7 +144,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "loss_fn": lambda: _loss,
     "accuracy": lambda: lambda model, batches: float(torch.stack([_loss(model, batch) for batch in batches]).mean()),
 }
-"""Name -> what makes its value; `model`, `optimizer` and `shadow` belong together and come from one training."""
+"""Name -> what makes its value; `model`, `optimizer`, `shadow` and `adapter` belong together and come from one training."""
 
 
 def given(names: list[str]) -> dict[str, Any]:

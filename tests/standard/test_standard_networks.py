@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +138,53 @@ def test_removed_layers_are_renumbered_and_lists_follow(tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     assert [layer.self_attn.layer_idx for layer in loaded.model.layers] == list(range(4 - len(gone)))
     assert torch.allclose(outputs(loaded, "Gemma 3")[0], outputs(result.model, "Gemma 3")[0], atol=1e-6)
+
+
+_FROM_THE_CACHE = """
+import sys, torch, transformers
+import proxyprune as pp
+
+model = transformers.LlamaForCausalLM.from_pretrained("someone/tiny")
+result = pp.prune(model, {"input_ids": torch.arange(6)[None]}, 0.6, uniform=True)
+pp.save_pretrained(result, sys.argv[1], processors="someone/words")
+try:
+    pp.save_pretrained(result, sys.argv[1], processors="someone/absent")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_tokenizer_files_come_from_the_cache_of_the_hub(tmp_path: Path) -> None:
+    """A network loaded by a hub id keeps the files beside its weights, at its revision; other ids are read from the cache too."""
+    import transformers
+
+    def cached(name: str, files: dict[str, str]) -> Path:
+        repository = tmp_path / "hub" / f"models--someone--{name}"
+        snapshot = repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+        for file, text in files.items():
+            (snapshot / file).write_text(text)
+        return snapshot
+
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    network.save_pretrained(cached("tiny", {"tokenizer.json": "{}", "tokenizer_config.json": '{"of": "tiny"}', "notes.txt": "mine"}))
+    cached("words", {"tokenizer_config.json": "{}", "chat_template.jinja": "words"})
+    environment = os.environ | {
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(pp.__file__).parents[1]),
+    }
+    command = [sys.executable, "-c", _FROM_THE_CACHE, str(tmp_path / "plain")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'someone/absent'" in done.stdout
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert "notes.txt" not in names
+    assert json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text()) == {"of": "tiny"}
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
