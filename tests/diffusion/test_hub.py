@@ -30,8 +30,17 @@ def drawn(name, **given):
     except StorageError as error:
         return str(error)
 
+def plain(name, kind="DiffusionPipeline", **given):
+    import diffusers, warnings
+    try:
+        found = getattr(diffusers, kind).from_pretrained(name, **given)
+        assert type(found) is StepAdaptivePipeline
+        return [str(found.dtype), hashlib.sha256(found.generate(2, steps=3, progress=False).numpy().tobytes()).hexdigest()]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
 cases = json.loads(sys.argv[1])
-print(json.dumps([drawn(name, **given) for name, given in cases]))
+print(json.dumps([(plain if given.pop('plain', False) else drawn)(name, **given) for name, given in cases]))
 """
 
 
@@ -93,3 +102,59 @@ def test_a_folder_comes_before_the_hub(tmp_path, monkeypatch):
         StepAdaptivePipeline.from_pretrained("org/name", variant="fp16")
     with pytest.raises(StorageError, match="no step-adaptive pipeline"):
         StepAdaptivePipeline.from_pretrained(Path("org/other"))
+
+
+WITHOUT = """
+import sys
+sys.modules["proxyprune"] = None  # importing it fails, as where it is not installed
+from diffusers import DiffusionPipeline
+DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+
+
+def test_plain_diffusers_loads_the_folder(tmp_path):
+    """From disk and from a hub, with the images of our own loading; other classes and untrusted code end in an error."""
+    found = pipeline()
+    folder = tmp_path / "saved"
+    found.save_pretrained(folder)
+    (tmp_path / "home").mkdir()
+    trusted = {"plain": True, "trust_remote_code": True}
+    with local_hub({("org/name", "main"): folder}) as hub:
+        loaded, remote, untrusted, other, network = in_process(
+            hub.url,
+            tmp_path / "home",
+            (str(folder), trusted),
+            ("org/name", trusted),
+            (str(folder), {"plain": True}),
+            (str(folder), {"plain": True, "kind": "DDPMPipeline"}),
+            (str(folder), {"plain": True, "kind": "UNet2DModel"}),
+        )
+    assert loaded == remote == ["torch.float32", hash_of(found)]
+    assert "trust_remote_code=True" in untrusted
+    assert "trust_remote_code=True" in other
+    assert network.startswith(("OSError", "ValueError"))
+
+
+def test_without_proxyprune_the_last_line_says_what_to_do(tmp_path):
+    """In a process where proxyprune cannot be imported."""
+    pipeline().save_pretrained(tmp_path / "saved")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path / "saved")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: This pipeline needs proxyprune")
+    assert "Install proxyprune with its extra `diffusion`" in last
+
+
+def test_a_folder_of_an_earlier_version_loads(tmp_path):
+    """It has no code, one record, and the plain name of the class in the index."""
+    found = pipeline()
+    folder = tmp_path / "saved"
+    found.save_pretrained(folder)
+    for path in (folder / "pipeline.py", folder / "experts/step_adaptive_experts.py", folder / "experts/step_adaptive.json"):
+        path.unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["experts"]
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StepAdaptivePipeline"}))
+    assert hash_of(StepAdaptivePipeline.from_pretrained(folder)) == hash_of(found)

@@ -193,6 +193,41 @@ def test_arrays_have_the_name_that_was_asked_for(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.bytes", "saved"]
 
 
+@pytest.mark.parametrize("given", [[7], [7, 2]])
+def test_a_class_on_the_command_line(tmp_path, given):
+    """Images are those of the same labels in Python, in turn where several are given."""
+    found = pipeline(classes=10)
+    found.save_pretrained(tmp_path / "saved")
+    options = [word for number in given for word in ("--class", str(number))]
+    arguments = ["--pipeline", str(tmp_path / "saved"), "--steps", "2", "-n", "3", "--out", str(tmp_path / "x.npz"), *options]
+    done = CliRunner().invoke(main, ["diffusion", "sample", *arguments])
+    assert done.exit_code == 0, done.output
+    labels = [given[index % len(given)] for index in range(3)]
+    expected = found.generate(3, steps=2, condition=labels, progress=False).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["images"], expected)
+    assert not torch.equal(expected, found.generate(3, steps=2, condition=[1, 1, 1], progress=False).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "said"),
+    [
+        (10, ["--class", "10"], "labels from 0 to 9, found 10"),
+        (0, ["--class", "1"], "take no labels"),
+        (10, ["--class", "1", "--condition", "x.npz"], "give one of them"),
+        (10, ["--class", "-1"], "is not in the range"),
+    ],
+)
+def test_a_class_that_cannot_be_drawn_is_named(tmp_path, classes, options, said):
+    """A number that is none, a pipeline without classes, and two answers to one question."""
+    pipeline(classes=classes).save_pretrained(tmp_path / "saved")
+    (tmp_path / "x.npz").write_bytes(b"")
+    options = [str(tmp_path / word) if word == "x.npz" else word for word in options]
+    out = str(tmp_path / "y.npz")
+    done = CliRunner().invoke(main, ["diffusion", "sample", "--pipeline", str(tmp_path / "saved"), "--steps", "2", "--out", out, *options])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())
+
+
 def test_generators_and_devices():
     """Noise is drawn on a generator's own device; a move to where the experts are gives the same pipeline."""
     found = pipeline()

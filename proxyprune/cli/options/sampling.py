@@ -51,6 +51,7 @@ class SamplingOptions:
         compile: Use torch.compile.
         model: Model file, for networks that came from one.
         condition: File of labels or embeddings, or None.
+        classes: Classes to draw, in turn; empty to leave them to the pipeline.
     """
 
     pipeline: Path
@@ -62,12 +63,23 @@ class SamplingOptions:
     compile: bool
     model: str | None
     condition: Path | None
+    classes: tuple[int, ...]
 
     @property
     def conditions(self) -> Tensor | None:
-        """One label or embedding for each image; None to leave it to the pipeline."""
+        """One label or embedding for each image; None to leave it to the pipeline.
+
+        Raises:
+            click.UsageError: If both classes and a file are given.
+        """
+        import torch
+
         from proxyprune.diffusion.data.conditions import read_condition, repeated
 
+        if self.classes and self.condition is not None:
+            raise click.UsageError("--class and --condition both say what the images show; give one of them.")
+        if self.classes:
+            return repeated(torch.tensor(self.classes), self.count)
         return None if self.condition is None else repeated(read_condition(self.condition), self.count)
 
     def open(self, folder: Path | None = None) -> StepAdaptivePipeline:
@@ -113,6 +125,14 @@ _SAMPLING = (
     click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
     click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
     file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
+    click.option(
+        "--class",
+        "classes",
+        multiple=True,
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Draw this class, counted from 0; repeated, the classes in turn. For networks with classes.",
+    ),
 )
 
 

@@ -144,6 +144,18 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         self.scheduler = sampler(name, self._trained_with)
         return self
 
+    def with_scheduler(self, scheduler: Scheduler) -> StepAdaptivePipeline:
+        """Sample with this scheduler.
+
+        Args:
+            scheduler: Any of diffusers, for the process that the networks were trained on; sampling checks that.
+
+        Returns:
+            This pipeline.
+        """
+        self.scheduler = scheduler
+        return self
+
     def compile(self, **options: Any) -> StepAdaptivePipeline:
         """Compile every expert with torch.compile when it is first needed.
 
@@ -250,6 +262,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         blueprint = self.blueprint
         if blueprint.calling.condition is None:
             raise InputError("The networks of this pipeline take no labels or embeddings; leave the condition out.")
+        if blueprint.takes_embeddings and isinstance(condition, Tensor) and not condition.is_floating_point():
+            raise InputError(f"The networks take embeddings ({blueprint.calling.condition}), not classes; give --condition FILE.npz.")
         found = torch.as_tensor(condition)
         if not found.ndim or len(found) != count:
             raise InputError(

@@ -4,6 +4,7 @@ model_index.json      as diffusers writes it: class, schedulers
 step_adaptive.json    intervals, costs and the network's class and settings
 scheduler/  training_scheduler/    configs of diffusers
 experts/N/            an expert each
+pipeline.py           the code that plain diffusers runs if it is trusted; experts/ holds another part of it and a copy of the record
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.records import read_json
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.experts import Factory
+from proxyprune.diffusion.sampling.folder_code import CLASS_NAME, EXPERTS_CLASS, PIPELINE, write_code
 from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
 from proxyprune.errors import ModelFileError, StorageError
 from proxyprune.support.files import put_folder, write_json
@@ -30,7 +32,8 @@ from proxyprune.support.files import put_folder, write_json
 INDEX = "model_index.json"
 TRAINED_WITH = "training_scheduler"
 """Entry of the index and folder of the scheduler that says how the networks were trained; other samplers are made from it."""
-_OURS = (INDEX, RECORD, TRAINED_WITH, "scheduler", "experts")
+EXPERTS = "experts"
+_OURS = (INDEX, RECORD, f"{PIPELINE}.py", TRAINED_WITH, "scheduler", EXPERTS)
 
 
 def read_pipeline(folder: Path) -> tuple[Blueprint, Mapping[str, Any]]:
@@ -39,7 +42,8 @@ def read_pipeline(folder: Path) -> tuple[Blueprint, Mapping[str, Any]]:
     Raises:
         StorageError: If the folder is no pipeline, or damaged.
     """
-    data, index = (read_json(folder / name, "Copy the whole pipeline again.") for name in (RECORD, INDEX))
+    record = folder / RECORD if (folder / RECORD).is_file() else folder / EXPERTS / RECORD
+    data, index = (read_json(path, "Copy the whole pipeline again.") for path in (record, folder / INDEX))
     if not isinstance(data, Mapping) or not isinstance(index, Mapping):
         inside = RunFolder(folder).pipeline
         advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
@@ -81,8 +85,10 @@ def write_description(folder: Path, blueprint: Blueprint, schedulers: Mapping[st
     """
     for entry, scheduler in schedulers.items():
         scheduler.save_pretrained(str(folder / entry))
-    write_json(folder / RECORD, blueprint.to_dict())
-    index: dict[str, Any] = {"_class_name": "StepAdaptivePipeline", "_diffusers_version": diffusers.__version__}
+    for place in (folder, folder / EXPERTS):
+        write_json(place / RECORD, blueprint.to_dict())
+    write_code(folder)
+    index: dict[str, Any] = {"_class_name": list(CLASS_NAME), "_diffusers_version": diffusers.__version__, EXPERTS: list(EXPERTS_CLASS)}
     write_json(folder / INDEX, index | {entry: ["diffusers", type(scheduler).__name__] for entry, scheduler in schedulers.items()})
 
 
