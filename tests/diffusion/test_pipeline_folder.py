@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from diffusion_kinds import CROSS, DIT, OWN, embedded_digits
+from diffusion_pipelines import pipeline
 from diffusion_runs import NETWORK, small_config
 
 from proxyprune.cli import main
-from proxyprune.diffusion import StepAdaptivePipeline
+from proxyprune.cli.commands.diffusion import _choice
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline
 from proxyprune.diffusion.networks import from_record, record_of
 from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.sampling.pipeline_record import Provenance
 from proxyprune.errors import ModelFileError
 
 FILE = "import diffusers\n\n\ndef build_model():\n    model = diffusers.{name}(**{settings})\n    {change}\n    return model\n"
@@ -83,5 +89,66 @@ def test_the_printed_command_samples(tmp_path, monkeypatch, kind):
         with pytest.raises(ModelFileError, match=r"own\.py.*--model.*factory=build_model"):
             StepAdaptivePipeline.from_pretrained(tmp_path / "run/pipeline")
         return
+    card = (tmp_path / "run/pipeline/README.md").read_text()
+    assert str(tmp_path) not in card + (tmp_path / "run/pipeline/step_adaptive.json").read_text()
+    made = shlex.split(next(line for line in card.splitlines() if line.startswith("$ ")))[1:]
+    assert made[:3] == ["proxyprune", "diffusion", "train"]
+    choice = _choice(None, None, tuple(word for word in made if "=" in word))
+    files = {name: value for name, value in changes.items() if name in ("model", "data.source")}  # the card has no folders
+    again = choice.load().with_values(files)
+    assert again == StepAdaptiveConfig.from_json(tmp_path / "run/config.json")
+    plans = [path.relative_to(tmp_path / "run/pipeline").as_posix() for path in (tmp_path / "run/pipeline/experts").glob("*/plan.json")]
+    assert plans
+    assert sorted(re.findall(r"\[plan\]\((.*?)\)", card)) == sorted(plans)
     file.unlink()
-    assert StepAdaptivePipeline.from_pretrained(tmp_path / "run/pipeline").blueprint.source == str(file)
+    assert StepAdaptivePipeline.from_pretrained(tmp_path / "run/pipeline").blueprint.source == file.name
+
+
+def test_the_card_shows_intervals_experts_and_cost(tmp_path):
+    """One row for each expert, the sampler, and a comment where the licence goes; no licence is claimed."""
+    found = pipeline(experts=3, classes=10)
+    found.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved/README.md").read_text()
+    front = card.split("---")[1]
+    assert "# license: add" in front
+    assert set(yaml.safe_load(front)) == {"library_name", "tags"}
+    rows = [line.split("|")[1:-1] for line in card.splitlines() if line.endswith("| whole |")]
+    assert [row[0].strip() for row in rows] == ["0", "1", "2"]
+    assert [row[2].strip() for row in rows] == ["1,000"] * 3
+    assert f"{found.blueprint.intervals.boundaries_db[1]:.1f} to {found.blueprint.intervals.boundaries_db[0]:.1f}" in card
+    assert "DDIMScheduler" in card
+    assert "10 classes" in card
+
+
+def test_a_changed_card_is_kept_and_an_unchanged_one_follows(tmp_path):
+    """A user adds the licence; until then the card says what the pipeline is now."""
+    found = pipeline()
+    place = tmp_path / "saved"
+    found.save_pretrained(place)
+    first = (place / "README.md").read_text()
+    found.use("dpm++").save_pretrained(place)
+    second = (place / "README.md").read_text()
+    assert "DPMSolverMultistepScheduler" in second
+    assert second != first
+    (place / "README.md").write_text(second.replace("# license: add the licence of the weights here", "license: mit"))
+    found.use("euler").save_pretrained(place)
+    assert "license: mit" in (place / "README.md").read_text()
+    assert not [path for path in tmp_path.iterdir() if path.name != "saved"]
+
+
+def test_text_from_outside_is_escaped(tmp_path):
+    """Notes and commands cannot add rows, HTML, links or the end of a code block."""
+    found = pipeline()
+    note = "a | b <script>x</script>\n# title [link](http://x) `code`"
+    command = "proxyprune diffusion train --set 'model=```\n<b>'"
+    found.blueprint = replace(found.blueprint, notes=(note,), provenance=Provenance(command, 3, 20))
+    found.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "<script>" not in card
+    assert "\n# title" not in card
+    assert "\\[link\\](http://x)" in card
+    assert "\n````console\n$ " in card
+    assert "\n````\n" in card
+    again = StepAdaptivePipeline.from_pretrained(tmp_path / "saved")
+    assert again.blueprint.notes == (note,)
+    assert again.blueprint.provenance == Provenance(command, 3, 20)

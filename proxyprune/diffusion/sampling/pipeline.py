@@ -22,6 +22,7 @@ from proxyprune.diffusion.sampling.pipeline_folder import (
     read_pipeline,
     read_scheduler,
     replace_pipeline,
+    write_card,
     write_description,
 )
 from proxyprune.diffusion.sampling.pipeline_record import Blueprint
@@ -324,6 +325,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
 
             place.mkdir(parents=True)
             save_model(self.experts[index], str(place / WHOLE))
+        write_card(folder, self.blueprint, self.scheduler)
 
     @classmethod
     def from_pretrained(

@@ -4,6 +4,7 @@ model_index.json      as diffusers writes it: class, schedulers
 step_adaptive.json    intervals, costs and the network's class and settings
 scheduler/  training_scheduler/    configs of diffusers
 experts/N/            an expert each
+README.md             the model card; kept if a user changed it
 pipeline.py           the code that plain diffusers runs if it is trusted; experts/ holds another part of it and a copy of the record
 """
 
@@ -25,9 +26,11 @@ from proxyprune.diffusion.records import read_json
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.experts import Factory
 from proxyprune.diffusion.sampling.folder_code import CLASS_NAME, EXPERTS_CLASS, PIPELINE, write_code
+from proxyprune.diffusion.sampling.pipeline_card import CARD, is_written_by_us, pipeline_card
 from proxyprune.diffusion.sampling.pipeline_record import RECORD, Blueprint
 from proxyprune.errors import ModelFileError, StorageError
-from proxyprune.support.files import put_folder, write_json
+from proxyprune.saving.manifest import PLAN
+from proxyprune.support.files import put_folder, write_json, write_text
 
 INDEX = "model_index.json"
 TRAINED_WITH = "training_scheduler"
@@ -68,6 +71,8 @@ def replace_pipeline(target: Path, write: Callable[[Path], None]) -> None:
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
         try:
             write(fresh)
+            if not is_written_by_us(target / CARD):
+                (fresh / CARD).unlink()
             put_folder(fresh, target, foreign=_not_ours)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -110,7 +115,9 @@ def factory_of(blueprint: Blueprint) -> Factory:
 
 
 def _not_ours(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name not in _OURS]
+    """Return what the user put there; a card is among it only if the user changed it."""
+    ours = (*_OURS, *([CARD] if is_written_by_us(folder / CARD) else []))
+    return [path for path in folder.iterdir() if path.name not in ours]
 
 
 def read_scheduler(folder: Path, index: Mapping[str, Any], entry: str = "scheduler") -> Scheduler:
@@ -135,3 +142,15 @@ def read_scheduler(folder: Path, index: Mapping[str, Any], entry: str = "schedul
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise StorageError(f"The scheduler in '{folder}' cannot be read: {error}") from error
     return found
+
+
+def write_card(folder: Path, blueprint: Blueprint, scheduler: Scheduler) -> None:
+    """Write the model card.
+
+    Args:
+        folder: Of the pipeline, with its experts.
+        blueprint: Its record.
+        scheduler: Its sampler.
+    """
+    plans = [(folder / EXPERTS / str(index) / PLAN).is_file() for index in range(len(blueprint.macs))]
+    write_text(folder / CARD, pipeline_card(blueprint, type(scheduler).__name__, plans))

@@ -18,6 +18,21 @@ RECORD = "step_adaptive.json"
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """How a pipeline was trained.
+
+    Attributes:
+        command: The command that trains it again.
+        seed: Of the run.
+        steps: Sampling steps that budgets were made for.
+    """
+
+    command: str
+    seed: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Blueprint:
     """What is known about a pipeline besides its weights.
 
@@ -31,7 +46,8 @@ class Blueprint:
         base_macs: MACs of the unpruned network.
         network: Class and settings of the unpruned diffusers network, or None for a model file.
         notes: For the reader.
-        source: Preset, config or model file of the network, as the run named it; empty if unknown.
+        source: Preset, config or model file of the network, as the run named it, without folders; empty if unknown.
+        provenance: How the pipeline was trained, or None if unknown.
     """
 
     intervals: Intervals
@@ -44,6 +60,7 @@ class Blueprint:
     network: Mapping[str, Any] | None = field(repr=False)
     notes: tuple[str, ...] = ()
     source: str = ""
+    provenance: Provenance | None = None
 
     @property
     def takes_embeddings(self) -> bool:

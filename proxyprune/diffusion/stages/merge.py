@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
 from proxyprune.diffusion.networks import record_of
 from proxyprune.diffusion.process.intervals import Intervals, bins_of
 from proxyprune.diffusion.process.noise_schedule import training_scheduler
@@ -13,7 +16,7 @@ from proxyprune.diffusion.records import read_json, read_record, read_weights
 from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.experts import Experts, load_expert
 from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
-from proxyprune.diffusion.sampling.pipeline_record import Blueprint
+from proxyprune.diffusion.sampling.pipeline_record import Blueprint, Provenance
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.layout import Layout
 from proxyprune.diffusion.stages.loss_by_snr import evaluation_macs, measure_bins, write_losses
@@ -62,7 +65,8 @@ def merge(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]], layou
         base_macs=setup.base_macs,
         network=setup.source.record or record_of(setup.source.build(), setup.example_inputs),
         notes=layout.budgets.notes,
-        source=setup.source.label,
+        source=_without_folders(setup.source.label),
+        provenance=_provenance(setup.config),
     )
     trained_with = training_scheduler(setup.config.noise)
     pipeline = StepAdaptivePipeline(experts, blueprint, setup.default_sampler(), folders, trained_with)
@@ -72,6 +76,25 @@ def merge(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]], layou
         _compare_losses(setup, run, layout, None if setup.only_base else experts)
     setup.accelerator.wait_for_everyone()
     return pipeline
+
+
+def _provenance(config: StepAdaptiveConfig) -> Provenance:
+    """Return the command with every setting that differs from the command line's default; absolute paths lose their folders."""
+    usual = StepAdaptiveConfig.preset("digits").to_dict()
+    changed: list[str] = []
+    for group, values in config.to_dict().items():
+        named = {f"{group}.{name}": value for name, value in values.items()} if isinstance(values, dict) else {group: values}
+        for name, value in named.items():
+            default = usual[group][name.partition(".")[2]] if "." in name else usual[group]
+            if value != default:
+                text = _without_folders(value) if isinstance(value, str) else json.dumps(value)
+                changed += ["--set", f"{name}={text}"]
+    command = shlex.join(["proxyprune", "diffusion", "train", *changed, "--out", "run"])
+    return Provenance(command, config.seed, config.budgets.sampler_steps)
+
+
+def _without_folders(text: str) -> str:
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def _networks(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]]) -> tuple[Experts, list[Path | None]]:
