@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,12 +17,14 @@ from click.testing import CliRunner
 from diffusion_kinds import CROSS, DIT, OWN, embedded_digits
 from diffusion_pipelines import pipeline
 from diffusion_runs import NETWORK, small_config
+from safetensors.torch import load_file
 
 from proxyprune.cli import main
 from proxyprune.cli.commands.diffusion import _choice
 from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptivePipeline
 from proxyprune.diffusion.networks import from_record, record_of
 from proxyprune.diffusion.process.denoiser_call import Calling
+from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.pipeline_record import Provenance
 from proxyprune.errors import ModelFileError
 
@@ -100,6 +104,13 @@ def test_the_printed_command_samples(tmp_path, monkeypatch, kind):
     plans = [path.relative_to(tmp_path / "run/pipeline").as_posix() for path in (tmp_path / "run/pipeline/experts").glob("*/plan.json")]
     assert plans
     assert sorted(re.findall(r"\[plan\]\((.*?)\)", card)) == sorted(plans)
+    kind_of = diffusers.UNet2DConditionModel if kind == "embeddings" else diffusers.UNet2DModel
+    base = kind_of.from_pretrained(tmp_path / "run/base").state_dict()
+    saved = load_file(tmp_path / "run/base/base.safetensors")
+    assert base.keys() == saved.keys()
+    assert all(torch.equal(base[name], value) for name, value in saved.items())
+    with pytest.raises(OSError, match=r"config\.json"):
+        kind_of.from_pretrained(tmp_path / "run/pipeline" / Path(plans[0]).parent)
     file.unlink()
     assert StepAdaptivePipeline.from_pretrained(tmp_path / "run/pipeline").blueprint.source == file.name
 
@@ -152,3 +163,38 @@ def test_text_from_outside_is_escaped(tmp_path):
     again = StepAdaptivePipeline.from_pretrained(tmp_path / "saved")
     assert again.blueprint.notes == (note,)
     assert again.blueprint.provenance == Provenance(command, 3, 20)
+
+
+@pytest.mark.parametrize("network", [NETWORK, DIT, CROSS], ids=["unet", "dit", "cross"])
+def test_whole_experts_are_models_of_diffusers(tmp_path, network):
+    """Their folder loads with the class of diffusers alone, bit for bit, and with its dtype; also after the pipeline is saved again."""
+    settings = {key: value for key, value in network.items() if key != "_class_name"}
+    kind = getattr(diffusers, network["_class_name"])
+    models = [kind(**settings).eval() for _ in range(2)]
+    found = pipeline()
+    blueprint = replace(
+        found.blueprint, network={"class": kind.__name__, "config": settings}, calling=Calling.of(models[0], conditional=False)
+    )
+    held = Experts.of(models, [1000, 1000])
+    blueprint = replace(blueprint, params=held.params)
+    StepAdaptivePipeline(held, blueprint, found.scheduler, trained_with=found._trained_with).save_pretrained(tmp_path / "first")
+    StepAdaptivePipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for place, number in itertools.product(("first", "second"), (0, 1)):
+        again = kind.from_pretrained(tmp_path / place / "experts" / str(number))
+        assert again.state_dict().keys() == models[number].state_dict().keys()
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in models[number].state_dict().items())
+        assert {key: again.config[key] for key in settings}.keys() == settings.keys()
+    halved = kind.from_pretrained(tmp_path / "first/experts/0", torch_dtype=torch.bfloat16)
+    assert {value.dtype for value in halved.parameters()} == {torch.bfloat16}
+
+
+def test_an_expert_of_an_earlier_version_loads(tmp_path):
+    """It has weights alone; saving the pipeline again adds the files for diffusers."""
+    found = pipeline()
+    found.save_pretrained(tmp_path / "saved")
+    for path in (*(tmp_path / "saved/experts").glob("*/config.json"), *(tmp_path / "saved/experts").glob("*/*.index.json")):
+        path.unlink()
+    old = StepAdaptivePipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(old.generate(2, steps=3, progress=False), found.generate(2, steps=3, progress=False))
+    old.save_pretrained(tmp_path / "again")
+    diffusers.UNet2DModel.from_pretrained(tmp_path / "again/experts/1")

@@ -69,6 +69,11 @@ def load_expert(folder: Path, factory: Factory) -> nn.Module:
     return model.eval()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a saved expert was not cut."""
+    return not (folder / MANIFEST).is_file()
+
+
 def copy_expert(source: Path, target: Path, model: nn.Module | None) -> None:
     """Copy a saved expert; one that is in memory, and was changed there, with the weights that it has now.
 

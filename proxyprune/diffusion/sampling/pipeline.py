@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+from safetensors.torch import save_model
 from torch import Tensor
 
 from proxyprune.diffusion.data.image_data import to_bytes
 from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.sampling.denoise import ExpertSampler, conditions, image_generators, initial_noise
-from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, load_expert
+from proxyprune.diffusion.sampling.experts import WHOLE, Experts, Factory, check_expert, copy_expert, is_whole, load_expert
 from proxyprune.diffusion.sampling.hub import local_folder
 from proxyprune.diffusion.sampling.pipeline_folder import (
     TRAINED_WITH,
@@ -28,6 +29,7 @@ from proxyprune.diffusion.sampling.pipeline_folder import (
 from proxyprune.diffusion.sampling.pipeline_record import Blueprint
 from proxyprune.diffusion.sampling.placement import target_of
 from proxyprune.diffusion.sampling.schedulers import sampler
+from proxyprune.diffusion.sampling.standard_files import write_standard_files
 from proxyprune.errors import InputError, StorageError
 from proxyprune.support.progress import bar
 from proxyprune.support.summary import Bar, Summary, SummaryTable
@@ -320,11 +322,11 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             place = folder / "experts" / str(index)
             if source is not None:
                 copy_expert(source, place, self.experts.held(index))
-                continue
-            from safetensors.torch import save_model
-
-            place.mkdir(parents=True)
-            save_model(self.experts[index], str(place / WHOLE))
+            else:
+                place.mkdir(parents=True)
+                save_model(self.experts[index], str(place / WHOLE))
+            if is_whole(place):
+                write_standard_files(place / WHOLE, self.blueprint.network)
         write_card(folder, self.blueprint, self.scheduler)
 
     @classmethod

@@ -17,6 +17,7 @@ from proxyprune.diffusion.run_folder import RunFolder
 from proxyprune.diffusion.sampling.experts import Experts, load_expert
 from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
 from proxyprune.diffusion.sampling.pipeline_record import Blueprint, Provenance
+from proxyprune.diffusion.sampling.standard_files import write_standard_files
 from proxyprune.diffusion.setup import Setup
 from proxyprune.diffusion.stages.layout import Layout
 from proxyprune.diffusion.stages.loss_by_snr import evaluation_macs, measure_bins, write_losses
@@ -72,6 +73,7 @@ def merge(setup: Setup, run: RunFolder, records: Sequence[dict[str, Any]], layou
     pipeline = StepAdaptivePipeline(experts, blueprint, setup.default_sampler(), folders, trained_with)
     if setup.accelerator.is_main_process:
         pipeline.save_pretrained(run.pipeline)
+        write_standard_files(run.base.weights, blueprint.network)
         write_json(run.ledger, ledger.to_dict())
         _compare_losses(setup, run, layout, None if setup.only_base else experts)
     setup.accelerator.wait_for_everyone()
