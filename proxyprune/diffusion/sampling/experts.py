@@ -70,7 +70,7 @@ def load_expert(folder: Path, factory: Factory) -> nn.Module:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a saved expert was not cut."""
+    """Return whether a saved expert was not cut."""
     return not (folder / MANIFEST).is_file()
 
 

@@ -65,7 +65,7 @@ def pipeline_card(blueprint: Blueprint, scheduler: str, plans: Sequence[bool]) -
 
 
 def is_written_by_us(card: Path) -> bool:
-    """Whether a card is missing or unchanged since it was written, so that another one may replace it."""
+    """Return whether a card is missing or unchanged since it was written, so that another one may replace it."""
     if not card.is_file():
         return not card.exists()
     text, mark, digest = card.read_text(encoding="utf-8", errors="replace").rpartition(f"\n{_MARK}")

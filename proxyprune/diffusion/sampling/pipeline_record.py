@@ -64,7 +64,7 @@ class Blueprint:
 
     @property
     def takes_embeddings(self) -> bool:
-        """Whether images need embeddings that the pipeline cannot make."""
+        """True if images need embeddings, which the pipeline cannot make itself."""
         return self.calling.condition is not None and not self.classes
 
     def to_dict(self) -> dict[str, Any]:
