@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from proxyprune.support.nested import tensors_of
 
 _META = torch.device("meta")
+_COMPARED = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""Types of plain arguments and results."""
 
 
 class EmptyOps:
@@ -32,8 +35,8 @@ class EmptyOps:
         schema = func._schema
         if schema.is_mutable or any(returned.alias_info is not None for returned in schema.returns):
             return run_once(func, args, kwargs)
-        key = (func, layout_of(args), layout_of(tuple(sorted(kwargs.items()))))
         try:
+            key = (func, layout_of(args), layout_of(tuple(sorted(kwargs.items()))))
             layouts = self.known.get(key)
         except TypeError:  # an argument that cannot be a key
             return run_once(func, args, kwargs)
@@ -44,7 +47,8 @@ class EmptyOps:
         has_values = any(not tensor.is_meta for tensor in (*given, *made))
         handed_on = any(tensor is other for tensor in made for other in given)  # by an op that has nothing to do
         if not has_values and not handed_on:
-            self.known[key] = layout_of(result)
+            with contextlib.suppress(TypeError):  # the result is an object of torch, which may be another one each time
+                self.known[key] = layout_of(result)
         return result
 
 
@@ -67,11 +71,17 @@ class Layout:
 
 
 def layout_of(value: Any) -> Any:
-    """Return a value that can be compared, with layouts for tensors."""
+    """Return a value that can be compared, with layouts for tensors.
+
+    Raises:
+        TypeError: If a value is neither a tensor nor plain, such as the handle of a profiler, which has no comparison.
+    """
     if isinstance(value, Tensor):
         return Layout(tuple(value.shape), value.stride(), value.dtype, value.device)
     if isinstance(value, list | tuple):
         return tuple(layout_of(item) for item in value)
+    if not isinstance(value, _COMPARED):
+        raise TypeError(f"{type(value).__name__} cannot be compared.")
     return type(value), value  # 1, 1.0 and True are one key, and not one argument
 
 

@@ -16,7 +16,7 @@ from proxyprune.cli import main
 from proxyprune.modelfile import load_model_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPTS = {"demo.py", "custom_scorer.py", "step_adaptive.py"}
+SCRIPTS = {"demo.py", "custom_scorer.py", "step_adaptive.py", "llama_gguf.py"}  # the last is run by tests/standard/test_gguf.py
 WITHOUT_WEIGHTS = {"stable_diffusion.py"}
 MODEL_FILES = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in SCRIPTS)
 

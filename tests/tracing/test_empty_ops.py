@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+import proxyprune as pp
 from proxyprune.tracing.empty_ops import EmptyOps
 
 ADD, MATMUL, VIEW, FULL = (
@@ -43,4 +44,27 @@ def test_views_stay_views() -> None:
     """An op that returns a view of its argument runs every time, so that the view shares the storage."""
     ops, base = EmptyOps(), meta(6)
     assert all(ops.repeat(VIEW, (base, [2, 3]), {})._base is base for _ in range(2))
+    assert not ops.known
+
+
+class Profiled(torch.nn.Module):
+    """A forward under a profiler's label, whose handle has no comparison."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(8, 32), torch.nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run two layers."""
+        with torch.profiler.record_function("layers"):
+            return self.last(self.first(x).relu())
+
+
+def test_an_op_with_an_object_of_torch_is_not_kept() -> None:
+    """Objects that cannot be compared do not stop a forward: a network under a profiler's label is pruned."""
+    result = pp.prune(Profiled(), torch.zeros(1, 8), target=0.6)
+    assert result.plan.macs <= 0.6 * result.plan.base_macs
+    ops = EmptyOps()
+    handle = torch.ops.profiler._record_function_enter_new("label", None)
+    ops.repeat(torch.ops.profiler._record_function_exit._RecordFunction, (handle,), {})
     assert not ops.known
