@@ -55,8 +55,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 DURATIONS = Path(__file__).parent / "durations.json"
-"""Seconds of each test function over all its parameters, in the run that `make durations` recorded; only those above a second."""
-_SLOW_SECONDS = 1.0
+"""Seconds of each test function over all its parameters, in the run that `make durations` recorded; only those above half a second."""
+_SLOW_SECONDS = 0.5
 _recorded: defaultdict[str, float] = defaultdict(float)
 
 
@@ -81,5 +81,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the durations where PROXYPRUNE_DURATIONS says so; only the process that gathers the reports of all workers does."""
     place = os.environ.get("PROXYPRUNE_DURATIONS")
     if place and not hasattr(session.config, "workerinput"):
-        slow = {name: round(seconds, 1) for name, seconds in sorted(_recorded.items()) if seconds > _SLOW_SECONDS}
+        slow = {name: round(seconds, 2) for name, seconds in sorted(_recorded.items()) if seconds > _SLOW_SECONDS}
         Path(place).write_text(json.dumps(slow, indent=1) + "\n", encoding="utf-8")
