@@ -53,7 +53,6 @@ WORKS: tuple[tuple[str, str], ...] = (
     ("describe --model net.py", "pinned"),
     ("score --model net.py", "magnitude"),
     ("score --model net.py --scorer taylor --plot ranking.png", "taylor"),
-    ("mcp --model net.py --workspace session", EXTRA.format("mcp")),
     ("score --model net.py --scorer openai --llm-model NAME --dry-run", "tokens"),
     ("prune --model net.py --target 0.6 --out small", "small"),
     ("report small", "report.html"),
@@ -63,6 +62,7 @@ WORKS: tuple[tuple[str, str], ...] = (
 """Commands that a plain installation can do, and what stands in their output."""
 
 LACKS: tuple[tuple[str, str], ...] = (
+    ("mcp --model net.py --workspace session", EXTRA.format("mcp")),
     (f"describe --model {UNET}", EXTRA.format("diffusion")),
     ("diffusion plan --preset digits", EXTRA.format("diffusion")),
     ("diffusion train --preset digits --out run", EXTRA.format("diffusion")),
