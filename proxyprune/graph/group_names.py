@@ -128,7 +128,7 @@ def _role(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]], place: str
 
 
 def _passes_through(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a block reads the group and writes it, or several blocks write it."""
+    """Return True if a block reads the group and writes it, or several blocks write it."""
     matrices = [member for member in group.members if len(shapes.get(member.parameter, ())) > 1]
     sides: dict[str, set[int]] = {}
     for member in matrices:

@@ -1,4 +1,4 @@
-"""What a block is for a reader: kind, widths, length and heads, with the channel axis found by what the groups cut.
+"""Kind, widths, length and heads of a block for a reader; the channel axis is the one that the groups cut.
 
 The first release took the first labelled axis for the channels, so tokens with a position embedding passed for a width. Fingerprints of
 plans and recorded prompts follow that reading still (`Structure.first_reading`); text, JSON and new prompts follow this one.
@@ -30,7 +30,7 @@ _STREAM_DIMS = 3
 
 @dataclass(frozen=True)
 class Reading:
-    """What a block looks like to a reader.
+    """The properties of a block that a reader sees.
 
     Attributes:
         kind: As in `Block`.

@@ -186,4 +186,4 @@ def _kept(graph: ModelGraph, share: float) -> list[np.ndarray[Any, np.dtype[np.b
 
 
 def _argument_names(node: Node) -> list[str]:
-    return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # input and weight of a product are tensors
+    return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # a call of an op has a schema

@@ -32,7 +32,7 @@ _CALL_NANOSECONDS = 20_000.0
 
 @dataclass(frozen=True)
 class CostTable:
-    """Where measured times are kept, and what measures those that are missing.
+    """The place of measured times, and the timer for those that are missing.
 
     Attributes:
         folder: Folder of the files; None takes the user's cache folder.
@@ -166,7 +166,7 @@ class _Builder:
 
 @dataclass(frozen=True)
 class _Grid:
-    """What is measured of layers that differ in their two widths only.
+    """The measurements of layers that differ in their two widths only.
 
     Attributes:
         first: Measured widths of the channels that are read.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from proxyprune.support.nested import leaves_of, mapped_leaves
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.tracing.nodes import op_name
 
@@ -58,11 +59,11 @@ class OpCall:
     @property
     def tensors(self) -> list[TensorSpec]:
         """All tensors that the call takes."""
-        return list(_specs((self.args, dict(self.kwargs))))
+        return list(leaves_of((self.args, dict(self.kwargs)), TensorSpec))
 
     def bound(self, make: Callable[[TensorSpec], Tensor]) -> Callable[[], Any]:
         """Return the call with real tensors."""
-        args, kwargs = _mapped(self.args, make), _mapped(dict(self.kwargs), make)
+        args, kwargs = (mapped_leaves(value, TensorSpec, make) for value in (self.args, dict(self.kwargs)))
         return lambda: self.target(*args, **kwargs)
 
 
@@ -109,24 +110,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _specs(value: Any) -> Iterator[TensorSpec]:
-    if isinstance(value, TensorSpec):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _specs(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _specs(item)
-
-
-def _mapped(value: Any, make: Callable[[TensorSpec], Tensor]) -> Any:
-    if isinstance(value, TensorSpec):
-        return make(value)
-    if isinstance(value, Mapping):
-        return {name: _mapped(item, make) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mapped(item, make) for item in value]
-    return value

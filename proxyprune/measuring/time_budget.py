@@ -14,7 +14,7 @@ from proxyprune.planning.request import PlanRequest
 from proxyprune.result import PruneResult
 
 CORRECTIONS = 3
-"""How often a budget is corrected at most."""
+"""Most corrections of a budget."""
 
 TOLERANCE = 0.01
 """Share of the unpruned network's time by which a median may lie above the target: what such measurements vary by."""

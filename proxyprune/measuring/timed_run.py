@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from proxyprune.errors import InputError
 from proxyprune.measuring.op_timer import clock
 from proxyprune.measuring.timing import Timing
+from proxyprune.support.nested import mapped, tensors_of
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import copied, unchanged
 from proxyprune.tracing.names import named_state
@@ -85,14 +86,13 @@ def prepared(model: nn.Module, example_inputs: ExampleInputs, timing: Timing) ->
         dtype = getattr(torch, timing.dtype)
         if any(value.is_floating_point() and value.dtype is not dtype for _, value in named_state(model)):
             model, changed = copied(model, {}).to(dtype), True
-        batched = _mapped(batched, lambda value: value.to(dtype) if value.is_floating_point() else value)
+        batched = mapped(batched, lambda value: value.to(dtype) if value.is_floating_point() else value)
     return Network(model, batched, changed)
 
 
 def _repeated(inputs: Any, batch: int) -> Any:
     """Return the inputs with their first sample repeated; the same inputs if they have this batch size."""
-    sizes: list[int] = []
-    _mapped(inputs, lambda value: sizes.append(len(value)) if value.dim() else None)
+    sizes = [len(value) for value in tensors_of(inputs) if value.dim()]
     present = sizes[0] if sizes else 0
     if not present or any(size != present for size in sizes):
         raise InputError(
@@ -102,15 +102,7 @@ def _repeated(inputs: Any, batch: int) -> Any:
     if present == batch:
         return inputs
     times = math.ceil(batch / present)
-    return _mapped(inputs, lambda value: value.repeat(times, *[1] * (value.dim() - 1))[:batch] if value.dim() else value)
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: _mapped(item, change) for name, item in value.items()}
-    return type(value)(_mapped(item, change) for item in value) if type(value) in (list, tuple) else value
+    return mapped(inputs, lambda value: value.repeat(times, *[1] * (value.dim() - 1))[:batch] if value.dim() else value)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class Timing:
-    """How a forward pass is timed.
+    """The conditions under which a forward pass is timed.
 
     Attributes:
         batch: Samples in one run; the example inputs are repeated along their first dimension. None takes them as they are.

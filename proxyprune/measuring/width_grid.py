@@ -49,7 +49,7 @@ def off_tile(widths: Sequence[int], tile: int) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Penalty:
-    """How much longer a side of a layer takes off the tile.
+    """The factors by which a side of a layer takes longer off the tile.
 
     Attributes:
         groups: Indices of the prunable groups in the width.

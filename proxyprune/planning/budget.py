@@ -16,10 +16,10 @@ Target = SingleTarget | Mapping[str, SingleTarget]
 """A target of one metric, or targets by metric, all of which hold."""
 
 METRICS = ("macs", "params")
-"""What every plan counts exactly."""
+"""Metrics that every plan counts exactly."""
 
 BUDGETED = (*METRICS, "time")
-"""What a target may budget; time is predicted, in nanoseconds."""
+"""Metrics of targets; time is predicted, in nanoseconds."""
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _NANOSECONDS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}

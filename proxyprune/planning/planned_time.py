@@ -78,7 +78,7 @@ class PlannedTime:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the values, or None."""
+        """The error in the values, or None."""
         counts = (self.base_nanoseconds, self.nanoseconds, *(() if self.target_nanoseconds is None else (self.target_nanoseconds,)))
         if not all(is_count(value) for value in counts):
             return f"nanoseconds must be whole numbers, found {', '.join(map(str, counts))}"

@@ -68,7 +68,7 @@ class _Problem:
 
     @property
     def base(self) -> int:
-        """What the unpruned network costs, in the units of `price`."""
+        """The cost of the unpruned network, in the units of `price`."""
         return self.budgets[0].base if len(self.budgets) == 1 else self.price_blocks(())
 
     def price(self, removed: Collection[str] = ()) -> PlanCost | JointCost:

@@ -24,11 +24,11 @@ _BINDING = 0.02
 
 
 class Price(Protocol):
-    """What plans cost. It never falls when a width grows."""
+    """The cost of plans. It never falls when a width grows."""
 
     @property
     def batched(self) -> bool:
-        """Whether several plans cost little more time than one."""
+        """True if several plans cost little more time than one."""
         ...
 
     def one(self, atoms: IndexArray) -> int:
@@ -42,7 +42,7 @@ class Price(Protocol):
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What plans cost, in the budget's metric, with some blocks removed."""
+    """The cost of plans, in the budget's metric, with some blocks removed."""
 
     graph: ModelGraph
     metric: str
@@ -65,13 +65,13 @@ class PlanCost:
 
     @property
     def batched(self) -> bool:
-        """Whether several plans cost little more time than one."""
+        """True if several plans cost little more time than one."""
         return self.metric != "params" and not self.removed
 
 
 @dataclass(frozen=True)
 class JointCost:
-    """What plans cost of several budgets: the largest share of any, in millionths of it, rounded up.
+    """The share of several budgets that plans use: the largest of any, in millionths of it, rounded up.
 
     A plan costs at most `JOINT_LIMIT` exactly if it meets every budget.
 
@@ -101,7 +101,7 @@ class JointCost:
 
     @property
     def batched(self) -> bool:
-        """Whether several plans cost little more time than one."""
+        """True if several plans cost little more time than one."""
         return all(price.batched for price in self.prices)
 
     def deciding(self, atoms: IndexArray) -> list[tuple[PlanCost, int]]:

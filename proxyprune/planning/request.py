@@ -118,7 +118,7 @@ class PlanRequest:
 
     @property
     def needs_times(self) -> bool:
-        """Whether a plan needs the cost table of this machine."""
+        """True if a plan needs the cost table of this machine."""
         return "time" in self.targets or self.limits.round_to == AUTO
 
     @classmethod

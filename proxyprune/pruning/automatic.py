@@ -32,7 +32,7 @@ TRIED = ("obs", "fisher", "taylor", "wanda", "magnitude")
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """The scorer and mode that were chosen.
 
     Attributes:
         ranking: By the scorer that was best.
@@ -94,7 +94,7 @@ def chosen(
         request: What is asked of the plan.
         modes: Modes to try.
         deciding: Batches that are measured on.
-        seconds: Start no trial after this time, but one; None tries all.
+        seconds: Start no trial after this time, once a cut is measured; None tries all.
 
     Raises:
         ProxyPruneError: From the first trial, if none can be measured.
@@ -130,10 +130,10 @@ def chosen(
             tried.append(Trial(name, mode, None, time.perf_counter() - begun, note=str(error).partition(". ")[0][:200]))
             continue
         tried.append(Trial(name, mode, value if math.isfinite(value) else None, time.perf_counter() - begun))
-        if best is None or value < best[0]:
+        if math.isfinite(value) and (best is None or value < best[0]):
             best = value, len(tried) - 1
     if best is None:
-        raise first or MissingNeedError('scorer="auto" found no scorer that it can try. Name one.')
+        raise first or MissingNeedError(f'scorer="auto" found no cut with a finite {judge.measure} on the held-out batches. Name a scorer.')
     _, place = best
     tried[place] = replace(tried[place], chosen=True)
     taken = tried[place]

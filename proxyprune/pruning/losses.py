@@ -87,7 +87,7 @@ class LossMeter:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why the loss could not be measured, if it could not."""
+        """The reason why the loss could not be measured, or None."""
         return () if self._problem is None else (f"The loss before and after could not be measured. {self._problem}",)
 
     def start(self, model: nn.Module) -> Losses | None:

@@ -174,7 +174,7 @@ def prune_work(
 
 @dataclass(frozen=True)
 class PruneWork:
-    """What follows the cut: refit, training, and the loss after each.
+    """The work after the cut: refit, training, and the loss after each.
 
     Attributes:
         task: The pruning.

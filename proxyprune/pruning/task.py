@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PruneTask:
-    """What one pruning works with.
+    """The network, scorer and data of one pruning.
 
     Attributes:
         model: The unpruned network.

@@ -6,21 +6,21 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from proxyprune.applying.lora import LoraState, carry_lora_state
-from proxyprune.errors import InputError, ProxyPruneError, StorageError
+from proxyprune.errors import InputError, StorageError
 from proxyprune.result import PruneResult
 from proxyprune.saving.destination import resolved
 from proxyprune.saving.lora_config import check_config, with_new_names, without_removed
 from proxyprune.saving.plain_folder import plain_form
+from proxyprune.saving.storage_errors import storage_errors
 from proxyprune.saving.tokenizer_files import copy_tokenizer_files
 from proxyprune.support.files import put_folder, to_disk
 from proxyprune.support.strict_json import loads
@@ -150,7 +150,7 @@ def _read(path: Path) -> _Adapter:
         missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
         if missing:
             raise InputError(f"'{path}' is no adapter folder of PEFT: expected {' and '.join(missing)}, found no such file.")
-    with _storage_errors(f"read the adapter '{path}'"):
+    with storage_errors(f"read the adapter '{path}'"):
         with safe_open(path / WEIGHTS if path.is_dir() else path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
             metadata = file.metadata()
@@ -223,7 +223,7 @@ def _write(adapter: _Adapter, source: Path | None, target: Path) -> None:
     """Write a file or a folder as a whole, or not at all."""
     tensors = {key: tensor.contiguous() for key, tensor in adapter.state.items()}
     metadata = adapter.metadata or {"format": "pt"}
-    with _storage_errors(f"write the adapter '{target}'"):
+    with storage_errors(f"write the adapter '{target}'"):
         target.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
         try:
@@ -242,13 +242,3 @@ def _write(adapter: _Adapter, source: Path | None, target: Path) -> None:
             put_folder(fresh, target)
         finally:
             shutil.rmtree(room, ignore_errors=True)
-
-
-@contextmanager
-def _storage_errors(action: str) -> Iterator[None]:
-    try:
-        yield
-    except ProxyPruneError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"Cannot {action}: {error}. Check the path, its permissions and the free space.") from error

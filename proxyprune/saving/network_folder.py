@@ -13,8 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +41,7 @@ from proxyprune.saving.manifest import (
     read_manifest,
     sha256_of,
 )
+from proxyprune.saving.storage_errors import storage_errors
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.tools.weights import is_fake
 from proxyprune.standard.blueprint import find_blueprint
@@ -114,7 +114,7 @@ def save(result: Saveable, folder: str | Path) -> Path:
     target = resolved(folder)
     tensors, shared = _stored_once(result.model)
     _check_unwrapped(result.model, tensors, result.graph.parameter_shapes)
-    with _storage_errors(f"save to '{folder}'"):
+    with storage_errors(f"save to '{folder}'"):
         refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
@@ -138,7 +138,7 @@ def replace_weights(folder: Path, model: nn.Module) -> None:
         WeightsError: If its state cannot be saved.
     """
     tensors, shared = _stored_once(model)
-    with _storage_errors(f"save to '{folder}'"):
+    with storage_errors(f"save to '{folder}'"):
         manifest = read_manifest(folder)
         safetensors.torch.save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
         to_disk(folder / WEIGHTS)
@@ -165,7 +165,7 @@ def load(folder: str | Path, factory: Factory) -> nn.Module:
         ModelFileError: If the factory raises or builds no module.
     """
     where = Path(folder)
-    with _storage_errors(f"load from '{folder}'"):
+    with storage_errors(f"load from '{folder}'"):
         manifest = read_manifest(where)
         for name in (PLAN, SURGERY, WEIGHTS):
             _check_hash(where / name, manifest.sha256.get(name))
@@ -245,17 +245,6 @@ def _write(path: Path, text: str) -> None:
 
 def _extras(folder: Path) -> Iterable[Path]:
     return [path for path in folder.iterdir() if path.name not in FILES]
-
-
-@contextmanager
-def _storage_errors(action: str) -> Iterator[None]:
-    """Turn what the file system and safetensors raise into `StorageError`."""
-    try:
-        yield
-    except ProxyPruneError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"Cannot {action}: {error}. Check the path, its permissions and the free space.") from error
 
 
 def _check_hash(path: Path, expected: str | None) -> None:

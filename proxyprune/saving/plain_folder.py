@@ -7,8 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from proxyprune.result import PruneResult
 from proxyprune.saving import load_elsewhere
 from proxyprune.saving.destination import resolved
 from proxyprune.saving.model_card import model_card
+from proxyprune.saving.storage_errors import storage_errors
 from proxyprune.saving.tokenizer_files import add_files_beside, add_tokenizer
 from proxyprune.standard.rebuild import InnerCall, Standard, family_in, inner_call, rebuilt
 from proxyprune.support.files import put_folder
@@ -85,7 +85,7 @@ def save_pretrained(
     """
     target = resolved(folder)
     check_plain_folder(folder)
-    with _storage_errors(folder):
+    with storage_errors(f"save to '{folder}'"):
         target.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".saving", dir=target.parent))
         try:
@@ -218,13 +218,3 @@ def check_plain_folder(folder: str | Path) -> None:
         raise StorageError(
             f"Cannot save to '{target}': it holds files that are no plain network of proxyprune. Choose a new or empty folder."
         )
-
-
-@contextmanager
-def _storage_errors(folder: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"Cannot save to '{folder}': {error}. Check the path, its permissions and the free space.") from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from proxyprune.diffusion import StepAdaptiveTrainer
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.interruption import TrainingStopped, Watch
 from proxyprune.support.progress import duration
-from tests.shared.diffusion_runs import small_config
+from tests.shared.diffusion_runs import small_config, start
 
 
 class Alone:
@@ -91,6 +94,41 @@ def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, numb
     StepAdaptiveTrainer(config, tmp_path / "whole").train_base()
     stopped, whole = (load_file(tmp_path / name / "base" / "base.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(stopped[name], value) for name, value in whole.items())
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="ranks of processes are read from /proc")
+def test_all_processes_stop_when_one_is_stopped(tmp_path):
+    """A signal to the second of two processes alone: both stop after the same step, whose checkpoint is written, and the run goes on."""
+    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 600, "run.log_every": 1, "run.batch_size": 8}
+    config, out = small_config(tmp_path).with_values(changes), tmp_path / "run"
+    log = out / "base" / "log.jsonl"
+    with start(config, out, processes=2, extra=("--stage", "base")) as process:
+        deadline = time.monotonic() + 180
+        while not (log.is_file() and log.read_text().count("\n") >= 3):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(rank_of(process.pid, 1), signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    found = Checkpoint.read(out / "base")
+    assert found is not None
+    step = found.record["step"]
+    assert 3 <= step < found.record["phase"]["stop"]
+    assert len(set(re.findall(r"Stopped base at step ([\d,]+) of", said))) == 1
+    with start(config, out, processes=2, extra=("--stage", "base")) as again:
+        _, errors = again.communicate(timeout=180)
+    assert again.returncode == 0, errors
+    assert (out / "base" / "base.safetensors").is_file()
+
+
+def rank_of(parent: int, rank: int) -> int:
+    """Return the process of a rank among the children of a launcher."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # processes that ended meanwhile, or belong to others
+            own = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if own == parent and f"\0RANK={rank}\0".encode() in (path / "environ").read_bytes():
+                return int(path.name)
+    raise AssertionError(f"There is no process of rank {rank}.")
 
 
 def test_stopping_is_no_exception():

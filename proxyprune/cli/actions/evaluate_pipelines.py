@@ -25,7 +25,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is evaluated.
+    """Pipelines to evaluate, and the means.
 
     Attributes:
         pipelines: Folders of the pipelines.

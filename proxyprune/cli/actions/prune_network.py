@@ -253,7 +253,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
     out.text(
         f"\nVerified, and saved to {destination}{', in place of an earlier result' if replaced else ''}. Load it with:\n\n"
         f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
-        f"{_advice(result)}To see what was done, as one HTML page:\n\n"
+        f"{_fine_tuning_hint(result)}To see what was done, as one HTML page:\n\n"
         f"    proxyprune report {shlex.quote(str(destination))}"
     )
     out.emit(
@@ -269,7 +269,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
     )
 
 
-def _advice(result: PruneResult) -> str:
+def _fine_tuning_hint(result: PruneResult) -> str:
     trained = result.report.losses is not None and result.report.losses.recover_steps
     return "" if trained else "A short fine-tuning brings back most of what the cut cost. "
 

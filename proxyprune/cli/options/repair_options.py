@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """How a network is cut, and repaired afterwards.
+    """Number of cuts, and repair of the network after each.
 
     Attributes:
         compensate: Refit the remaining weights on the model file's calibration batches.

@@ -39,7 +39,7 @@ COUNTS = _Counts()
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How images are drawn.
+    """A pipeline, and the settings for drawing images.
 
     Attributes:
         pipeline: Folder of the pipeline.

@@ -12,7 +12,7 @@ from proxyprune.measuring.timing import DTYPES, Timing
 
 @dataclass(frozen=True)
 class TimeOptions:
-    """How networks are timed, and what happens if a target of time is missed.
+    """Settings for timing networks, and for a missed target of time.
 
     Attributes:
         timing: Batch, threads, dtype, repeats, eager or compiled.

@@ -31,15 +31,16 @@ FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-
 """Where Debian's package dataset-fashion-mnist puts the files, and where a download may lie."""
 
 CIFAR_PLACES = (Path("data/cifar-10-batches-bin"), Path("data/cifar-10-binary.tar.gz"))
-"""Where a download may lie."""
+"""Places of a download, tried in this order."""
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SHUFFLE_SEED = 0
+"""Held-out images are the same in every run, whatever the run's seed."""
 _DIGITS_HELD_OUT, _MOST_HELD_OUT = 297, 5000
+"""Held-out images of the digits, and most of other data, unless a number is given."""
 _WITH_FILES = ("fashion-mnist", "cifar10")
 _CONDITIONS = ("labels", "y", "embeddings")
 """Names of the arrays that condition a denoiser."""
-"""Held-out images are the same in every run, whatever the run's seed."""
 
 if TYPE_CHECKING:
     from PIL import Image

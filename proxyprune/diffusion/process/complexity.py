@@ -1,4 +1,4 @@
-"""How much a denoiser has to change from one noise level to the next: the burden by which intervals and sizes can be balanced.
+"""The change of a denoiser from one noise level to the next: the burden by which intervals and sizes can be balanced.
 
 All processes are brought to one coordinate, the angle phi = atan2(noise, signal) in (0, pi / 2), in which
 y = cos(phi) * x_0 + sin(phi) * epsilon. The flow that a denoiser defines there is u(y, phi) = cos(phi) * epsilon_hat - sin(phi) * x_0_hat.
@@ -89,7 +89,7 @@ def energy(flow: Flow, state: Tensor, timestep: int, generator: torch.Generator)
 
 @dataclass(frozen=True)
 class Complexity:
-    """How complex a denoiser is at each noise level.
+    """The complexity of a denoiser by noise level.
 
     Attributes:
         monitor: "acceleration" or "energy".

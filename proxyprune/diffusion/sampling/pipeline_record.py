@@ -19,7 +19,7 @@ RECORD = "step_adaptive.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a pipeline was trained.
+    """The training of a pipeline.
 
     Attributes:
         command: The command that trains it again.

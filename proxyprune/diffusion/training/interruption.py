@@ -13,7 +13,7 @@ import torch
 from proxyprune.diffusion.training.accelerator import Accelerator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_STOP = 2  # of what processes report; above what any number of due checkpoints adds up to in one process
+_STOP = 2  # reported by a process that was stopped; a due checkpoint is 1, and only the main process reports it
 
 
 class TrainingStopped(KeyboardInterrupt):
