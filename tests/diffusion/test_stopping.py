@@ -76,7 +76,9 @@ def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, numb
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with the signal ignored
 
     log = out / "base" / "log.jsonl"
-    with subprocess.Popen([sys.executable, "-m", "proxyprune", *command], stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
+    whole_command = [sys.executable, "-m", "proxyprune", *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many threads as the runs below: sums depend on them in the last digit
+    with subprocess.Popen(whole_command, stderr=subprocess.PIPE, text=True, preexec_fn=heard, env=environment) as process:
         deadline = time.monotonic() + 120
         while not (log.is_file() and log.read_text().count("\n") >= 3):
             assert process.poll() is None, process.stderr.read()
