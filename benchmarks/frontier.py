@@ -131,15 +131,17 @@ def train(place: Place, arm: str, seed: int, *, only_base: bool = False) -> tupl
 
 
 def evaluations(
-    place: Place, arm: str, seed: int, trainer: StepAdaptiveTrainer, pipeline: StepAdaptivePipeline
+    place: Place, arm: str, seed: int, samplers: Sequence[str], trainer: StepAdaptiveTrainer, pipeline: StepAdaptivePipeline
 ) -> Iterator[dict[str, Any]]:
-    """Sample an arm with every number of steps that is not judged yet."""
+    """Sample an arm with every number of steps of these samplers that is not judged yet."""
     done = {(line["arm"], line["seed"], line["sampler"], line["steps"]) for line in place.lines()}
     experiment, data, features = place.scale.experiment, trainer.setup.data, load_features("fashion-mnist")
     real = features.of(data.held_out)
     pipeline.to(trainer.setup.device)
     ledger = trainer.ledger()
     for name, counts in place.scale.steps.items():
+        if name not in samplers:
+            continue
         pipeline.use(name)
         for steps in counts:
             if (arm, seed, name, steps) in done:
@@ -164,7 +166,7 @@ def evaluations(
             }
 
 
-def work(place: Place, arm: str, seed: int, *, only_base: bool) -> None:
+def work(place: Place, arm: str, seed: int, samplers: Sequence[str], *, only_base: bool) -> None:
     """Do the work of one process: train an arm and judge it."""
     torch.set_num_threads(1)
     if GPU:
@@ -173,7 +175,7 @@ def work(place: Place, arm: str, seed: int, *, only_base: bool) -> None:
     if pipeline is None:
         return
     path = place.results(arm, seed)
-    for line in evaluations(place, arm, seed, trainer, pipeline):
+    for line in evaluations(place, arm, seed, samplers, trainer, pipeline):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -181,7 +183,7 @@ def work(place: Place, arm: str, seed: int, *, only_base: bool) -> None:
 def orchestrate(place: Place, arguments: argparse.Namespace) -> list[str]:
     """Run a process for each arm of each seed, the shared bases first; return those that failed or were stopped."""
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    command = [sys.executable, __file__, "--scale", arguments.scale, "--folder", str(place.folder)]
+    command = [sys.executable, __file__, "--scale", arguments.scale, "--folder", str(place.folder), "--samplers", *arguments.samplers]
     environment_ = os.environ | {"OMP_NUM_THREADS": "1"}
     failed: list[str] = []
 
@@ -262,6 +264,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(COMPARED))
+    parser.add_argument("--samplers", nargs="+", choices=list(STEPS), default=list(STEPS), help="others can follow in a later call")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and plot go")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
@@ -273,7 +276,7 @@ def main() -> None:
     name = f"frontier_{arguments.scale}"
     place = Place(SCALES[arguments.scale], (arguments.folder or CACHE / name).resolve())
     if arguments.worker:
-        work(place, arguments.arms[0], arguments.seeds[0], only_base=arguments.only_base)
+        work(place, arguments.arms[0], arguments.seeds[0], arguments.samplers, only_base=arguments.only_base)
         return
     place.prepare()
     failed = [] if arguments.summary else orchestrate(place, arguments)
