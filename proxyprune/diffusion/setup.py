@@ -22,6 +22,7 @@ from proxyprune.diffusion.training.batches import Draws
 from proxyprune.diffusion.training.ledger import training_macs
 from proxyprune.errors import InputError, ModelFileError, ProxyPruneError, StorageError
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.graph.time_cost import TimeCost
 from proxyprune.scoring.registry import find
 
 
@@ -36,6 +37,7 @@ class Setup:
         schedule: The noise process.
         calling: How the network is called.
         processes: accelerate's Accelerator, or None for planning alone.
+        base_times: Predicted time of the base at any widths, once it is known.
     """
 
     config: StepAdaptiveConfig
@@ -44,6 +46,7 @@ class Setup:
     schedule: NoiseSchedule
     calling: Calling
     processes: Accelerator | None = field(default=None, repr=False)
+    base_times: TimeCost | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, config: StepAdaptiveConfig, accelerator: Accelerator | None = None) -> Setup:

@@ -14,7 +14,7 @@ from proxyprune.plots.figure import DOTS_PER_INCH, check_plot_path
 
 
 def plot_layout(schedule: NoiseSchedule, members: tuple[Interval, ...], budgets: Budgets, path: Path, *, clip_db: float) -> None:
-    """SNR by timestep with the intervals, and the share of the base's MACs that each gets.
+    """SNR by timestep with the intervals, and the share of the base's MACs or time that each gets.
 
     Raises:
         StorageError: If the picture cannot be written.
@@ -39,7 +39,7 @@ def plot_layout(schedule: NoiseSchedule, members: tuple[Interval, ...], budgets:
         budgets.mean, color="#D55E00", linewidth=1.0, linestyle="--", label=f"mean over the sampler's steps {budgets.mean:.1%}"
     )
     lower.set_ylim(0.0, 1.12)
-    lower.set_ylabel("share of the base's MACs")
+    lower.set_ylabel("share of the base's time" if budgets.metric == "time" else "share of the base's MACs")
     lower.set_xlabel("timestep (0 is clean)")
     figure.legend(handles=[mean], loc="outside lower right", frameon=False)
     try:

@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 def layout_table(layout: Layout, base_macs: int, snr_db: FloatArray) -> list[RenderableType]:
     """Intervals with their SNR and budgets, and what that saves."""
     table = _table(f"{len(layout.members)} intervals ({layout.intervals.method}), budgets by {layout.budgets.method}")
-    for heading in ("interval", "timesteps", "SNR (dB)", "sampler steps", "of the base", "MACs"):
+    by_time = layout.budgets.metric == "time"
+    shares = ("of the base's time",) if by_time else ("of the base", "MACs")
+    for heading in ("interval", "timesteps", "SNR (dB)", "sampler steps", *shares):
         table.add_column(heading, justify="left" if heading == "interval" else "right")
     last = len(layout.members) - 1
     for member, fraction, steps in zip(layout.members, layout.budgets.fractions, layout.budgets.steps, strict=True):
         end = " (clean)" if member.index == 0 else " (noisy)" if member.index == last else ""
         span = f"{snr_db[member.last]:.1f} to {snr_db[member.first]:.1f}"
-        macs = quantity(int(fraction * base_macs))
-        table.add_row(f"{member.index}{end}", f"{member.first} to {member.last}", span, str(steps), f"{fraction:.1%}", macs)
-    mean = layout.budgets.mean
-    total = f"Mean over the sampler's {sum(layout.budgets.steps)} steps: {mean:.1%} of {quantity(base_macs)} MACs; {1.0 - mean:.1%} saved."
+        cost = (f"{fraction:.1%}",) if by_time else (f"{fraction:.1%}", quantity(int(fraction * base_macs)))
+        table.add_row(f"{member.index}{end}", f"{member.first} to {member.last}", span, str(steps), *cost)
+    mean, whole = layout.budgets.mean, "the base's time" if by_time else f"{quantity(base_macs)} MACs"
+    total = f"Mean over the sampler's {sum(layout.budgets.steps)} steps: {mean:.1%} of {whole}; {1.0 - mean:.1%} saved."
     return [table, total]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from proxyprune.diffusion.config.presets import CONFIGS
 from proxyprune.diffusion.config.setting_checks import problems
 from proxyprune.errors import InputError, StorageError, UnknownNameError
-from proxyprune.planning.limits import Limits
+from proxyprune.planning.limits import AUTO, Limits
 from proxyprune.planning.request import PlanRequest
 from proxyprune.support.dataclass_json import from_plain, to_plain
 
@@ -102,7 +102,10 @@ class BudgetConfig:
     Attributes:
         method: "formula", "measured", "complexity" (in proportion to the burden of each interval), "full" (no pruning), or "even" (the
             target for every interval).
-        target: Mean sampling MACs over the sampler's timesteps, as a fraction of the base.
+        target: Mean cost of a step over the sampler's steps, as a fraction of the base's.
+        metric: What fractions are shares of: "macs", or "time" of a forward pass on the machine that trains. Cuts to a time are measured
+            in turns with the base and corrected; as they rest on measurements, such a run does not repeat bit for bit.
+        time_batch: Images of that forward pass.
         capacity: Which end the formula favours: "clean" (low noise) or "noisy".
         k: k of the formula; None solves it from the target.
         sampler_steps: Steps of the sampler that the mean is taken over.
@@ -122,6 +125,8 @@ class BudgetConfig:
 
     method: str = "formula"
     target: float = 0.8
+    metric: str = "macs"
+    time_batch: int = 64
     capacity: str = "clean"
     k: float | None = None
     sampler_steps: int = 50
@@ -140,7 +145,8 @@ class PruningConfig:
     Attributes:
         scorer: Registered name; `proxyprune scorers` lists them.
         mode: "width", "depth" or "both".
-        round_to: Widths become multiples of this where they can.
+        round_to: Widths become multiples of this where they can; "auto" takes for each group the multiple that pays on this machine. None
+            takes 1, and "auto" where budgets are of time.
         keep: Patterns that stay as they are.
         floors: Least that stays, by pattern: a fraction (0.5) or a number of channels (32).
         ceilings: Most that stays, by pattern, in the same units.
@@ -160,7 +166,7 @@ class PruningConfig:
 
     scorer: str = "taylor"
     mode: str = "width"
-    round_to: int = 1
+    round_to: int | str | None = None
     keep: tuple[str, ...] = ()
     floors: Mapping[str, float | int] = field(default_factory=dict)
     ceilings: Mapping[str, float | int] = field(default_factory=dict)
@@ -175,10 +181,11 @@ class PruningConfig:
     uniform: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def request(self, macs: int) -> PlanRequest:
-        """Return what is asked of a plan that cuts an expert to a number of MACs."""
-        limits = Limits(self.keep, self.floors, self.ceilings, self.round_to)
-        return PlanRequest(macs, self.mode, "macs", self.allocation, limits, self.accept_unreliable, self.accept_uncosted, self.uniform)
+    def request(self, target: int | float, metric: str = "macs") -> PlanRequest:
+        """Return what is asked of a plan that cuts an expert to a number of MACs, or to a share of the time."""
+        usual = AUTO if metric == "time" else Limits.round_to
+        limits = Limits(self.keep, self.floors, self.ceilings, usual if self.round_to is None else self.round_to)
+        return PlanRequest(target, self.mode, metric, self.allocation, limits, self.accept_unreliable, self.accept_uncosted, self.uniform)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "intervals.method": ("uniform", "equal-db", "dynamic", "measured", "complexity"),
     "intervals.monitor": ("acceleration", "energy"),
     "budgets.method": ("formula", "measured", "complexity", "full", "even"),
+    "budgets.metric": ("macs", "time"),
     "budgets.capacity": ("clean", "noisy"),
     "budgets.damage": ("relative", "absolute"),
     "budgets.damage_per": ("step", "interval"),
@@ -46,8 +47,8 @@ AT_LEAST_ONE = (
     "run.checkpoint_every",
     "run.log_every",
     "run.loss_images",
-    "pruning.round_to",
     "data.size",
+    "budgets.time_batch",
 )
 """Whole numbers; those that may be None count when they are given."""
 SHARES = (
@@ -96,10 +97,16 @@ def problems(values: Mapping[str, Any]) -> list[str]:
 
 def _limits(values: Mapping[str, Any]) -> list[str]:
     """Check patterns and bounds as for any plan."""
+    round_to = values["pruning.round_to"]
     try:
-        Limits(values["pruning.keep"], values["pruning.floors"], values["pruning.ceilings"])
+        Limits(
+            values["pruning.keep"],
+            values["pruning.floors"],
+            values["pruning.ceilings"],
+            Limits.round_to if round_to is None else round_to,
+        )
     except InputError as error:
-        return [f"pruning.keep, pruning.floors or pruning.ceilings: {str(error).removesuffix('.')}"]
+        return [f"pruning.keep, floors, ceilings or round_to: {str(error).removesuffix('.')}"]
     return []
 
 

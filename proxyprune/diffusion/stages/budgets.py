@@ -20,7 +20,7 @@ _HALVINGS = 60  # of the range of a scale; beyond the precision of a float
 
 @dataclass(frozen=True)
 class Budgets:
-    """Fractions of the base's MACs, by interval.
+    """Fractions of what a step of the base costs, by interval.
 
     Attributes:
         fractions: One for each interval, cleanest first; 1.0 stays whole.
@@ -28,6 +28,7 @@ class Budgets:
         method: How they were chosen.
         k: k of the formula, or None.
         notes: Sentences for the reader.
+        metric: What the fractions are shares of: "macs" or "time".
     """
 
     fractions: tuple[float, ...]
@@ -35,6 +36,7 @@ class Budgets:
     method: str
     k: float | None = None
     notes: tuple[str, ...] = ()
+    metric: str = "macs"
 
     def __post_init__(self) -> None:
         if len(self.fractions) != len(self.steps) or not all(0.0 < f <= 1.0 for f in self.fractions) or sum(self.steps) <= 0:

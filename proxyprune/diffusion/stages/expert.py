@@ -56,7 +56,7 @@ class Specialist:
     Attributes:
         setup: The run.
         interval: Where it works.
-        fraction: Of the base's MACs; 1.0 stays whole.
+        fraction: Of the base's MACs or time; 1.0 stays whole.
         allowance_macs: Training compute that it may spend, scoring included.
         base: Weights of the base.
         folder: Where it goes.
@@ -103,7 +103,7 @@ class Specialist:
             if number > training.phase.number:
                 training = self._cut(training, number)
             elif training.step == 0 and training.phase.stop == 0:
-                training.phase = self._phase(training, number)
+                training.phase = self._phase(training, number, self.setup.base_macs)
             loop = self._loop(training)
             loop.train(training)
         if training.step == 0:
@@ -132,11 +132,11 @@ class Specialist:
         """Prune what there is to the size of the next phase; optimizer and averages follow. Every process computes the same cut."""
         self._remember_teacher(training)
         rounds = len(self._shares) - 1
-        target = int(self.setup.base_macs * self.fraction ** (number / rounds))
+        share = self.fraction ** (number / rounds)
         ledger = training.ledger.add(self._spent(training), self._taught(training))
         training.model.eval()
-        judged = judge(self.setup, training.model, self.interval, target, "expert", self.base_losses)
-        result, compensating = judged.cut(self.setup, training.model, target)
+        judged = judge(self.setup, training.model, self.interval, int(share * self.setup.base_macs), "expert", self.base_losses)
+        result, compensating = judged.cut(self.setup, training.model, share)
         grown = Training(
             result.model,
             training.ema,
@@ -154,7 +154,7 @@ class Specialist:
                     averaged, carry_state(training.model.state_dict(), result.surgery, result.model), result.model
                 )
             training.ema.load(averaged, training.ema.updates)
-        grown.phase = self._phase(grown, number)
+        grown.phase = self._phase(grown, number, result.plan.macs)
         if self.setup.accelerator.is_main_process:
             place = self.folder.cut(number)
             write_json(place.surgery, result.surgery.to_dict())
@@ -186,10 +186,16 @@ class Specialist:
             return self.setup.base_macs
         return PrunePlan.from_json(self.folder.cut(number).plan).macs
 
-    def _phase(self, training: Training, number: int) -> Phase:
-        """How many steps the next phase gets, from what is left."""
-        config = self.setup.config
-        planned = int(self.setup.base_macs * self.fraction ** (number / max(1, len(self._shares) - 1))) if number else self.setup.base_macs
+    def _time(self, number: int) -> float | None:
+        """Share of the base's time that the network of a phase was measured to take, or None where no time was measured."""
+        planned = PrunePlan.from_json(self.folder.cut(number).plan).time if number else None
+        return None if planned is None or planned.measured is None else planned.measured.ratio[1]
+
+    def _phase(self, training: Training, number: int, macs: int) -> Phase:
+        """How many steps the next phase gets with a network of so many MACs, from what is left."""
+        config, planned = self.setup.config, macs
+        if number and config.budgets.metric == "macs":  # not what the plan has, so that every scorer gets as many steps
+            planned = int(self.setup.base_macs * self.fraction ** (number / (len(self._shares) - 1)))
         left = int(self._shares[number] * self.allowance_macs) - self._counted(training)
         teacher = self.setup.base_macs if self._has_teacher(number) else 0
         charged = planned if config.compute.saved_to_recovery else self.setup.base_macs
@@ -239,6 +245,7 @@ class Specialist:
             "interval": self.interval.index,
             "fraction": self.fraction,
             "macs": self._macs(number),
+            "time": self._time(number),
             "params": sum(parameter.numel() for parameter in model.parameters()),
             "steps": training.step,
             "ledger": ledger.to_dict(),

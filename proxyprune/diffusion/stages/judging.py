@@ -13,6 +13,7 @@ from proxyprune.api import compensate, prune_ranked, trace
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.setup import Setup
+from proxyprune.diffusion.stages.timed_cut import cut_to_time, timed
 from proxyprune.diffusion.training.across_processes import SharedScorer, from_main_process
 from proxyprune.diffusion.training.batches import fixed_batches
 from proxyprune.diffusion.training.ledger import Entry, training_macs
@@ -63,14 +64,24 @@ class Judged:
     batches: Sequence[NoisyBatch] = field(repr=False)
     objective: Objective = field(repr=False)
 
-    def cut(self, setup: Setup, model: nn.Module, macs: int) -> tuple[PruneResult, tuple[Entry, ...]]:
-        """Prune the judged network, or one with the same weights, to a number of MACs, and compensate where that is configured.
+    def cut(self, setup: Setup, model: nn.Module, share: float) -> tuple[PruneResult, tuple[Entry, ...]]:
+        """Prune the judged network, or one with the same weights, and compensate where that is configured.
+
+        Args:
+            setup: The run.
+            model: The network.
+            share: Of the base's MACs or time that one forward pass may cost.
 
         Returns:
             The result, and what compensation cost.
         """
         settings = setup.config.pruning
-        result = prune_ranked(model, setup.placed_inputs(), self.graph, self.ranking, settings.request(macs))
+        if setup.config.budgets.metric == "time":
+            result = cut_to_time(setup, model, self.graph, self.ranking, share)
+        else:
+            request = settings.request(int(share * setup.base_macs))
+            graph = timed(setup, self.graph, model) if request.needs_times else self.graph
+            result = prune_ranked(model, setup.placed_inputs(), graph, self.ranking, request)
         if not settings.compensate:
             return result, ()
         from torch.utils.flop_counter import FlopCounterMode

@@ -18,6 +18,7 @@ from proxyprune.diffusion.stages.base_complexity import complexity_of_base
 from proxyprune.diffusion.stages.base_losses import losses_of_base, measured_intervals
 from proxyprune.diffusion.stages.budgets import Budgets, by_burden, by_formula, by_measurement
 from proxyprune.diffusion.stages.recovery import Measurement, fit_recovery
+from proxyprune.diffusion.stages.timed_cut import timed_base
 from proxyprune.diffusion.stages.trials import try_sizes
 from proxyprune.diffusion.training.ledger import Entry, Ledger, split_allowance, training_macs
 from proxyprune.errors import InputError, StorageError, TargetError
@@ -101,6 +102,9 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | No
     layout = _decide(setup, weights, limit_macs)
     if layout.measured is None:  # sizes that were tried can be reached
         check_size(setup, min(layout.budgets.fractions))
+    if setup.config.budgets.metric == "time" and min(layout.budgets.fractions) < 1.0:
+        note = f"Fractions are of the time of a forward pass of {setup.config.budgets.time_batch} images on this machine."
+        layout = replace(layout, budgets=replace(layout.budgets, notes=(*layout.budgets.notes, note), metric="time"))
     empty = [str(index) for index, count in enumerate(layout.budgets.steps) if not count]
     if not empty:
         return layout
@@ -191,9 +195,11 @@ def check_size(setup: Setup, fraction: float) -> None:
     """
     if not setup.config.cuts or fraction >= 1.0:
         return
-    request = setup.config.pruning.request(int(fraction * setup.base_macs))
+    by_time = setup.config.budgets.metric == "time"
+    request = setup.config.pruning.request(fraction if by_time else int(fraction * setup.base_macs), "time" if by_time else "macs")
+    graph = timed_base(setup) if request.needs_times else setup.graph
     try:  # every allocation reaches the same sizes, and a random ranking has no channels to weigh
-        plan_for(setup.graph, score(setup.graph, "random"), replace(request, allocation="blocks"))
+        plan_for(graph, score(graph, "random"), replace(request, allocation="blocks"))
     except TargetError as error:
         raise TargetError(
             f"An expert would be {fraction:.1%} of the base. {error} Raise budgets.target (--target), or share it more evenly "

@@ -63,7 +63,7 @@ def try_sizes(setup: Setup, weights: dict[str, Tensor], interval: Interval, base
         model, macs = setup.base_model(weights), setup.base_macs
         if fraction < 1.0:
             try:
-                result, compensating = judged_base.cut(setup, model, int(fraction * macs))
+                result, compensating = judged_base.cut(setup, model, fraction)
             except TargetError as error:
                 notes.append(f"Interval {interval.index}: size {fraction} cannot be reached ({error})")
                 continue
