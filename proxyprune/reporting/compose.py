@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from proxyprune.reporting.draw.charts import share_bar
 from proxyprune.reporting.page import Fact, Page, Remarks
 from proxyprune.reporting.read.read_result import Result
+from proxyprune.reporting.sections.beside import beside
+from proxyprune.reporting.sections.evaluated import evaluated
 from proxyprune.reporting.sections.measured import comparison, search, time
 from proxyprune.reporting.sections.pruned_network import (
     compensation,
@@ -26,11 +28,17 @@ from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.wording import counted, figure, quantity, share
 
 
-def compose(result: Result) -> Page:
-    """Return the page for a result of any kind."""
+def compose(result: Result, other: Result | None = None) -> Page:
+    """Return the page for a result of any kind.
+
+    Args:
+        result: What was read.
+        other: A run of step-adaptive diffusion to set beside this one, or None.
+    """
     notes = remarks(result)
     warned = notes is not None and any(part.tone == "warning" for part in notes.parts if isinstance(part, Remarks))
-    found = [notes if warned else None, search(result), *comparison(result), *diffusion(result)]
+    found = [notes if warned else None, search(result), *comparison(result), evaluated(result)]
+    found += [None if other is None else beside(result, other), *diffusion(result)]
     found += [section(result) for section in (graph, ranking, trials, time, cost, widths, losses, compensation, pinned, kept_as_they_are)]
     found += [None if warned else notes, provenance(result)]
     return Page(
@@ -51,6 +59,9 @@ def _summary(result: Result) -> str:
         return (
             f"Step-adaptive diffusion: {counted(len(result.diffusion.ranges), 'interval')}, each with a denoiser of the size that it needs."
         )
+    if result.evaluations:
+        pipelines = len({entry.pipeline for entry in result.evaluations})
+        return f"{counted(pipelines, 'pipeline')} judged by the images that they draw."
     if result.search is not None:
         return f"A search with {result.search.proposer or 'an unnamed proposer'}: {counted(result.search.measured, 'measurement')}."
     if plan is not None:
@@ -65,6 +76,7 @@ def _facts(result: Result) -> Iterator[Fact]:
     yield from _search_facts(result)
     yield from _diffusion_facts(result)
     yield from _comparison_facts(result)
+    yield from _evaluation_facts(result)
     plan = result.plan
     if plan is not None:
         for label, before, after, target in (
@@ -124,6 +136,13 @@ def _diffusion_facts(result: Result) -> Iterator[Fact]:
         yield Fact("training MACs", quantity(run.spent_macs), "so far")
     done = sum(entry.macs is not None for entry in run.ranges)
     yield Fact("experts", f"{done} of {len(run.ranges)}" if run.ranges else "none yet", "trained")
+
+
+def _evaluation_facts(result: Result) -> Iterator[Fact]:
+    if result.evaluations:
+        best = min(result.evaluations, key=lambda entry: entry.frechet.value)
+        where = f"{best.pipeline}, " if best.pipeline else ""
+        yield Fact("Fréchet distance", f"{best.frechet.value:.3f}", f"{where}{counted(best.steps, 'step')}, {quantity(best.macs)} MACs")
 
 
 def _comparison_facts(result: Result) -> Iterator[Fact]:

@@ -163,7 +163,7 @@ def test_experts_are_cut_within_the_limits_of_the_settings(tmp_path):
         for name, changes in (("plain", {}), ("limited", LIMITED))
     )
     interval, macs = choose_intervals(plain, None)[0].over(plain.schedule)[0], int(0.7 * plain.base_macs)
-    plans = [judge(s, s.base_model().eval(), interval, macs, "budgets").cut(s, s.base_model(), macs)[0].plan for s in (plain, limited)]
+    plans = [judge(s, s.base_model().eval(), interval, macs, "budgets").cut(s, s.base_model(), 0.7)[0].plan for s in (plain, limited)]
     asked = ("floors", "ceilings", "allocation")
     assert [plans[0].options[name] for name in asked] == [{}, {}, "channels"]
     assert [plans[1].options[name] for name in asked] == [LIMITED[f"pruning.{name}"] for name in asked]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
-from results import HOSTILE, RESULTS, Hourglass, block, described, network, older, pruned, rounds, scored, written
+from results import HOSTILE, RESULTS, Hourglass, block, described, evaluation, network, older, pruned, rounds, scored, written
 
 import proxyprune as pp
 from proxyprune import ProxyPruneError
@@ -40,6 +40,7 @@ KINDS = {
     "memory": "search",
     "comparison": "comparison",
     "diffusion": "diffusion run",
+    "evaluation": "evaluation",
     "hostile": "ranking",
 }
 
@@ -54,6 +55,7 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
+        self.drawn: list[tuple[dict[str, str | None], str]] = []
         self.feed(page)
         self.close()
         assert self.open == []
@@ -68,6 +70,8 @@ class Checker(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
+        if self.open[-1:] == ["text"]:
+            self.drawn.append((self.tags[-1][1], data))
 
     @property
     def words(self) -> str:
@@ -280,6 +284,59 @@ def test_a_diffusion_run_shows_what_it_has(tmp_path):
     assert "log ratio of losses" in page.words
     (line,) = [a for name, a in page.tags if name == "polyline" and "loss-chart" not in str(a) and len((a["points"] or "").split()) > 100]
     assert len((line["points"] or "").split()) <= 240
+
+
+def test_an_interval_has_one_colour(tmp_path):
+    """In the curve, the budgets, the ledger and every chart of losses; the base has one of its own."""
+    page = page_of("diffusion", tmp_path)
+    ends = {words: attributes["class"] for attributes, words in page.drawn if (attributes.get("class") or "").startswith("end ")}
+    assert {ends[name] for name in ("interval 1", "expert 1")} == {"end end-line-1"}
+    assert ends["base"] == "end end-line-base"
+    fills = [a["class"] for name, a in page.tags if name == "rect" and (a.get("class") or "").startswith("fill-")]
+    assert fills == ["fill-0", "fill-1", "fill-2", "fill-base", "fill-1", "fill-0", "fill-1"]  # the intervals, then the ledger
+
+
+def test_evaluations_are_a_frontier(tmp_path):
+    """Of several pipelines; the best distance is the headline, and one evaluation is a table without a chart."""
+    page = page_of("evaluation", tmp_path)
+    assert "2 pipelines judged by the images that they draw." in page.words
+    assert "1.400" in page.words
+    assert "runs/b/pipeline, 12 steps, 7.2 M MACs" in page.words
+    assert "frontier-chart" in str(page.tags)
+    assert "Few images." in page.words
+    single = Checker(render(read_result(written(tmp_path / "one.json", evaluation()))))
+    assert "1 evaluation" in single.words
+    assert "frontier-chart" not in str(single.tags)
+
+
+def test_an_evaluation_in_a_run_is_part_of_its_report(tmp_path):
+    """Under its fixed name; a damaged one is named."""
+    run = RESULTS["diffusion"](tmp_path)
+    written(run / "evaluation.json", evaluation())
+    words = Checker(render(read_result(run))).words
+    assert "Quality of the images" in words
+    assert "Ledger of training compute" in words
+    written(run / "evaluation.json", evaluation(frechet=3))
+    with pytest.raises(ResultFileError, match=r"evaluation\.json"):
+        read_result(run)
+
+
+def test_two_runs_side_by_side(tmp_path):
+    """Figures, and the settings that differ; anything but a run beside it is refused."""
+    first, second = RESULTS["diffusion"](tmp_path), RESULTS["diffusion"](tmp_path / "other")
+    second = second.rename(tmp_path / "other" / "smaller")
+    config = json.loads((second / "config.json").read_text())
+    written(second / "config.json", {**config, "seed": 7})
+    page = tmp_path / "page.html"
+    found = CliRunner().invoke(main, ["report", str(first), "--beside", str(second), "--out", str(page)])
+    assert found.exit_code == 0, found.output
+    words = Checker(page.read_text()).words
+    assert "Beside smaller" in words
+    assert "MACs of expert 1 750 750" in words
+    assert "Settings that differ setting run smaller seed 0 7" in words
+    refused = CliRunner().invoke(main, ["report", str(first), "--beside", str(RESULTS["plan"](tmp_path))])
+    assert refused.exit_code != 0
+    assert "found a diffusion run and a plan" in " ".join(refused.output.split())
 
 
 def test_names_stay_text(tmp_path):

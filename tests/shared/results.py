@@ -217,6 +217,42 @@ def diffusion(folder: Path) -> Path:
     return run
 
 
+def evaluation(**changes: Any) -> dict[str, Any]:
+    """Return what `diffusion evaluate --json` prints for one pipeline and number of steps."""
+    estimate = {"value": 1.2, "low": 1.1, "high": 1.3}
+    return {
+        "schema": 1,
+        "frechet": estimate,
+        "kid": {"value": 0.01, "low": 0.009, "high": 0.012},
+        "precision": 0.8,
+        "recall": 0.7,
+        "real_frechet": None,
+        "features": "digits",
+        "images": 500,
+        "reference": "all 180 held-out images",
+        "sampler": "DDIMScheduler",
+        "steps": 8,
+        "seed": 0,
+        "sampling_macs": 8_000_000,
+        "relative_macs": 0.8,
+        "seconds_per_image": 0.0125,
+        "params": 12_000,
+        "losses": [0.1, 0.2],
+        "notes": ["Few images."],
+    } | changes
+
+
+def evaluations(folder: Path) -> Path:
+    """Return the evaluations of two pipelines at two numbers of steps, as one call prints them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [
+        {"pipeline": pipeline} | evaluation(steps=steps, sampling_macs=steps * macs, frechet={"value": value, "low": value, "high": value})
+        for pipeline, macs, values in (("runs/a/pipeline", 1_000_000, (2.0, 1.5)), ("runs/b/pipeline", 600_000, (1.9, 1.4)))
+        for steps, value in zip((8, 12), values, strict=True)
+    ]
+    return written(folder / "evaluation.json", {"schema": 1, "evaluations": found})
+
+
 def ledger(*entries: tuple[str, int | None, str, int, int]) -> dict[str, Any]:
     names = ("stage", "interval", "what", "images", "macs")
     return {"schema": 1, "limit_macs": None, "entries": [dict(zip(names, entry, strict=True)) for entry in entries]}
@@ -261,6 +297,7 @@ RESULTS: Mapping[str, Callable[[Path], Path]] = {
     "memory": memory,
     "comparison": comparison,
     "diffusion": diffusion,
+    "evaluation": evaluations,
     "hostile": hostile,
 }
 """Name -> writes the result into a folder and returns its path."""

@@ -106,7 +106,7 @@ def _limits(values: Mapping[str, Any]) -> list[str]:
             Limits.round_to if round_to is None else round_to,
         )
     except InputError as error:
-        return [f"pruning.keep, floors, ceilings or round_to: {str(error).removesuffix('.')}"]
+        return [f"pruning.keep, pruning.floors, pruning.ceilings or pruning.round_to: {str(error).removesuffix('.')}"]
     return []
 
 

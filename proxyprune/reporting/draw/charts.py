@@ -175,17 +175,15 @@ def interval_strip(named: Named, ranges: Sequence[tuple[str, str, float, float]]
     return picture(named, width, top + tall + 42, *parts)
 
 
-def stacked_bar(named: Named, pieces: Sequence[tuple[str, float]], limit: float | None) -> Markup:
-    """Return what was spent, piece by piece, against a limit."""
+def stacked_bar(named: Named, pieces: Sequence[tuple[str, float, str]], limit: float | None) -> Markup:
+    """Return what was spent, piece by piece (name, size, CSS class), against a limit."""
     width, left, right, top, tall = 720.0, 4.0, 12.0, 22.0, 34.0
-    total = sum(size for _, size in pieces)
+    total = sum(size for _, size, _ in pieces)
     across = Scale(0.0, max(total, limit or 0.0) or 1.0, left, width - right)
     parts, at = [], 0.0
-    for index, (name, size) in enumerate(pieces):
+    for name, size, class_ in pieces:
         start, stop = across(at), across(at + size)
-        parts.append(
-            rect(start, top, max(0.5, stop - start - 1), tall, f"fill-{index % 6}", 2, tag("title", f"{name}: {quantity(size)} MACs"))
-        )
+        parts.append(rect(start, top, max(0.5, stop - start - 1), tall, class_, 2, tag("title", f"{name}: {quantity(size)} MACs")))
         if stop - start > 8.0 * len(name):
             parts.append(text((start + stop) / 2, top + tall / 2 + 4, name, "on-fill", "middle"))
         at += size

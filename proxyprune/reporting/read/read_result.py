@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxyprune.errors import ProxyPruneError, ResultFileError, StorageError
 from proxyprune.reporting.read.diffusion_run import DiffusionRun, is_run, read_run
+from proxyprune.reporting.read.evaluation_record import EvaluationRecord, evaluations
 from proxyprune.reporting.read.json_fields import Fields, fail, parsed
 from proxyprune.reporting.read.result_records import ComparisonRecord, Figures, RoundRecord, SearchRecord, flat
 from proxyprune.reporting.read.structure_record import StructureRecord
@@ -18,7 +19,7 @@ from proxyprune.scoring.ranking import Ranking
 if TYPE_CHECKING:
     from proxyprune.planning.plan import PrunePlan
 
-NETWORK, RANKED, PLANNED, SEARCHED, COMPARED, DESCRIBED, DIFFUSION = (
+NETWORK, RANKED, PLANNED, SEARCHED, COMPARED, DESCRIBED, DIFFUSION, EVALUATED = (
     "pruned network",
     "ranking",
     "plan",
@@ -26,11 +27,14 @@ NETWORK, RANKED, PLANNED, SEARCHED, COMPARED, DESCRIBED, DIFFUSION = (
     "comparison",
     "structure",
     "diffusion run",
+    "evaluation",
 )
+EVALUATION = "evaluation.json"
+"""File of a run with what `diffusion evaluate --json` printed; its figures are part of the run's report."""
 
 _ACCEPTED = (
     "a folder written by prune, search or pp.save, a plan, a diffusion run, a search's memory (JSON lines), or what score, prune, search, "
-    "compare or describe print with --json"
+    "compare, describe or diffusion evaluate print with --json"
 )
 
 
@@ -48,6 +52,7 @@ class Result:
         search: Rounds of a search.
         comparison: Cells of a comparison.
         diffusion: A training run.
+        evaluations: How good the images of pipelines are, and what they cost.
         asked: What asking a language model took.
         made_with: Package -> version.
         warnings: What a reader should know about the files themselves.
@@ -62,6 +67,7 @@ class Result:
     search: SearchRecord | None = None
     comparison: ComparisonRecord | None = None
     diffusion: DiffusionRun | None = None
+    evaluations: tuple[EvaluationRecord, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -103,7 +109,8 @@ def _folder(path: Path) -> Result:
     if (path / MANIFEST).is_file():
         return _network(path)
     if is_run(path):
-        return Result(DIFFUSION, path.resolve().name, diffusion=read_run(path))
+        judged = _object(path / EVALUATION, evaluations) or ()
+        return Result(DIFFUSION, path.resolve().name, diffusion=read_run(path), evaluations=judged)
     raise ResultFileError(
         f"The folder '{path}' is no result of proxyprune: it has neither a {MANIFEST} nor the configuration of a diffusion run. "
         f"Expected {_ACCEPTED}."
@@ -191,9 +198,15 @@ def _compared(data: Fields) -> Result:
     return Result(COMPARED, "", _inner(data), comparison=ComparisonRecord.read(data), made_with=data.text_map("made_with"))
 
 
+def _evaluated(data: Fields) -> Result:
+    return Result(EVALUATED, "", evaluations=evaluations(data))
+
+
 # Keys that tell what a JSON object is -> how it is read; the first that fits.
 _KINDS: Mapping[tuple[str, ...], Callable[[Fields], Result]] = {
     ("cells", "scorings"): _compared,
+    ("evaluations",): _evaluated,
+    ("frechet", "sampling_macs"): _evaluated,
     ("rounds", "proposer"): _searched,
     ("plan", "report"): _pruned,
     ("groups", "removed_blocks", "fingerprint"): _planned,

@@ -69,10 +69,10 @@ def _curve(run: DiffusionRun) -> Illustration:
 
 def _by_snr(run: DiffusionRun) -> Section:
     shown = [entry for entry in run.bins if entry.snr_db is not None]
-    series = [Series("base", sorted((entry.snr_db or 0.0, entry.base) for entry in shown), "line-0")] if shown else []
+    series = [Series("base", sorted((entry.snr_db or 0.0, entry.base) for entry in shown), "line-base")] if shown else []
     for index in sorted({entry.interval for entry in shown if entry.expert is not None}):
         own = sorted((entry.snr_db or 0.0, entry.expert or 0.0) for entry in shown if entry.interval == index)
-        series.append(Series(f"expert {index}", own, f"line-{1 + index % 5}"))
+        series.append(Series(f"expert {index}", own, f"line-{index % 6}"))
     compared = [entry for entry in run.bins if entry.expert is not None]
     better = sum((entry.expert or 0.0) < entry.base for entry in compared)
     said = f"In {better} of {counted(len(compared), 'bin')} the expert's loss is below the base's." if compared else "The base alone."
@@ -155,7 +155,8 @@ def _ledger(run: DiffusionRun) -> Section:
     for (stage, _), (_, macs) in sums.items():
         stages[stage] = stages.get(stage, 0.0) + macs
     said = "; ".join(f"{stage}: {quantity(macs)} MACs" for stage, macs in stages.items())
-    drawing = stacked_bar(Named("ledger-chart", "Training compute by stage", said), list(stages.items()), run.limit_macs)
+    pieces = [(stage, macs, f"fill-{_hue(stage)}") for stage, macs in stages.items()]
+    drawing = stacked_bar(Named("ledger-chart", "Training compute by stage", said), pieces, run.limit_macs)
     rows = [
         Row(
             (
@@ -177,13 +178,19 @@ def _ledger(run: DiffusionRun) -> Section:
 
 def _losses(run: DiffusionRun) -> Section:
     parts: list[Part] = []
-    series = [Series(entry.stage, _thinned(entry), f"line-{index % 6}") for index, entry in enumerate(run.losses)]
+    series = [Series(entry.stage, _thinned(entry), f"line-{_hue(entry.stage)}") for entry in run.losses]
     said = "; ".join(f"{entry.stage} ends at {entry.points[-1][1]:.4g}" for entry in run.losses)
     parts.append(
         Illustration("Training loss by step", line_chart(Named("loss-chart", "Training loss by step", said), series, ("step", "loss")))
     )
     lead = "Means over equal stretches of steps. Losses of different intervals do not compare: noise levels differ in difficulty."
     return Section("losses", "Training losses", lead, tuple(parts))
+
+
+def _hue(stage: str) -> str:
+    """Return the colour of a stage: that of its interval ("expert-1", "expert 1"), or that of the base."""
+    number = stage.replace("-", " ").rpartition(" ")[2]
+    return str(int(number) % 6) if number.isdecimal() else "base"
 
 
 def _thinned(entry: LoggedLoss) -> list[tuple[float, float]]:
