@@ -299,7 +299,7 @@ def search(
         seed: All randomness follows from it.
         progress: Called with every round, remembered ones included.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `PlanKeywords` (mode, metric, round_to, keep, floors,
-            ceilings, allocation, uniform, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups,
+            ceilings, remove, allocation, uniform, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups,
             adapter_ranks).
 
     Returns:
