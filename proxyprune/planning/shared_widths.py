@@ -102,7 +102,8 @@ class Ties:
             return
         for layer in self.removable(graph):
             if layer & blocks and not layer <= blocks:
-                raise InputError(f"{', '.join(sorted(layer))} leave together, because the config counts layers; remove all of them or none.")
+                together = ", ".join(sorted(layer))
+                raise InputError(f"{together} leave together, because the config counts layers; remove all of them or none.")
 
 
 def ties_of(graph: ModelGraph, uniform: Uniform) -> Ties:

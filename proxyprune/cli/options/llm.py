@@ -38,6 +38,8 @@ class LLMOptions:
         fallback: Scorer for when the model gives no usable ranking.
         statistics: Measured figures to show.
         real_names: Send module names.
+        ask_advice: Also ask for limits of the plan.
+        show_source: Send the source code of the blocks with that question.
         dry_run: Show prompt and estimate, and send nothing.
     """
 
@@ -58,6 +60,8 @@ class LLMOptions:
     fallback: str | None = None
     statistics: tuple[str, ...] = ()
     real_names: bool = False
+    ask_advice: bool = False
+    show_source: bool = False
     dry_run: bool = False
 
     @property
@@ -155,6 +159,10 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Show the model measured figures; repeatable.",
     ),
     click.option("--real-names", is_flag=True, help="Send module names; by default they are replaced by b00, b01, ..."),
+    click.option(
+        "--ask-advice", is_flag=True, help="Also ask for limits with reasons; prune measures each, and keeps those that lower the loss."
+    ),
+    click.option("--show-source", is_flag=True, help="With --ask-advice: send the source code of the blocks' classes."),
     click.option("--dry-run", is_flag=True, help="Show the prompt and the estimated cost; send nothing."),
 )
 
