@@ -53,9 +53,10 @@ class Built:
             return trace(self.model, self.inputs, also=self.also, **self.source.trace_keywords)
 
     def needed_by(self, scorer: Scorer) -> ScorerData:
-        """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
+        """Batches and loss, as keyword arguments; batches are made only for a scorer that uses them."""
         wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
-        batches = self.file.calibration_batches() if "batches" in wanted else None
+        helps = getattr(scorer, "data_helps", False) and self.file.loss_fn is not None and not self.source.fake_weights
+        batches = self.file.calibration_batches() if "batches" in wanted or helps else None
         return {"batches": batches, "loss_fn": self.file.loss_fn}
 
     def measured_with(self) -> DataKeywords:

@@ -17,6 +17,7 @@ from proxyprune.errors import (
     LLMReplayMissError,
     LLMTruncatedError,
     MissingNeedError,
+    ProxyPruneError,
 )
 from proxyprune.proxy.answers.advice import ProposedAdvice
 from proxyprune.proxy.answers.agreement import Agreement, measure_agreement
@@ -35,7 +36,7 @@ from proxyprune.proxy.session.deadline import Deadline
 from proxyprune.proxy.session.events import Advised, Asked, Event, Finished, Planned
 from proxyprune.proxy.session.price import Account, CostEstimate, Price, estimate, most_usage, price_of, with_question
 from proxyprune.proxy.session.sample import AnswerSampler, Samples
-from proxyprune.proxy.session.settings import LLMSettings
+from proxyprune.proxy.session.settings import STATISTICS, LLMSettings
 from proxyprune.scoring.contract import ScoringContext, check_needs
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
@@ -81,7 +82,7 @@ class LLMScorer(LLMSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_endpoint", endpoint_of(self.base_url, self.hosted))
-        needs = {"network"} | {NEEDS_OF[name] for name in self.statistics}
+        needs = {"network"} | {NEEDS_OF[name] for name in self.statistics or ()}
         if self.fallback is not None:
             other = find(self.fallback, {})
             if "network" in other.needs:
@@ -117,7 +118,7 @@ class LLMScorer(LLMSettings):
     def preview(self, graph: ModelGraph, context: ScoringContext) -> Preview:
         """Return the prompts of the first sample and the cost of all; needs no key, and sends nothing."""
         check_needs(self, context)
-        survey = self._survey(graph, context)
+        survey = self._survey(graph, context, self._shown(context))
         questions: tuple[Question[object], ...] = survey.prompts(0)
         advice = self._advice_question(survey, context) if self.ask_advice else None
         questions += () if advice is None else (advice,)
@@ -136,7 +137,7 @@ class LLMScorer(LLMSettings):
         check_needs(self, context)
         if len(graph.blocks) < 2:
             return ProposedAdvice(dropped=("there is nothing to advise on, so nobody was asked",))
-        question = self._advice_question(self._survey(graph, context), context)
+        question = self._advice_question(self._survey(graph, context, self._shown(context)), context)
         asker = self._asker(context)
         asker.account.charge(self._spent[0] if self._spent and not asker.cache.replaying else Usage())
         try:
@@ -183,24 +184,40 @@ class LLMScorer(LLMSettings):
         found = {block.id: class_source(context.model.get_submodule(block.id)) for block in survey.graph.blocks}
         return advice_question(survey, {block: text for block, text in found.items() if text is not None})
 
-    def _asked_or_replayed(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """Ask; a replay without recorded answers about today's lines takes those about the lines of the first release."""
-        try:
-            return self._asked(graph, context)
-        except LLMReplayMissError:
-            if graph.first_reading in ((), graph.blocks):
-                raise
-            try:
-                return self._asked(replace(graph, blocks=graph.first_reading), context)
-            except LLMReplayMissError:
-                pass  # the other miss names the file that a recording made today would have
-            raise
+    @property
+    def data_helps(self) -> bool:
+        """True if calibration batches and a loss are not needed and change the question."""
+        return self.statistics is None
 
-    def _asked(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+    def _asked_or_replayed(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        """Ask; a replay without recorded answers to today's question takes those to the questions of earlier versions.
+
+        These showed no measured figures unless some were named, and the lines of the first release.
+        """
+        shown = self._shown(context)
+        earlier = () if graph.first_reading in ((), graph.blocks) else (replace(graph, blocks=graph.first_reading),)
+        figures = [shown, ()] if shown and self.statistics is None else [shown]
+        miss: LLMReplayMissError | None = None
+        for known, names in ((known, names) for known in (graph, *earlier) for names in figures):
+            try:
+                return self._asked(known, context, names)
+            except LLMReplayMissError as error:
+                miss = miss or error  # the first miss names the file that a recording made today would have
+        assert miss is not None
+        raise miss
+
+    def _shown(self, context: ScoringContext) -> tuple[str, ...]:
+        """Return the figures that the prompt shows."""
+        if self.statistics is not None:
+            return tuple(dict.fromkeys(self.statistics))
+        at_hand = context.model is not None and bool(context.batches) and context.loss_fn is not None
+        return STATISTICS if at_hand else ()
+
+    def _asked(self, graph: ModelGraph, context: ScoringContext, shown: tuple[str, ...]) -> Ranking:
         if len(graph.blocks) < 2:
             scores = {block.id: 0.5 for block in graph.blocks}
             return Ranking(scores, self.name, seed=context.seed, notes=("There is nothing to rank, so nobody was asked.",))
-        survey = self._survey(graph, context)
+        survey = self._survey(graph, context, shown)
         asker = self._asker(context)
         sampler = AnswerSampler(survey, asker, self, lambda done, expected, replayed: self._tell(Asked(done, expected, replayed)))
         advice = self._advice_question(survey, context) if self.ask_advice else None
@@ -222,8 +239,13 @@ class LLMScorer(LLMSettings):
             unreliable=_verdict(agreement, samples),
         )
 
-    def _survey(self, graph: ModelGraph, context: ScoringContext) -> Survey:
-        measured = measure(tuple(dict.fromkeys(self.statistics)), self, graph, context)
+    def _survey(self, graph: ModelGraph, context: ScoringContext, shown: tuple[str, ...]) -> Survey:
+        try:
+            measured = measure(shown, self, graph, context)
+        except ProxyPruneError as error:
+            if self.statistics is not None:
+                raise
+            return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, unmeasured=str(error))
         return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, measured)
 
     def _asker(self, context: ScoringContext) -> Asker:
@@ -288,8 +310,10 @@ class LLMScorer(LLMSettings):
             notes.append(f"{len(samples.dropped)} invalid answers were dropped, not mended ({shown}).")
         if samples.stopped:
             notes.append(f"No more answers were asked for: {samples.stopped}.")
-        if self.statistics:
-            notes.append(f"The prompt showed measured figures: {', '.join(dict.fromkeys(self.statistics))}.")
+        if survey.measured:
+            notes.append(f"The prompt showed measured figures: {', '.join(survey.measured)}.")
+        if survey.unmeasured is not None:
+            notes.append(f"The prompt showed no measured figures, because they could not be measured. {survey.unmeasured}")
         return tuple(notes)
 
     def _fallen_back(self, graph: ModelGraph, context: ScoringContext, reason: str) -> Ranking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,6 +11,7 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.proxy.answers.advice import SAME_WIDTH, ProposedAdvice, ProposedLimit
 from proxyprune.pruning.advice import Advice
 from proxyprune.scoring import ScoringContext
+from proxyprune.tracing.module_state import unchanged
 
 
 @runtime_checkable
@@ -55,7 +57,8 @@ def asked_advice(scorer: object, graph: ModelGraph, context: ScoringContext) -> 
     """
     if not isinstance(scorer, Adviser) or scorer.ask_advice is not True:
         return AskedAdvice()
-    proposed = scorer.advise(graph, context)
+    with contextlib.nullcontext() if context.model is None else unchanged(context.model):
+        proposed = scorer.advise(graph, context)
     advice = tuple(_advice(limit, graph) for limit in proposed.limits)
     return AskedAdvice(advice, _notes(scorer.name, advice, proposed))
 

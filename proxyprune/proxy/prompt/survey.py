@@ -114,6 +114,7 @@ class Survey:
         prompt_tokens: Longest prompt.
         real_names: Whether module names are shown.
         measured: z-scores by statistic, then by block.
+        unmeasured: Why figures that would be shown could not be measured, or None.
     """
 
     graph: ModelGraph
@@ -122,6 +123,7 @@ class Survey:
     prompt_tokens: int
     real_names: bool = False
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unmeasured: str | None = None
     _made: dict[int, tuple[Prompt, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompts(self, sample: int) -> tuple[Prompt, ...]:

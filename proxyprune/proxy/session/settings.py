@@ -36,7 +36,8 @@ class LLMSettings:
         temperature: None leaves it to the service, which some models insist on.
         prompt_tokens: Longest prompt; a network that does not fit is asked about in stages.
         real_names: Send module names. By default blocks are called b00, b01, ... and nothing of your naming leaves the machine.
-        statistics: Measured figures to show beside each block: any of "weights", "taylor", "similarity".
+        statistics: Measured figures to show beside each block: any of "weights", "taylor", "similarity". None: all of them if a model,
+            calibration batches and a loss are at hand, otherwise none. (): none.
         ask_advice: Also ask for advice: limits of the plan, each with a reason. `prune` measures each on calibration data, and keeps or
             drops it. It costs one more request.
         show_source: Show the model the source code of the blocks' classes when it is asked for advice. The code leaves the machine.
@@ -64,7 +65,7 @@ class LLMSettings:
     temperature: float | None = None
     prompt_tokens: int = 6000
     real_names: bool = False
-    statistics: tuple[str, ...] = ()
+    statistics: tuple[str, ...] | None = None
     ask_advice: bool = False
     show_source: bool = False
     max_cost_usd: float | None = None
@@ -103,8 +104,8 @@ class LLMSettings:
             found += (
                 [] if getattr(self, name) in allowed else [f"{name} must be one of {', '.join(allowed)}, found {getattr(self, name)!r}"]
             )
-        if not isinstance(self.statistics, tuple | list) or not set(self.statistics) <= set(STATISTICS):
-            found.append(f"statistics must be a tuple of {', '.join(STATISTICS)}, found {self.statistics!r}")
+        if self.statistics is not None and not (isinstance(self.statistics, tuple) and set(self.statistics) <= set(STATISTICS)):
+            found.append(f"statistics must be None or a tuple of {', '.join(STATISTICS)}, found {self.statistics!r}")
         return found
 
     def _number_problems(self) -> list[str]:
