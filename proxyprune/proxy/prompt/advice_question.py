@@ -10,7 +10,7 @@ from typing import Any
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import LLMBudgetError
 from proxyprune.proxy.answers.advice import FLOOR, KEEP, REMOVE, SAME_WIDTH, WANTED, ProposedAdvice, advice_schema, read_advice
-from proxyprune.proxy.prompt.block_list import PromptLabels, shuffled_labels
+from proxyprune.proxy.prompt.block_list import PromptLabels, share, shuffled_labels
 from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.proxy.prompt.templates import filled, template
 from proxyprune.proxy.prompt.token_count import CHARACTERS_PER_TOKEN, tokens_of, tokens_of_schema
@@ -102,7 +102,8 @@ def _question(survey: Survey, sources: Mapping[str, str], blocks_share: float, g
     wide = _costliest(graph.prunable, [group.width for group in graph.prunable], groups_share)
     groups = shuffled_labels([group.id for group in wide], "g", survey.seed, PART, "groups")
     by_id = graph.by_id
-    lines = "\n".join(_group_line(label, by_id[key], blocks) for key, label in groups.of.items())
+    saved = _savings(survey)
+    lines = "\n".join(_group_line(label, by_id[key], blocks, saved[key]) for key, label in groups.of.items())
     missing = len(graph.blocks) - len(listed)
     attempts = survey.attempts({label: (block,) for block, label in blocks.of.items()})
     user = (
@@ -127,9 +128,20 @@ def _costliest(entries: Sequence[Any], cost: Sequence[int], share: float) -> lis
     return [entries[index] for index in sorted(chosen)]
 
 
-def _group_line(label: str, group: ChannelGroup, blocks: PromptLabels) -> str:
+def _savings(survey: Survey) -> dict[str, str]:
+    """Return the share of the MACs that leaves with half of each group, all other widths whole."""
+    graph, full = survey.graph, survey.graph.cost.full
+    found = {}
+    for index, group in enumerate(graph.prunable):
+        atoms = full.copy()
+        atoms[index] = group.atoms - group.atoms // 2
+        found[group.id] = share(graph.macs - graph.cost.macs(atoms), graph.macs)
+    return found
+
+
+def _group_line(label: str, group: ChannelGroup, blocks: PromptLabels, saved: str) -> str:
     through = ", ".join(blocks.of[block] for block in group.blocks if block in blocks.of)
-    return f"{label} {group.width} channels; blocks {through or 'outside'}"
+    return f"{label} {group.width} channels; half of them saves {saved} of the MACs; blocks {through or 'outside'}"
 
 
 def _source_section(sources: Mapping[str, str], blocks: PromptLabels, most_tokens: float) -> str:
