@@ -168,7 +168,7 @@ def test_a_language_model_proposes_scores_and_limits():
         scorer = find("local", options(server, "local", ask_advice=True))
         result = run_search(scorer, start="taylor", rounds=3)
         questions = [request.prompt for request in server.requests if "Propose limits" in request.prompt]
-    assert len(questions) == 2
+    assert len(questions) == len(result.rounds) - 1
     assert f"loss {result.rounds[0].loss:.6g}" in questions[0]
     assert "half of them saves" in questions[0]
     assert "kept b0" in questions[0]
