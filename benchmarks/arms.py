@@ -34,6 +34,7 @@ def local_llm(url: str | None, *, real_names: bool, samples: int = LOCAL_SAMPLES
         timeout_seconds=1200.0,
         deadline_seconds=3000.0,
         real_names=real_names,
+        statistics=(),
         cache=REPLIES,
         cache_mode="read-write" if url else "replay-only",
     )

@@ -5,6 +5,10 @@ A residual CNN, a U-Net denoiser and a small DiT denoiser on Fashion-MNIST (see 
 
     OMP_NUM_THREADS=1 python benchmarks/compare_scorers.py                      # about an hour on one core; goes on where it was killed
     OMP_NUM_THREADS=1 python benchmarks/compare_scorers.py --networks cnn --arms magnitude taylor
+    OMP_NUM_THREADS=1 python benchmarks/compare_scorers.py --recorded           # a quarter of an hour: a frontier model's answers
+
+With --recorded, the arms are the recorded answers of a frontier language model, their shuffled controls, taylor and the oracle, and the
+figures go to compare_recorded.json. The answers with figures are about the weights in benchmarks/networks.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arms import SimulatedProxy, blocks_only, llm_arms, widths_by_block
+from arms import SimulatedProxy, blocks_only, llm_arms, shuffled, widths_by_block
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, Subject, batches_of, trained
 from matplotlib.figure import Figure
 from peer import ARMS as PEERS, peer_cell
+from recorded_llm import FIGURES, OnTaylor, RecordedLLM, recorded_arms
 from torch import nn
 
 import proxyprune as pp
@@ -33,6 +38,7 @@ from proxyprune.measuring.journal import opened
 from proxyprune.scoring import Brief, find
 
 CASES = (*(Case("width", target) for target in (0.8, 0.6, 0.4)), *(Case("depth", target) for target in (0.8, 0.6)))
+RECORDED_CASES = (Case("width", 0.4), Case("depth", 0.8), Case("depth", 0.6))
 SEEDS = (0, 1, 2)
 BATCH = 32
 BATCHES = 24  # for recovery
@@ -77,6 +83,14 @@ def available_arms() -> dict[str, Any]:
     return {**{name: find(name, {}) for name in LOCAL if name in installed}, **CONTROLS, **llm_arms(None)}
 
 
+def frontier_arms(network: str) -> dict[str, Any]:
+    """Return recorded answers about one network, alone and on Taylor's channels, their controls, and the scorers to compare with."""
+    with_figures = RecordedLLM(network, FIGURES)
+    on_channels = (OnTaylor(with_figures), OnTaylor(shuffled(with_figures)))
+    standard = {name: find(name, {}) for name in ("taylor", "ablation")}
+    return {**standard, **recorded_arms(network), **{arm.name: arm for arm in on_channels}}
+
+
 def record(setting: Setting, url: str) -> None:
     """Ask the language model what the benchmark will replay."""
     graph = pp.trace(setting.model, setting.subject.example_inputs)
@@ -86,15 +100,17 @@ def record(setting: Setting, url: str) -> None:
             print(f"{setting.subject.name}: {name}, seed {seed}: confidence {ranking.confidence}", flush=True)
 
 
-def measure(setting: Setting, arms: Mapping[str, Any], progress: Any) -> Comparison:
-    """Our arms, cell by cell into the journal."""
+def measure(
+    setting: Setting, arms: Mapping[str, Any], progress: Any, *, cases: Sequence[Case] = CASES, name: str = "compare"
+) -> Comparison:
+    """Our arms, cell by cell into the journal `name`."""
     subject = setting.subject
     quality = subject.quality
     return compare(
         setting.model,
         subject.example_inputs,
         arms,
-        cases=CASES,
+        cases=cases,
         batches=setting.data.batches,
         held_out=setting.data.held_out,
         loss_fn=subject.loss_fn,
@@ -102,7 +118,7 @@ def measure(setting: Setting, arms: Mapping[str, Any], progress: Any) -> Compari
         calibration=CALIBRATION,
         seeds=SEEDS,
         quality=None if quality is None else lambda model: quality[1](model, setting.data.held_out),
-        journal=CACHE / f"compare_{subject.name}.jsonl",
+        journal=CACHE / f"{name}_{subject.name}.jsonl",
         resume=True,
         progress=progress,
     )
@@ -192,13 +208,31 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(RESULTS / "compare_scorers.png", dpi=130)
 
 
+def measure_recorded(networks: Sequence[str]) -> None:
+    """Measure the recorded answers, and save what was found."""
+    rows, details = [], {}
+    for subject in (subject for subject in SUBJECTS if subject.name in networks):
+        setting = Setting.of(subject)
+        arms = frontier_arms(subject.name)
+        comparison = measure(setting, arms, lambda text: print(text, flush=True), cases=RECORDED_CASES, name="recorded")
+        rows += rows_of(subject.name, comparison, ())
+        details[subject.name] = {**comparison.to_dict(), "summary": None}
+    print_table("Recorded answers, mean over seeds", [key for key in rows[0] if key not in ("low", "high")], rows)
+    cases = [str(case) for case in RECORDED_CASES]
+    save("compare_recorded", {"cases": cases, "seeds": SEEDS, "rows": rows, "networks": details} | environment())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", default=[subject.name for subject in SUBJECTS])
     parser.add_argument("--arms", nargs="*", default=None, help="only these; all that are available otherwise")
     parser.add_argument("--record", metavar="URL", help="ask the local language model there, keep its answers, and measure nothing")
+    parser.add_argument("--recorded", action="store_true", help="measure the recorded answers of a frontier model, and nothing else")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if chosen.recorded:
+        measure_recorded(chosen.networks)
+        return
     rows, details = [], {}
     for subject in SUBJECTS:
         if subject.name not in chosen.networks:

@@ -10,12 +10,18 @@ gives no valid answer, even after it was told what is wrong, counts as a measure
 
     OMP_NUM_THREADS=1 python benchmarks/search.py                                   # goes on where it was killed
     OMP_NUM_THREADS=1 python benchmarks/search.py --llm http://127.0.0.1:8080/v1    # asks the model what was not asked yet
+    OMP_NUM_THREADS=1 python benchmarks/search.py --recorded                        # a frontier model's answers, into search_recorded.json
+
+Answers of a frontier language model with memory were recorded for seeds 0 and 1 at 0.4. They are replayed round by round, with a control:
+the same scores handed to other blocks. They answer losses of the day of the recording, which may differ from today's in the last digits.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +31,7 @@ from arms import local_llm
 from common import RESULTS, environment, print_table, save
 from fashion import CACHE, SUBJECTS, batches_of, trained
 from matplotlib.figure import Figure
+from recorded_llm import SEARCH, SEARCH_CONTROL, RecordedProposer
 
 import proxyprune as pp
 from proxyprune import Recovery
@@ -38,6 +45,9 @@ TARGETS = (0.6, 0.4)
 SEEDS = (0, 1, 2)
 LANGUAGE_MODEL = "local LLM with memory"
 PROPOSERS = ("evolution", "coordinate", "random", LANGUAGE_MODEL)
+RECORDED = ("evolution", SEARCH, SEARCH_CONTROL)
+RECORDED_SEEDS = (0, 1)
+RECORDED_TARGETS = (0.4,)
 MEASUREMENTS = 12
 SEARCH_RECOVERY = Recovery(10, SUBJECT.recovery_rate)
 FINAL_RECOVERY = Recovery(40, SUBJECT.recovery_rate)
@@ -52,8 +62,10 @@ def data_for(seed: int) -> tuple[Data, Data]:
     return Data(learning, held_out, SUBJECT.loss_fn), Data(learning, untouched, SUBJECT.loss_fn)
 
 
-def proposer_of(name: str, url: str | None) -> Any:
+def proposer_of(name: str, seed: int, url: str | None) -> Any:
     """Return what `pp.search` takes."""
+    if name in (SEARCH, SEARCH_CONTROL):
+        return RecordedProposer(seed, control=name == SEARCH_CONTROL)
     if name == ONE_SHOT:
         return "random"  # with one measurement, nothing is proposed after the start
     return ScorerProposer(local_llm(url, real_names=False, samples=1), repeats=6) if name == LANGUAGE_MODEL else name
@@ -68,11 +80,11 @@ def run(proposer: str, target: float, seed: int, url: str | None) -> dict[str, A
         model,
         SUBJECT.example_inputs,
         target,
-        proposer_of(proposer, url),
+        proposer_of(proposer, seed, url),
         rounds=1 if proposer == ONE_SHOT else MEASUREMENTS,
         start="taylor",
         recovery=SEARCH_RECOVERY,
-        memory=CACHE / f"search_{proposer.replace(' ', '_')}_{target}_{seed}.jsonl",
+        memory=CACHE / f"search_{re.sub('[^a-z0-9]+', '_', proposer.lower())}_{target}_{seed}.jsonl",
         resume=True,
         batches=data.batches,
         held_out=data.held_out,
@@ -96,12 +108,12 @@ def run(proposer: str, target: float, seed: int, url: str | None) -> dict[str, A
     }
 
 
-def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summary(runs: Sequence[Mapping[str, Any]], proposers: Sequence[str] = PROPOSERS) -> list[dict[str, Any]]:
     """One row for each target and proposer; gains are paired with the one-shot result of the same seed."""
     rows = []
     for target in TARGETS:
         one_shot = {run["seed"]: run["loss"] for run in runs if run["proposer"] == ONE_SHOT and run["target"] == target}
-        for proposer in (ONE_SHOT, *PROPOSERS):
+        for proposer in (ONE_SHOT, *proposers):
             own = [run for run in runs if run["proposer"] == proposer and run["target"] == target]
             gains = [one_shot[run["seed"]] - run["loss"] for run in own]
             loss, gain = Spread.of(run["loss"] for run in own), Spread.of(gains)
@@ -159,25 +171,29 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--llm", metavar="URL", help="ask the local language model there")
     parser.add_argument("--proposers", nargs="*", choices=(ONE_SHOT, *PROPOSERS), default=[ONE_SHOT, *PROPOSERS])
+    parser.add_argument("--recorded", action="store_true", help="the recorded answers of a frontier model, with their control")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     header = {"measurements": MEASUREMENTS, "search_recovery": SEARCH_RECOVERY.steps, "final_recovery": FINAL_RECOVERY.steps}
-    with opened(CACHE / "search.jsonl", "search benchmark", header, resume=True) as journal:
+    proposers, targets, seeds = tuple(chosen.proposers), TARGETS, tuple(chosen.seeds)
+    if chosen.recorded:
+        proposers, targets, seeds = (ONE_SHOT, *RECORDED), RECORDED_TARGETS, RECORDED_SEEDS
+    name = "search_recorded" if chosen.recorded else "search"
+    with opened(CACHE / f"{name}.jsonl", "search benchmark", header, resume=True) as journal:
         runs = [dict(entry) for entry in journal.entries]
-        for seed in chosen.seeds:
-            for target in TARGETS:
-                for proposer in chosen.proposers:
-                    if any((run["proposer"], run["target"], run["seed"]) == (proposer, target, seed) for run in runs):
-                        continue
-                    print(f"{proposer}, target {target}, seed {seed}", flush=True)
-                    runs.append(run(proposer, target, seed, chosen.llm))
-                    journal.append(runs[-1])
-    rows = summary(runs)
+        for seed, target, proposer in itertools.product(seeds, targets, proposers):
+            if any((run["proposer"], run["target"], run["seed"]) == (proposer, target, seed) for run in runs):
+                continue
+            print(f"{proposer}, target {target}, seed {seed}", flush=True)
+            runs.append(run(proposer, target, seed, chosen.llm))
+            journal.append(runs[-1])
+    rows = summary(runs, RECORDED if chosen.recorded else PROPOSERS)
     print_table("Search against one-shot, untouched split", tuple(rows[0]), rows)
     unpruned = held_out_loss(trained(SUBJECT), data_for(0)[1], seed=0)
     settings = {**header, "learning_rate": FINAL_RECOVERY.learning_rate, "unpruned_loss": unpruned, "network": SUBJECT.name}
-    save("search", {**settings, "rows": rows, "runs": runs} | environment())
-    plot(runs, rows)
+    save(name, {**settings, "rows": rows, "runs": runs} | environment())
+    if not chosen.recorded:
+        plot(runs, rows)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ ExampleInputs = Any
 DEFAULT_FACTORY = "build_model"
 EXAMPLE_INPUTS = "example_inputs"
 ALSO_INPUTS = "also_inputs"
+MODULE_PREFIX = "proxyprune_model_file_"
+"""Start of the name of a model file's module in `sys.modules`."""
+
 CALIBRATION_BATCHES = "calibration_batches"
 VALIDATION_BATCHES = "validation_batches"
 LOSS = "loss"
@@ -381,7 +384,7 @@ def _execute(path: Path, source: str, seed: int) -> ModuleType:
         ) from error
     except ValueError as error:
         raise ModelFileError(f"{path} is not Python source: {error}. {_SKELETON}") from error
-    module = ModuleType(f"proxyprune_model_file_{path.stem}")
+    module = ModuleType(f"{MODULE_PREFIX}{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and inspect look a class's module up by name
     with _importable(path.parent), _seeded(seed), _blamed(path, "the file"):

@@ -88,9 +88,9 @@ class PruningTask:
             recovery: The short fine-tuning; None takes 50 steps.
             seed: All randomness follows from it.
             show_source: Whether the assistant may read the source code of blocks.
-            keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, accept_uncosted, accept_unreliable),
-                `TraceKeywords` (norm_groups, conv_groups) and `DataKeywords` (batches, loss_fn, held_out, training_loss_fn). Without
-                batches or a loss, nothing is measured except time.
+            keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, remove, allocation, accept_uncosted,
+                accept_unreliable), `TraceKeywords` (norm_groups, conv_groups) and `DataKeywords` (batches, loss_fn, held_out,
+                training_loss_fn). Without batches or a loss, nothing is measured except time.
 
         Raises:
             ProxyPruneError: From tracing, or if the goal cannot be used.

@@ -21,6 +21,7 @@ from proxyprune.modelfile import ExampleInputs, ModelFile, load_model_file
 from proxyprune.planning.request import PlanRequest
 from proxyprune.proxy.scorer import LLMScorer
 from proxyprune.pruning.advice import Advice
+from proxyprune.pruning.asked_advice import asks_advice
 from proxyprune.pruning.channels import AUTO, Ranked, Scorers, takes_channels
 from proxyprune.scoring import Brief, ScoringContext
 from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer
@@ -52,9 +53,10 @@ class Built:
             return trace(self.model, self.inputs, also=self.also, **self.source.trace_keywords)
 
     def needed_by(self, scorer: Scorer) -> ScorerData:
-        """Batches and loss, as keyword arguments; batches are made only for a scorer that asks for them."""
+        """Batches and loss, as keyword arguments; batches are made only for a scorer that uses them."""
         wanted = {argument for need in scorer.needs for argument in NEEDS[need]}
-        batches = self.file.calibration_batches() if "batches" in wanted else None
+        helps = getattr(scorer, "data_helps", False) and self.file.loss_fn is not None and not self.source.fake_weights
+        batches = self.file.calibration_batches() if "batches" in wanted or helps else None
         return {"batches": batches, "loss_fn": self.file.loss_fn}
 
     def measured_with(self) -> DataKeywords:
@@ -75,7 +77,7 @@ class Built:
     def rank_for_plan(self, graph: ModelGraph, judge: Judge, request: PlanRequest) -> Ranked:
         """Score the blocks, and the channels where another scorer is to do that; calibration batches are made only if they are needed."""
         batches = self.needed_by(judge.scorer)["batches"]
-        if batches is None and (judge.advice or takes_channels(judge.scorer, judge.channels, request)):
+        if batches is None and (judge.advice or asks_advice(judge.scorer) or takes_channels(judge.scorer, judge.channels, request)):
             batches = None if self.source.fake_weights else self.file.calibration_batches()
         data = CalibrationData(() if batches is None else tuple(batches), self.file.loss_fn, self.source.seed)
         return Scorers(judge.scorer, judge.channels, advice=judge.advice).rank(self.model, self.inputs, graph, request, data)

@@ -158,7 +158,7 @@ def compare(
         resume: Whether to go on with the measurements in `journal`.
         progress: Called before each measurement that is not in the journal, with a line that describes it.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `CutKeywords` (metric, round_to, keep, floors, ceilings,
-            allocation, uniform, accept_uncosted) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
+            remove, allocation, uniform, accept_uncosted) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:
         All measurements, in the order of scorers, cases and seeds.

@@ -15,6 +15,7 @@ from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import InputError, KeepPatternError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.limits import AUTO, Bound, Limits
+from proxyprune.support.checks import listed
 
 DEFAULT_FLOOR = 0.1
 """Share of its atoms that every group keeps, unless the target cannot be reached otherwise or a floor pattern says something else."""
@@ -46,10 +47,12 @@ class Resolved:
     Attributes:
         allowed: One per prunable group, in graph order.
         kept_blocks: Ids of blocks that must not be removed.
+        removed_blocks: Ids of blocks that leave in every mode.
     """
 
     allowed: tuple[AllowedWidths, ...]
     kept_blocks: frozenset[str]
+    removed_blocks: frozenset[str] = frozenset()
 
 
 class Names:
@@ -73,11 +76,13 @@ class Names:
         return self._prefixes[name]
 
     def match(self, pattern: str, kind: str) -> frozenset[str]:
-        """Names that a pattern matches.
+        """Names that a pattern matches; of several joined by "|", those that any of them matches.
 
         Raises:
             KeepPatternError: If there are none; the message lists the closest ones.
         """
+        if "|" in pattern:
+            return frozenset().union(*(self.match(part, kind) for part in pattern.split("|")))
         matched = frozenset(name for name in self._known if name == pattern or fnmatch.fnmatchcase(name, pattern))
         if matched:
             shared = {name for alias, name in self._graph.program.aliases.items() if self.inside(alias, matched)}
@@ -122,7 +127,8 @@ def resolve(graph: ModelGraph, limits: Limits) -> Resolved:
         most = [_ceiling_atoms(group, bound) for reached, bound in ceiled if group.id in reached]
         allowed.append(_allowed(group, max(least, default=None), min(most, default=group.atoms), multiple_of(graph, group, limits)))
     firm = keep.union(*(matched for matched, bound in floors if bound > 0))
-    return Resolved(tuple(allowed), frozenset(_kept_blocks(names, graph, firm)))
+    kept = frozenset(_kept_blocks(names, graph, firm))
+    return Resolved(tuple(allowed), kept, frozenset().union(*(_removed(names, graph, pattern, kept) for pattern in limits.remove)))
 
 
 def multiple_of(graph: ModelGraph, group: ChannelGroup, limits: Limits) -> int:
@@ -182,6 +188,17 @@ def _kept_blocks(names: Names, graph: ModelGraph, firm: frozenset[str]) -> Itera
     for block in graph.blocks:
         if names.inside(block.id, firm) or block.id in around or any(group in firm for group in block.inner):
             yield block.id
+
+
+def _removed(names: Names, graph: ModelGraph, pattern: str, kept: frozenset[str]) -> frozenset[str]:
+    matched = names.match(pattern, "remove")
+    found = frozenset(block.id for block in graph.blocks if block.removable and names.inside(block.id, matched))
+    if not found:
+        removable = [block.id for block in graph.blocks if block.removable]
+        raise InputError(f"No block that {pattern!r} matches can be removed. Removable blocks: {listed(removable, 8) or 'none'}.")
+    if found & kept:
+        raise InputError(f"{pattern!r} removes {listed(sorted(found & kept), 4)}, and a keep pattern or a floor holds it. Leave one out.")
+    return found
 
 
 def _parameters(group: ChannelGroup) -> Iterable[str]:

@@ -18,7 +18,8 @@ AUTO = "auto"
 class Limits:
     """What the caller wants respected, whatever the scores say.
 
-    A pattern is a name, a dotted prefix of one, or an fnmatch pattern; names are those of blocks, channel groups, modules and parameters.
+    A pattern is a name, a dotted prefix of one, an fnmatch pattern, or several of them joined by "|". Names are those of blocks, channel
+    groups, modules and parameters.
 
     Attributes:
         keep: What must stay exactly as it is. A group is kept when any of its members is matched, so a kept module keeps its input
@@ -29,17 +30,19 @@ class Limits:
             a floor above 0 is not removed; for groups this holds as for keep.
         ceilings: Most that stays, in the same units, with the same reach. The lowest match counts; keep patterns win.
         round_to: Channels of each cut group should be a multiple of this; "auto" takes the multiple that pays on this machine.
+        remove: Removable blocks that leave as a whole, in every mode.
     """
 
     keep: tuple[str, ...] = ()
     floors: Mapping[str, Bound] = field(default_factory=dict)
     ceilings: Mapping[str, Bound] = field(default_factory=dict)
     round_to: int | str = 1
+    remove: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.round_to != AUTO and not is_count(self.round_to, 1):
             raise InputError(f"round_to must be a whole number of channels, at least 1, or 'auto'; found {self.round_to!r}.")
-        for pattern in (*self.keep, *self.floors, *self.ceilings):
+        for pattern in (*self.keep, *self.floors, *self.ceilings, *self.remove):
             if not isinstance(pattern, str) or not pattern:
                 raise KeepPatternError(f"Expected patterns as non-empty strings, found {pattern!r}.")
         for kind, bounds in (("floor", self.floors), ("ceiling", self.ceilings)):

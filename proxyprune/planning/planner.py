@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from proxyprune.errors import InputError, TargetError, UnreliableRankingError
+from proxyprune.errors import InputError, TargetError
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.planning.acceptance import check_costed, check_reliable
 from proxyprune.planning.budget import METRICS, Budget, Target, parse_budget
 from proxyprune.planning.constraints import (
     BELOW_DEFAULT_FLOOR,
@@ -58,8 +59,14 @@ class _Problem:
 
     @property
     def leaving(self) -> list[Leaving]:
-        """What may be removed, least important first."""
-        return removal_order(self.graph, self.ranking, self.resolved.kept_blocks, self.ties.removable(self.graph))
+        """What may be removed besides the blocks that leave in any case, least important first."""
+        held = self.resolved.kept_blocks | self.resolved.removed_blocks
+        return removal_order(self.graph, self.ranking, held, self.ties.removable(self.graph))
+
+    def gone(self, removed: Collection[str] = ()) -> frozenset[str]:
+        """Return blocks together with those that leave in any case."""
+        forced = self.resolved.removed_blocks
+        return drop_nested([frozenset(removed), forced]) if forced else frozenset(removed)
 
     @property
     def limit(self) -> int:
@@ -69,14 +76,14 @@ class _Problem:
     @property
     def base(self) -> int:
         """The cost of the unpruned network, in the units of `price`."""
-        return self.budgets[0].base if len(self.budgets) == 1 else self.price_blocks(())
+        return self.budgets[0].base if len(self.budgets) == 1 else self.price().one(_full(self.graph))
 
     def price(self, removed: Collection[str] = ()) -> PlanCost | JointCost:
         return price_of(self.graph, {budget.metric: budget.limit for budget in self.budgets}, frozenset(removed))
 
     def price_blocks(self, removed: Collection[str]) -> int:
-        """Cost at full width without some blocks."""
-        return self.price(removed).one(_full(self.graph))
+        """Cost at full width without some blocks, and without those that leave in any case."""
+        return self.price(self.gone(removed)).one(_full(self.graph))
 
     def allowed(self, removed: Collection[str] = ()) -> tuple[SharedWidths, ...]:
         """Return the allowed widths; a group that lives only in removed blocks is left alone."""
@@ -113,8 +120,8 @@ def make_plan(
         model: Where the ranking has no channel scores, atoms are ordered by the magnitude of this model's weights; without a model, the
             first ones stay.
         options: Further settings to record in the plan (plain JSON values).
-        keywords: `PlanKeywords`: mode, metric, round_to, keep, floors, ceilings, allocation, uniform, accept_uncosted,
-            accept_unreliable.
+        keywords: `PlanKeywords`: mode, metric, round_to, keep, floors, ceilings, remove, allocation, uniform,
+            accept_uncosted, accept_unreliable.
 
     Returns:
         The plan.
@@ -145,11 +152,13 @@ def plan_for(
     bases = bases_of(graph, tuple(targets))
     budgets = tuple(parse_budget(target, base=bases[metric], metric=metric) for metric, target in targets.items())
     check_scores(graph, ranking)
-    _check_reliable(ranking, accepted=request.accept_unreliable)
+    check_reliable(ranking, accepted=request.accept_unreliable)
     for metric in targets:
-        _check_costed(graph, metric, accepted=request.accept_uncosted)
+        check_costed(graph, metric, accepted=request.accept_uncosted)
     resolved, allocation = resolve(graph, request.limits), chosen_allocation(graph, ranking, request.allocation)
-    problem = _Problem(graph, ranking, request, budgets, resolved, allocation, ties_of(graph, request.uniform))
+    ties = ties_of(graph, request.uniform)
+    ties.check_removed(graph, resolved.removed_blocks)
+    problem = _Problem(graph, ranking, request, budgets, resolved, allocation, ties)
     problem, choice = _choose(problem)
     if choice is None:
         raise _unreachable(problem)
@@ -185,23 +194,6 @@ def _planned_time(problem: _Problem, choice: _Choice) -> PlannedTime:
     return PlannedTime(base, limits.get("time"), time.total(choice.atoms, choice.removed), dict(time.settings))
 
 
-def _check_reliable(ranking: Ranking, *, accepted: bool) -> None:
-    if ranking.unreliable is not None and not accepted:
-        raise UnreliableRankingError(
-            f"The ranking of scorer '{ranking.scorer}' is marked unreliable, so no plan is made from it: {ranking.unreliable} Use another "
-            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it in spite of that."
-        )
-
-
-def _check_costed(graph: ModelGraph, metric: str, *, accepted: bool) -> None:
-    if metric == "macs" and graph.uncosted_ops and not accepted:
-        raise TargetError(
-            f"The MACs of {', '.join(graph.uncosted_ops)} are unknown, so a share of the rest is no share of the network. Register a rule "
-            "with its cost (proxyprune.register_rule), budget parameters instead (metric='params', --metric params), or pass "
-            "accept_uncosted=True (--accept-uncosted) to leave these ops out of every figure."
-        )
-
-
 def chosen_allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
     """Return where widths come from: "blocks" or "channels".
 
@@ -229,6 +221,7 @@ def _choose(problem: _Problem) -> tuple[_Problem, _Choice | None]:
 
 
 def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
+    removed = problem.gone(removed)
     price, allowed = problem.price(removed), problem.allowed(removed)
     if problem.allocation == "blocks":
         steps = order_steps(allowed, importance_by_group(problem.graph, problem.ranking))
@@ -271,14 +264,14 @@ def _weigh_channels(problem: _Problem, price: PlanCost | JointCost, allowed: tup
 
 def _choose_blocks(problem: _Problem) -> _Choice | None:
     removed = solve_depth(problem.leaving, problem.price_blocks, problem.limit)
-    return None if removed is None else _Choice(_full(problem.graph), removed)
+    return None if removed is None else _Choice(_full(problem.graph), problem.gone(removed))
 
 
 def _choose_both(problem: _Problem) -> _Choice | None:
     leaving = problem.leaving
     start = share_of_blocks(leaving, problem.price_blocks, base=problem.base, limit=problem.limit)
     for count in range(start, len(leaving) + 1):
-        removed = drop_nested(leaving[:count])
+        removed = problem.gone(drop_nested(leaving[:count]))
         # The narrowest network shows whether solving the widths can succeed.
         if problem.price(removed).one(_narrowest(problem, removed)) <= problem.limit:
             return _choose_widths(problem, removed)
@@ -311,6 +304,8 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
         "floors": dict(limits.floors),
         "ceilings": dict(limits.ceilings),
     }
+    if limits.remove:
+        asked["remove"] = list(limits.remove)
     if problem.request.uniform:
         asked["uniform"] = problem.request.cut_keywords()["uniform"]
     if graph.amendments:
@@ -323,7 +318,7 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
 def _least(problem: _Problem) -> int:
     """Cost of the cheapest network that the mode and the limits allow."""
     leaving = problem.leaving if problem.request.mode != "width" else []
-    removed = drop_nested(leaving)
+    removed = problem.gone(drop_nested(leaving))
     return problem.price(removed).one(_full(problem.graph) if problem.request.mode == "depth" else _narrowest(problem, removed))
 
 

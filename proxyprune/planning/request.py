@@ -20,6 +20,8 @@ ALLOCATIONS = ("auto", "blocks", "channels")
 KINDS = ("config", "layers")
 """Named ways to keep widths equal."""
 
+_LATER = ("accept_uncosted", "uniform", "remove")
+
 Uniform = bool | str | tuple[str, ...]
 """False, True, one of `KINDS`, or patterns."""
 
@@ -35,6 +37,7 @@ class CutKeywords(TypedDict, total=False):
         floors: Least that stays, by pattern: a fraction (float) or channels (int). Without a floor, a group keeps a tenth of its atoms
             unless the target cannot be reached otherwise.
         ceilings: Most that stays, by pattern, in the same units. Not used in mode "depth".
+        remove: Names or patterns of removable blocks that leave as a whole, whatever the mode and the scores.
         allocation: Where widths come from. "blocks": from the importance of the blocks that a group lies in. "channels": the channels
             that lose least for what they save leave first, wherever they are; needs channel scores that are in one unit for the whole
             network. "auto" (default): channels where the ranking has such scores, blocks otherwise.
@@ -51,6 +54,7 @@ class CutKeywords(TypedDict, total=False):
     keep: Iterable[str]
     floors: Mapping[str, Bound] | None
     ceilings: Mapping[str, Bound] | None
+    remove: Iterable[str]
     allocation: str
     uniform: Uniform | Iterable[str]
     accept_uncosted: bool
@@ -125,7 +129,7 @@ class PlanRequest:
     def of(cls, target: Target, **keywords: Unpack[PlanKeywords]) -> PlanRequest:
         """Build a request from the keyword arguments of a public function."""
         check_keywords(PlanRequest.of, keywords, PlanKeywords)
-        keep, uniform = keywords.get("keep", Limits.keep), keywords.get("uniform", cls.uniform)
+        keep, remove, uniform = keywords.get("keep", ()), keywords.get("remove", ()), keywords.get("uniform", cls.uniform)
         timed = "time" in targets_of(target, keywords.get("metric", cls.metric))
         return cls(
             target,
@@ -137,6 +141,7 @@ class PlanRequest:
                 floors=dict(keywords.get("floors") or {}),
                 ceilings=dict(keywords.get("ceilings") or {}),
                 round_to=keywords.get("round_to", AUTO if timed else Limits.round_to),
+                remove=(remove,) if isinstance(remove, str) else tuple(remove),
             ),
             accept_unreliable=keywords.get("accept_unreliable", cls.accept_unreliable),
             accept_uncosted=keywords.get("accept_uncosted", cls.accept_uncosted),
@@ -151,6 +156,7 @@ class PlanRequest:
             "keep": list(self.limits.keep),
             "floors": dict(self.limits.floors),
             "ceilings": dict(self.limits.ceilings),
+            "remove": list(self.limits.remove),
             "allocation": self.allocation,
             "uniform": list(self.uniform) if isinstance(self.uniform, tuple) else self.uniform,
             "accept_uncosted": self.accept_uncosted,
@@ -161,8 +167,8 @@ class PlanRequest:
         return {**self.cut_keywords(), "mode": self.mode, "accept_unreliable": self.accept_unreliable}
 
     def recorded(self) -> dict[str, Any]:
-        """Return `cut_keywords` for files that go on; a file written before `accept_uncosted` and `uniform` existed is one without them."""
-        return {name: value for name, value in self.cut_keywords().items() if name not in ("accept_uncosted", "uniform") or value}
+        """Return `cut_keywords` for files that go on; a file written before one of `_LATER` existed is one without it."""
+        return {name: value for name, value in self.cut_keywords().items() if name not in _LATER or value}
 
     def keeping(self, name: str) -> PlanRequest:
         """Return the same request with one more keep pattern."""

@@ -92,6 +92,19 @@ class Ties:
             return [frozenset((block.id,)) for block in graph.blocks if block.removable]
         return list(_layers(graph, self.family))
 
+    def check_removed(self, graph: ModelGraph, blocks: frozenset[str]) -> None:
+        """Raise if blocks that should leave are a part of a layer that only leaves as a whole.
+
+        Raises:
+            InputError: If so; the message names the layer.
+        """
+        if self.family is None or not blocks:
+            return
+        for layer in self.removable(graph):
+            if layer & blocks and not layer <= blocks:
+                together = ", ".join(sorted(layer))
+                raise InputError(f"{together} leave together, because the config counts layers; remove all of them or none.")
+
 
 def ties_of(graph: ModelGraph, uniform: Uniform) -> Ties:
     """Return what a request for uniform widths means for a graph.

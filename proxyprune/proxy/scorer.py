@@ -9,22 +9,34 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from proxyprune.errors import InputError, LLMError, LLMReplayMissError
+from proxyprune.errors import (
+    InputError,
+    LLMError,
+    LLMInvalidAnswerError,
+    LLMRefusalError,
+    LLMReplayMissError,
+    LLMTruncatedError,
+    MissingNeedError,
+    ProxyPruneError,
+)
+from proxyprune.proxy.answers.advice import ProposedAdvice
 from proxyprune.proxy.answers.agreement import Agreement, measure_agreement
+from proxyprune.proxy.prompt.advice_question import AdviceQuestion, advice_question
 from proxyprune.proxy.prompt.measured_figures import NEEDS_OF, measure
-from proxyprune.proxy.prompt.survey import Prompt, Survey
+from proxyprune.proxy.prompt.question import Question
+from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.proxy.prompt.templates import VERSION
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
-from proxyprune.proxy.service.exchange import Provider
+from proxyprune.proxy.service.exchange import Provider, Usage
 from proxyprune.proxy.service.response_formats import ResponseFormats
-from proxyprune.proxy.session.ask import Asker, cut_prompt
+from proxyprune.proxy.session.ask import Answer, Asker, cut_prompt
 from proxyprune.proxy.session.audit import Audit
-from proxyprune.proxy.session.cache import Cache
+from proxyprune.proxy.session.cache import Cache, digest
 from proxyprune.proxy.session.deadline import Deadline
-from proxyprune.proxy.session.events import Asked, Finished, Planned
-from proxyprune.proxy.session.price import Account, CostEstimate, Price, estimate, price_of
+from proxyprune.proxy.session.events import Advised, Asked, Event, Finished, Planned
+from proxyprune.proxy.session.price import Account, CostEstimate, Price, estimate, most_usage, price_of, with_question
 from proxyprune.proxy.session.sample import AnswerSampler, Samples
-from proxyprune.proxy.session.settings import LLMSettings
+from proxyprune.proxy.session.settings import STATISTICS, LLMSettings
 from proxyprune.scoring.contract import ScoringContext, check_needs
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
@@ -40,12 +52,12 @@ class Preview:
     """What would be sent, and what it would cost; nothing is sent for it.
 
     Attributes:
-        prompts: All questions of the first sample.
+        prompts: All questions of the first sample, and the one for advice if it is asked for.
         estimate: Tokens and money.
         destination: Address.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Question[object], ...]
     estimate: CostEstimate
     destination: str
 
@@ -65,11 +77,12 @@ class LLMScorer(LLMSettings):
     needs: frozenset[str] = field(default=frozenset({"network"}), init=False)
     _endpoint: Endpoint = field(init=False, repr=False, compare=False)
     _formats: ResponseFormats = field(default_factory=ResponseFormats, init=False, repr=False, compare=False)
+    _spent: list[Usage] = field(default_factory=list, init=False, repr=False, compare=False)  # by the last ranking
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_endpoint", endpoint_of(self.base_url, self.hosted))
-        needs = {"network"} | {NEEDS_OF[name] for name in self.statistics}
+        needs = {"network"} | {NEEDS_OF[name] for name in self.statistics or ()}
         if self.fallback is not None:
             other = find(self.fallback, {})
             if "network" in other.needs:
@@ -105,32 +118,115 @@ class LLMScorer(LLMSettings):
     def preview(self, graph: ModelGraph, context: ScoringContext) -> Preview:
         """Return the prompts of the first sample and the cost of all; needs no key, and sends nothing."""
         check_needs(self, context)
-        survey = self._survey(graph, context)
-        return Preview(survey.prompts(0), self._estimate(survey, self._asker(context)), self._endpoint.url)
+        survey = self._survey(graph, context, self._shown(context))
+        questions: tuple[Question[object], ...] = survey.prompts(0)
+        advice = self._advice_question(survey, context) if self.ask_advice else None
+        questions += () if advice is None else (advice,)
+        return Preview(questions, self._estimate(survey, self._asker(context), advice), self._endpoint.url)
+
+    def advise(self, graph: ModelGraph, context: ScoringContext) -> ProposedAdvice:
+        """Ask for limits of the plan, after the ranking. The cost limit holds for both together.
+
+        An answer that stays invalid, a refusal or a truncated answer is no advice, with the reason among `dropped`; so is a network
+        without a choice. With a fallback, so is every other failure.
+
+        Raises:
+            MissingNeedError: If source code is to be shown and there is no model.
+            LLMError: If the model cannot be asked and there is no fallback.
+        """
+        check_needs(self, context)
+        if len(graph.blocks) < 2:
+            return ProposedAdvice(dropped=("there is nothing to advise on, so nobody was asked",))
+        question = self._advice_question(self._survey(graph, context, self._shown(context)), context)
+        asker = self._asker(context)
+        asker.account.charge(self._spent[0] if self._spent and not asker.cache.replaying else Usage())
+        try:
+            with contextlib.closing(asker):
+                return self._advice(asker, question)
+        except LLMReplayMissError:
+            raise
+        except LLMError as error:
+            if self.fallback is None:
+                raise
+            return ProposedAdvice(dropped=(f"no answer: {type(error).__name__}: {error}",))
+
+    def _advice(self, asker: Asker, question: AdviceQuestion) -> ProposedAdvice:
+        """Ask, or replay; what came of it is recorded, so that a replay of an answer that did not count needs no answer."""
+        key = digest({"advice": asker.key(question, 0)})
+        problem: str | None = (asker.cache.load("runs", key) or {}).get("problem")
+        if asker.cache.replaying and problem is not None:
+            return ProposedAdvice(dropped=(problem,))
+        if not (asker.recorded(question, 0) or asker.account.affordable([most_usage(asker.request(question))])):
+            return ProposedAdvice(dropped=(self._unaffordable(asker, question),))
+        try:
+            answer: Answer[ProposedAdvice] = asker.ask(question, 0)
+        except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
+            problem = f"no answer: {type(error).__name__}: {error}"
+            asker.cache.save("runs", key, {"problem": problem})
+            return ProposedAdvice(dropped=(problem,))
+        asker.cache.save("runs", key, {"problem": None})
+        self._tell(Advised(len(answer.content.limits), answer.replayed, answer.usage, asker.account.spent_usd))
+        return answer.content
+
+    def _unaffordable(self, asker: Asker, question: AdviceQuestion) -> str:
+        price, spent = asker.account.price, asker.account.spent_usd or 0.0
+        worst = 0.0 if price is None else price.of(most_usage(asker.request(question)))
+        needed = f"the question may cost ${worst:.4g}; a limit of ${spent + worst:.4g} is enough"
+        return f"not asked: ${spent:.4g} of the limit is spent, and {needed}"
+
+    def _advice_question(self, survey: Survey, context: ScoringContext) -> AdviceQuestion:
+        if not self.show_source:
+            return advice_question(survey, {})
+        if context.model is None:
+            raise MissingNeedError("show_source shows the source code of the blocks, and there is no model. Pass model=.")
+        from proxyprune.tracing.source_code import class_source  # imports torch
+
+        found = {block.id: class_source(context.model.get_submodule(block.id)) for block in survey.graph.blocks}
+        return advice_question(survey, {block: text for block, text in found.items() if text is not None})
+
+    @property
+    def data_helps(self) -> bool:
+        """True if calibration batches and a loss are not needed and change the question."""
+        return self.statistics is None
 
     def _asked_or_replayed(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
-        """Ask; a replay without recorded answers about today's lines takes those about the lines of the first release."""
-        try:
-            return self._asked(graph, context)
-        except LLMReplayMissError:
-            if graph.first_reading in ((), graph.blocks):
-                raise
-            try:
-                return self._asked(replace(graph, blocks=graph.first_reading), context)
-            except LLMReplayMissError:
-                pass  # the other miss names the file that a recording made today would have
-            raise
+        """Ask; a replay without recorded answers to today's question takes those to the questions of earlier versions.
 
-    def _asked(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
+        These showed no measured figures unless some were named, and the lines of the first release.
+        """
+        shown = self._shown(context)
+        earlier = () if graph.first_reading in ((), graph.blocks) else (replace(graph, blocks=graph.first_reading),)
+        figures = [shown, ()] if shown and self.statistics is None else [shown]
+        miss: LLMReplayMissError | None = None
+        for known, names in ((known, names) for known in (graph, *earlier) for names in figures):
+            try:
+                return self._asked(known, context, names)
+            except LLMReplayMissError as error:
+                miss = miss or error  # the first miss names the file that a recording made today would have
+        assert miss is not None
+        raise miss
+
+    def _shown(self, context: ScoringContext) -> tuple[str, ...]:
+        """Return the figures that the prompt shows."""
+        if self.statistics is not None:
+            return tuple(dict.fromkeys(self.statistics))
+        at_hand = context.model is not None and bool(context.batches) and context.loss_fn is not None
+        return STATISTICS if at_hand else ()
+
+    def _asked(self, graph: ModelGraph, context: ScoringContext, shown: tuple[str, ...]) -> Ranking:
         if len(graph.blocks) < 2:
             scores = {block.id: 0.5 for block in graph.blocks}
             return Ranking(scores, self.name, seed=context.seed, notes=("There is nothing to rank, so nobody was asked.",))
-        survey = self._survey(graph, context)
+        survey = self._survey(graph, context, shown)
         asker = self._asker(context)
         sampler = AnswerSampler(survey, asker, self, lambda done, expected, replayed: self._tell(Asked(done, expected, replayed)))
-        self._tell(Planned(self._estimate(survey, asker)))
-        with contextlib.closing(asker):
-            samples = sampler.run()
+        advice = self._advice_question(survey, context) if self.ask_advice else None
+        self._tell(Planned(self._estimate(survey, asker, advice)))
+        try:
+            with contextlib.closing(asker):
+                samples = sampler.run()
+        finally:
+            self._spent[:] = [asker.account.usage]
         agreement = measure_agreement(samples.values, samples.listed, context.seed) if len(samples.valid) > 1 else None
         self._tell(self._finished(samples, agreement, asker))
         centre = sampler.centre(samples.values)
@@ -143,8 +239,13 @@ class LLMScorer(LLMSettings):
             unreliable=_verdict(agreement, samples),
         )
 
-    def _survey(self, graph: ModelGraph, context: ScoringContext) -> Survey:
-        measured = measure(tuple(dict.fromkeys(self.statistics)), self, graph, context)
+    def _survey(self, graph: ModelGraph, context: ScoringContext, shown: tuple[str, ...]) -> Survey:
+        try:
+            measured = measure(shown, self, graph, context)
+        except ProxyPruneError as error:
+            if self.statistics is not None:
+                raise
+            return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, unmeasured=str(error))
         return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, measured)
 
     def _asker(self, context: ScoringContext) -> Asker:
@@ -165,9 +266,11 @@ class LLMScorer(LLMSettings):
     def _price(self) -> Price | None:
         return price_of(self._endpoint, self.model, self.price_per_million)
 
-    def _estimate(self, survey: Survey, asker: Asker) -> CostEstimate:
+    def _estimate(self, survey: Survey, asker: Asker, advice: AdviceQuestion | None) -> CostEstimate:
         requests = tuple(asker.request(prompt) for prompt in survey.prompts(0))
-        return estimate(survey, requests, (self.samples, self.most_samples), self._endpoint.hosted is not None, self._price())
+        hosted, price = self._endpoint.hosted is not None, self._price()
+        found = estimate(survey, requests, (self.samples, self.most_samples), hosted, price)
+        return found if advice is None else with_question(found, advice, asker.request(advice), hosted)
 
     def _finished(self, samples: Samples, agreement: Agreement | None, asker: Asker) -> Finished:
         return Finished(
@@ -207,8 +310,10 @@ class LLMScorer(LLMSettings):
             notes.append(f"{len(samples.dropped)} invalid answers were dropped, not mended ({shown}).")
         if samples.stopped:
             notes.append(f"No more answers were asked for: {samples.stopped}.")
-        if self.statistics:
-            notes.append(f"The prompt showed measured figures: {', '.join(dict.fromkeys(self.statistics))}.")
+        if survey.measured:
+            notes.append(f"The prompt showed measured figures: {', '.join(survey.measured)}.")
+        if survey.unmeasured is not None:
+            notes.append(f"The prompt showed no measured figures, because they could not be measured. {survey.unmeasured}")
         return tuple(notes)
 
     def _fallen_back(self, graph: ModelGraph, context: ScoringContext, reason: str) -> Ranking:
@@ -217,7 +322,7 @@ class LLMScorer(LLMSettings):
         note = f"NOT the ranking of '{self.name}' ({self.model}): scorer '{other.name}' took its place, as asked for by fallback. {reason}"
         return replace(ranking, scorer=f"{other.name} (fallback of {self.name})", notes=(note, *ranking.notes))
 
-    def _tell(self, event: Asked | Finished | Planned) -> None:
+    def _tell(self, event: Event) -> None:
         if self.observer is not None:
             self.observer(event)
 

@@ -18,11 +18,12 @@ from proxyprune.support.checks import listed
 from proxyprune.support.dataclass_json import from_plain
 from proxyprune.support.strict_json import loads
 
-KEEP, FLOOR, SAME_WIDTH = "keep", "floor", "same_width"
+KEEP, FLOOR, SAME_WIDTH, REMOVE = "keep", "floor", "same_width", "remove"
 KINDS: Mapping[str, str] = {
     KEEP: "what matches stays as it is",
     FLOOR: "at least `least` of what matches stays: a fraction, or a number of channels",
     SAME_WIDTH: "the groups that match keep equal widths",
+    REMOVE: "the removable blocks that match leave as a whole",
 }
 """Kind of advice -> its meaning."""
 
@@ -36,7 +37,7 @@ class Advice:
 
     Attributes:
         kind: A key of `KINDS`.
-        pattern: Name, dotted prefix or fnmatch pattern of blocks, channel groups, modules or parameters.
+        pattern: Name, dotted prefix or fnmatch pattern of blocks, channel groups, modules or parameters; several are joined by "|".
         reason: Why, in a sentence.
         least: For a floor: a fraction (float) or a number of channels (int).
 
@@ -70,6 +71,8 @@ class Advice:
         limits = request.limits
         if self.kind == KEEP:
             return request.keeping(self.pattern)
+        if self.kind == REMOVE:
+            return replace(request, limits=replace(limits, remove=(*limits.remove, self.pattern)))
         if self.kind == FLOOR and self.least is not None:
             if self.pattern in limits.floors:
                 raise InputError(f"The floor of '{self.pattern}' is set already.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -14,7 +14,8 @@ from proxyprune.measuring.channel_choice import PriorChoice, check_choosable, ch
 from proxyprune.measuring.held_out import Data
 from proxyprune.planning.request import PlanRequest
 from proxyprune.pruning.advice import Advice, AdviceTrials
-from proxyprune.scoring import Brief, Scorer, score
+from proxyprune.pruning.asked_advice import asked_advice, asks_advice
+from proxyprune.scoring import Brief, Scorer, ScoringContext, score
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
 from proxyprune.tracing.model_call import ExampleInputs
@@ -73,18 +74,23 @@ class Scorers:
             MissingNeedError: If there is too little data to choose a weight for another scorer that is named, or to measure advice.
             ProxyPruneError: From scoring, planning or applying.
         """
-        if self.advice:
+        scorer = find(self.blocks, {}) if isinstance(self.blocks, str) else self.blocks
+        if self.advice or asks_advice(scorer):
             check_choosable("Advice is measured", data.batches, data.loss_fn)
         ranked = self._ranked(model, example_inputs, graph, request, data)
-        if not self.advice or data.loss_fn is None or (ranked.ranking.unreliable is not None and not request.accept_unreliable):
+        if data.loss_fn is None or (ranked.ranking.unreliable is not None and not request.accept_unreliable):
             return ranked
+        context = ScoringContext(model, example_inputs, data.batches, data.loss_fn, data.seed, request.brief(self.brief))
+        asked = asked_advice(scorer, graph, context)
+        if not self.advice and not asked.advice:
+            return replace(ranked, plan_notes=(*ranked.plan_notes, *asked.notes))
         trials = AdviceTrials(
             lambda tried: self._built(model, example_inputs, graph, ranked.ranking, tried, data),
             Data((), data.batches[1::2], data.loss_fn),
             data.seed,
         )
-        followed, notes = trials.followed(request, self.advice)
-        return Ranked(ranked.ranking, followed, (*ranked.plan_notes, *notes))
+        followed, notes = trials.followed(request, (*self.advice, *asked.advice))
+        return Ranked(ranked.ranking, followed, (*ranked.plan_notes, *asked.notes, *notes))
 
     def _built(
         self,

@@ -109,7 +109,8 @@ def _cut_again(task: PruneTask, before: PruneResult, budget: int, request: PlanR
     """Cut the network of a result once more, and express both cuts as one."""
     program = capture_all(before.model, task.example_inputs, task.also)
     graph = analyse(before.model, program, before.graph.options, _amendments_left(before, program.shapes))
-    further = _with_floors(task, before, graph, replace(request, target=budget))
+    limits = replace(request.limits, remove=())  # these blocks left in the first step
+    further = _with_floors(task, before, graph, replace(request, target=budget, limits=limits))
     plan = composed(before, graph, further.plan, budget)
     try:
         applied = apply(task.model, plan, task.example_inputs, graph=before.graph)

@@ -96,7 +96,7 @@ def prune(
         accept_missed_time: Return the fastest network with a note if a target of time is not met, instead of an error.
         auto_seconds: With "auto", start no trial after this time; None tries everything, and the choice is the same every time.
         progress: Called with a remark before each part of the work.
-        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, allocation, uniform,
+        keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, remove, allocation, uniform,
             accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups, adapter_ranks).
 
     Returns:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Protocol
 
 from proxyprune.graph.model_graph import ModelGraph
+from proxyprune.pruning.advice import Advice
 from proxyprune.scoring import ScoringContext
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.tools.scale import DECIMALS, significant
@@ -88,6 +89,19 @@ class History:
         return loss if loss is not None else max(known, default=0.0) + abs(max(known, default=0.0)) + 1.0
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A ranking together with limits of the plan.
+
+    Attributes:
+        ranking: The ranking to plan.
+        advice: Limits; one that no plan can follow is left out, with a note.
+    """
+
+    ranking: Ranking
+    advice: tuple[Advice, ...] = ()
+
+
 CHEAP_REPEATS = 60
 """`Proposer.repeats` where a proposal costs next to nothing."""
 
@@ -98,6 +112,8 @@ class Proposer(Protocol):
     Attributes:
         name: Recorded in rankings and in the memory; it includes every setting that matters.
         repeats: Duplicates in a row after which it has nothing new to say and the search ends.
+
+    A proposer may have a method `together(rounds)`: the most proposals that may follow from the same rounds; otherwise any number may.
     """
 
     @property
@@ -110,6 +126,9 @@ class Proposer(Protocol):
         """Duplicates in a row that end the search."""
         ...
 
-    def propose(self, history: History) -> Ranking:
-        """Return the next ranking; the same for the same history."""
+    def propose(self, history: History) -> Ranking | Proposal:
+        """Return the next ranking, and limits if there are any; the same for the same history.
+
+        In a search with a batch, the last rounds of the history may not be measured yet; they have no loss.
+        """
         ...

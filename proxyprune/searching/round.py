@@ -10,6 +10,7 @@ from typing import Any
 
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.plan import PrunePlan
+from proxyprune.pruning.advice import Advice
 from proxyprune.scoring import Attempt
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.dataclass_json import from_plain, to_plain
@@ -40,6 +41,8 @@ class Round:
         seconds: Wall time of proposing, planning and measuring.
         duplicate_of: The round with the same plan, or None.
         error: Why the round failed, or None.
+        known: Number of rounds that the proposal followed from.
+        advice: Limits that were proposed with the ranking, and that the plan follows.
     """
 
     index: int
@@ -52,6 +55,8 @@ class Round:
     seconds: float
     duplicate_of: int | None = None
     error: str | None = None
+    known: int = 0
+    advice: tuple[Advice, ...] = ()
 
     @property
     def measured(self) -> bool:

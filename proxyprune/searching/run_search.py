@@ -4,42 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
 
-from proxyprune.api import prune_ranked, trace
-from proxyprune.applying.apply import apply
+from proxyprune.api import trace
 from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import (
     InputError,
     JournalError,
-    LLMInvalidAnswerError,
-    LLMRefusalError,
-    LLMTruncatedError,
     ProxyPruneError,
     ScoringError,
-    VerificationError,
 )
-from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, weights_digest
 from proxyprune.measuring.journal import Journal, opened
 from proxyprune.planning.budget import Target
 from proxyprune.planning.plan import PrunePlan
-from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanKeywords, PlanRequest
-from proxyprune.result import PruneResult, Report, make_report
+from proxyprune.result import PruneResult, Report
 from proxyprune.scoring import Brief, Scorer, ScoringContext, score
 from proxyprune.scoring.ranking import Ranking
-from proxyprune.searching.proposer import History, Proposer
+from proxyprune.searching.proposer import Proposer
 from proxyprune.searching.proposers.by_name import proposer_named
 from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
-from proxyprune.searching.round import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
+from proxyprune.searching.round import Round
+from proxyprune.searching.search_task import SearchTask
 from proxyprune.support.checks import is_count
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.surgery.surgery import Surgery
@@ -139,78 +132,6 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class _SearchTask:
-    """What every round needs, and never changes."""
-
-    model: nn.Module
-    inputs: ExampleInputs
-    graph: ModelGraph
-    data: Data
-    recovery: Recovery
-    request: PlanRequest
-    context: ScoringContext
-
-    def history(self, start: Ranking, rounds: Sequence[Round]) -> History:
-        return History(self.graph, self.context, self.request.mode, start, tuple(rounds))
-
-    def round(self, proposer: Proposer, start: Ranking, rounds: Sequence[Round], started: float) -> Round:
-        """Return the next round; one for which the proposer had no usable answer has failed, and the search goes on."""
-        history = self.history(start, rounds)
-        try:
-            ranking = proposer.propose(history) if rounds else start
-        except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
-            seconds = time.perf_counter() - started
-            return Round(len(rounds), history.best.ranking, None, "", {}, None, FAILED, seconds, error=f"No proposal: {error}")
-        return self.measured(ranking, rounds, started)
-
-    def measured(self, ranking: Ranking, rounds: Sequence[Round], started: float) -> Round:
-        """Plan a ranking; unless that plan was measured before, cut and measure."""
-        # Measuring shows whether a ranking can be relied on.
-        ranking = replace(ranking, unreliable=None)
-        bare = replace(ranking, channel_scores={})
-        index = len(rounds)
-        first = index == 0
-        key, plan, kept = "", None, {}
-        try:
-            plan = plan_for(self.graph, ranking, self.request, model=self.model)
-            key, kept = key_of(plan), kept_shares(self.graph, plan)
-            earlier = next((entry for entry in rounds if entry.key == key and entry.measured), None)
-            if earlier is not None:
-                seconds = time.perf_counter() - started
-                return Round(index, bare, earlier.plan, key, kept, earlier.loss, DUPLICATE, seconds, duplicate_of=earlier.index)
-            result = prune_ranked(self.model, self.inputs, self.graph, ranking, self.request)
-            plan = result.plan
-            loss = held_out_loss(self._trained(result.model), self.data, self.context.seed)
-        except (VerificationError, ScoringError) as error:
-            seconds = time.perf_counter() - started
-            return Round(index, bare, plan, key, kept, None, START if first else FAILED, seconds, error=str(error))
-        seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            problem = "The held-out loss is not finite."
-            return Round(index, bare, plan, key, kept, None, START if first else FAILED, seconds, error=problem)
-        known = [entry.loss for entry in rounds if entry.loss is not None]
-        verdict = START if first else BETTER if loss < min(known, default=math.inf) else WORSE
-        return Round(index, bare, plan, key, kept, loss, verdict, seconds)
-
-    def rebuilt(self, entry: Round) -> PruneResult:
-        """Return the network of a round, made again from its plan: the same whether the round was run now or read from the memory."""
-        assert entry.plan is not None
-        same = entry.plan.fingerprint == self.graph.fingerprint
-        graph = self.graph if same else self._traced_like(entry.plan)
-        applied = apply(self.model, entry.plan, self.inputs, graph=graph)
-        model = self._trained(applied.model)
-        report = make_report(graph, entry.plan, applied.not_followed, config_note=applied.config_note)
-        return PruneResult(model, entry.plan, entry.ranking, report, applied.surgery, graph, self.inputs)
-
-    def _traced_like(self, plan: PrunePlan) -> ModelGraph:
-        further = [call.inputs for call in self.graph.program.further]
-        return trace_like(self.model, self.inputs, plan.options, further)
-
-    def _trained(self, model: nn.Module) -> nn.Module:
-        return recovered(model, self.data, self.recovery, self.context.seed) if self.recovery.steps else model
-
-
-@dataclass(frozen=True)
 class _End:
     """When a search is over.
 
@@ -218,11 +139,22 @@ class _End:
         rounds: Measurements to spend.
         patience: Measurements without improvement after which it stops, or None.
         repeats: Proposals in a row that were measured before, after which it stops.
+        batch: Proposals that follow from the same rounds.
+        jobs: Processes that measure them.
     """
 
     rounds: int
     patience: int | None
     repeats: int
+    batch: int = 1
+    jobs: int = 1
+
+    def batch_after(self, proposer: Proposer, before: Sequence[Round]) -> int:
+        """Return the size of the batch that follows these rounds: no more than the budget, and than the proposer allows."""
+        left = self.rounds - sum(entry.measured for entry in before)
+        together = getattr(proposer, "together", None)
+        allowed = self.batch if together is None else together(before)
+        return max(1, min(self.batch, left, allowed))
 
     def reached(self, done: Sequence[Round]) -> str | None:
         """Return why the search is over, or None."""
@@ -275,6 +207,8 @@ def search(
     memory: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
+    jobs: int = 1,
+    batch: int | None = None,
     progress: Callable[[Round], None] | None = None,
     **keywords: Unpack[SearchKeywords],
 ) -> SearchResult:
@@ -297,9 +231,12 @@ def search(
         memory: Append-only JSONL file in which every round is remembered; None forgets.
         resume: Go on with a memory that has rounds; it must belong to this network, target and way of measuring.
         seed: All randomness follows from it.
+        jobs: Processes that measure at the same time. Model, loss and batches must survive pickling.
+        batch: Proposals that are made from the same rounds and may be measured at the same time; None: `jobs`. The result depends on
+            it, and not on `jobs`.
         progress: Called with every round, remembered ones included.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `PlanKeywords` (mode, metric, round_to, keep, floors,
-            ceilings, allocation, uniform, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups,
+            ceilings, remove, allocation, uniform, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups,
             adapter_ranks).
 
     Returns:
@@ -311,7 +248,8 @@ def search(
         TypeError: If a keyword is unknown.
     """
     check_keywords(search, keywords, SearchKeywords)
-    _check(rounds, patience)
+    batch = jobs if batch is None else batch
+    _check(rounds, patience, jobs, batch)
     chosen = _as_proposer(proposer)
     request = PlanRequest.of(target, **picked(PlanKeywords, keywords))
     data = Data.of(**picked(DataKeywords, keywords))
@@ -320,12 +258,12 @@ def search(
     base_loss = _finite_loss(model, data, seed)
     brief = request.brief(Brief(base_loss=base_loss))
     context = ScoringContext(model, example_inputs, tuple(data.batches), data.loss_fn, seed, brief)
-    task = _SearchTask(model, example_inputs, graph, data, recovery or Recovery(), request, context)
-    header = _header(task, chosen, opening)
+    task = SearchTask(model, example_inputs, graph, data, recovery or Recovery(), request, context)
+    header = _header(task, chosen, opening, batch)
     with contextlib.nullcontext() if memory is None else opened(memory, "search", header, resume=resume) as journal:
         diary = _Diary(journal, progress)
         first, done = _begun(task, opening, diary, base_loss)
-        stopped = _go_on(task, chosen, first, done, _End(rounds, patience, chosen.repeats), diary)
+        stopped = _go_on(task, chosen, first, done, _End(rounds, patience, chosen.repeats, batch, jobs), diary)
     best = task.history(first, done).best
     if best.loss is None:
         raise ScoringError(f"None of {len(done)} rounds gave a network with a finite loss; the first said: {done[0].error}")
@@ -341,7 +279,7 @@ def _finite_loss(model: nn.Module, data: Data, seed: int) -> float:
     return loss
 
 
-def _begun(task: _SearchTask, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round]]:
+def _begun(task: SearchTask, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round]]:
     """Return the start's ranking, made now or remembered, and the rounds that are in the memory."""
     first, done = _remembered(diary.journal, base_loss)
     if first is None:
@@ -362,17 +300,34 @@ def _begun(task: _SearchTask, opening: str | Scorer, diary: _Diary, base_loss: f
     return first, done
 
 
-def _go_on(task: _SearchTask, proposer: Proposer, first: Ranking, done: list[Round], end: _End, diary: _Diary) -> str:
-    """Add rounds to `done` until the search is over, and return why it is."""
-    while (stopped := end.reached(done)) is None:
-        entry = task.round(proposer, first, done, time.perf_counter())
-        diary.note(entry)
-        done.append(entry)
-    return stopped
+def _go_on(task: SearchTask, proposer: Proposer, first: Ranking, done: list[Round], end: _End, diary: _Diary) -> str:
+    """Add rounds to `done` until the search is over, and return why it is.
+
+    All proposals of a batch follow from the rounds before it. A batch of which a part is in the memory is proposed again as a whole, and
+    the rest is measured, so a search that was stopped inside a batch goes on as if it had not been.
+    """
+    while True:
+        known = done[-1].known if _unfinished(proposer, done, end) else len(done)
+        if known == len(done) and (stopped := end.reached(done)) is not None:
+            return stopped
+        before = done[:known]
+        size = 1 if not before else end.batch_after(proposer, before)
+        drafts = task.drafts(proposer, first, before, size)
+        for entry in task.measured(drafts, done, end.jobs):
+            diary.note(entry)
+            done.append(entry)
 
 
-def _check(rounds: int, patience: int | None) -> None:
-    for name, value in (("rounds", rounds), ("patience", 1 if patience is None else patience)):
+def _unfinished(proposer: Proposer, done: Sequence[Round], end: _End) -> bool:
+    """Return True if the last rounds are a part of a batch."""
+    if not done or not done[-1].known:
+        return False
+    before = done[: done[-1].known]
+    return len(done) - len(before) < end.batch_after(proposer, before)
+
+
+def _check(rounds: int, patience: int | None, jobs: int, batch: int) -> None:
+    for name, value in (("rounds", rounds), ("patience", 1 if patience is None else patience), ("jobs", jobs), ("batch", batch)):
         if not is_count(value, 1):
             raise InputError(f"Expected {name} to be a whole number from 1 up, found {value!r}.")
 
@@ -389,7 +344,7 @@ def _as_proposer(proposer: str | Proposer | Scorer) -> Proposer:
     )
 
 
-def _header(task: _SearchTask, proposer: Proposer, opening: str | Scorer) -> dict[str, Any]:
+def _header(task: SearchTask, proposer: Proposer, opening: str | Scorer, batch: int) -> dict[str, Any]:
     """Return what a memory belongs to. The budget of rounds and the patience are not in it: a search may be prolonged."""
     return {
         "fingerprint": task.graph.fingerprint,
@@ -403,6 +358,7 @@ def _header(task: _SearchTask, proposer: Proposer, opening: str | Scorer) -> dic
         "seed": task.context.seed,
         "proposer": proposer.name,
         "start": opening if isinstance(opening, str) else opening.name,
+        **({"batch": batch} if batch > 1 else {}),
     }
 
 

@@ -11,7 +11,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("diffusers", "accelerate", "PIL", "sklearn"),
     "tracking": ("tensorboard",),
     "data": ("datasets",),
-    "search": ("cmaes",),
+    "search": ("cmaes", "joblib", "cloudpickle"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "prices": ("genai_prices",),
     "local": ("llama_cpp",),

@@ -163,3 +163,19 @@ def test_channels_of_another_scorer(network, server):
 
 def _scores_of(network: Path) -> dict[str, float]:
     return json.loads(succeed("score", "--model", network, "--json").stdout)["scores"]
+
+
+def test_figures_are_shown_if_the_model_file_has_data(network, server):
+    """All three by default, some on request, none with --no-statistics, and none without data; both options together are an error."""
+    shown = ("--samples", 1, "--max-samples", 1, "--dry-run")
+    for extra, figures in (((), "weights taylor similarity"), (("--statistics", "weights"), "weights"), (("--no-statistics",), "")):
+        text = succeed("score", "--model", network, *asking(server), *shown, *extra).stdout
+        line = next(line for line in text.splitlines() if line.startswith("b00 at "))
+        found = line.partition("measured ")[2].partition(";")[0].split()[::2]
+        assert " ".join(found) == figures
+    assert "give one of them" in fail(
+        "score", "--model", network, *asking(server), *shown, "--statistics", "weights", "--no-statistics"
+    )  # fmt: skip
+    network.write_text(NETWORK)
+    assert "b00 at " in succeed("score", "--model", network, *asking(server), *shown).stdout
+    assert "; measured" not in succeed("score", "--model", network, *asking(server), *shown).stdout

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 
 import proxyprune as pp
+from proxyprune.searching import History
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -66,3 +67,37 @@ def test_every_recorded_answer_is_complete():
         scores = json.loads(path.with_name(path.name.replace(".prompt.txt", ".answer.json")).read_text(encoding="utf-8"))["scores"]
         assert sorted(scores) == sorted(labels)
         assert np.isin(list(scores.values()), range(11)).all()
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_recorded_search_is_replayed_round_by_round(control):
+    """Eleven answers a seed, in the order of their rounds; the control hands the same scores to other blocks, and repeats."""
+    subject = next(subject for subject in fashion.SUBJECTS if subject.name == "unet")
+    graph = pp.trace(fashion.trained(subject), subject.example_inputs, probe=False)
+    start = pp.score(graph, "random")
+    answers = [values for values, _ in recorded_llm.searched(0)]
+    assert len(answers) == len(recorded_llm.searched(1)) == 11
+    assert answers != [values for values, _ in recorded_llm.searched(1)]
+    proposer = recorded_llm.RecordedProposer(0, control=control)
+    for number, wanted in enumerate(answers, 1):
+        history = History(graph, pp.ScoringContext(), "width", start, (None,) * number)
+        proposed = list(proposer.propose(history).scores.values())
+        assert sorted(proposed) == pytest.approx(sorted(wanted))
+        assert (proposed == pytest.approx(wanted)) != control
+        assert proposed == list(proposer.propose(history).scores.values())
+
+
+def test_the_page_has_the_figures_of_the_file():
+    """Every table of recorded answers shows what compare_recorded.json has: tau, mean, best and worst seed."""
+    rows = json.loads((BENCHMARKS / "results" / "compare_recorded.json").read_text(encoding="utf-8"))["rows"]
+    page = (BENCHMARKS.parent / "docs" / "benchmarks" / "compare-scorers.md").read_text(encoding="utf-8")
+    section = page.partition("## A frontier language model")[2].partition("### Where a language model is good")[0]
+    shown = [line for line in section.splitlines() if re.match(r"\| .* \| −?\d\.\d\d \|", line)]
+    wanted = []
+    for network in ("unet", "dit", "cnn"):
+        own = [row for row in rows if row["network"] == network and row["arm"] != "(unpruned)"]
+        for arm in dict.fromkeys(row["arm"] for row in own):
+            cells = [row for row in own if row["arm"] == arm and row["recovered"] is not None]
+            figures = [f"{row['recovered']:.4f} ({row['low']:.4f}–{row['high']:.4f})" for row in cells]
+            wanted.append([f"{cells[0]['tau']:.2f}".replace("-", "−"), *figures])
+    assert [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in shown] == wanted

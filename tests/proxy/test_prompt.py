@@ -13,7 +13,7 @@ from llm import ask, options, small_graph
 
 import proxyprune as pp
 from proxyprune import ModelGraph
-from proxyprune.errors import LLMBudgetError, MissingNeedError
+from proxyprune.errors import LLMBudgetError, MissingNeedError, ProxyPruneError
 from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.scoring import Attempt, Brief, NoiseInterval, find
 from proxyprune.testing import FakeLLMServer, SimulatedProxy, SimulatedScorer, residual_network
@@ -224,3 +224,35 @@ class TestStatistics:
             with pytest.raises(MissingNeedError):
                 ask(server, "local", statistics=("taylor",))
             assert not server.requests
+
+    @pytest.mark.parametrize(
+        ("left_out", "changed", "shown"),
+        [((), {}, True), ((), {"statistics": ()}, False), (("loss_fn",), {}, False), (("batches",), {}, False), (("model",), {}, False)],
+    )
+    def test_all_are_shown_if_data_is_at_hand(self, left_out, changed, shown):
+        """The default shows all three with a model, batches and a loss, and none otherwise; an empty tuple shows none."""
+        given = {name: value for name, value in self.given().items() if name not in left_out}
+        with FakeLLMServer() as server:
+            ranking = pp.score(small_graph(), find("local", options(server, "local", **changed)), **given)
+            assert all(("measured weights" in line) == shown for line in listed(server.requests[0].prompt).values())
+        assert ("The prompt showed measured figures: weights, taylor, similarity." in ranking.notes) == shown
+
+    def test_figures_that_cannot_be_measured_are_left_out_with_the_reason(self):
+        """By default a note has the reason; figures that were named are an error."""
+        given = self.given() | {"loss_fn": lambda model, batch: model(batch[0]).sum() * float("nan")}
+        with FakeLLMServer() as server:
+            ranking = pp.score(small_graph(), find("local", options(server, "local")), **given)
+            assert not any("measured weights" in line for line in listed(server.requests[0].prompt).values())
+            with pytest.raises(ProxyPruneError):
+                pp.score(small_graph(), find("local", options(server, "local", statistics=("taylor",))), **given)
+        assert any(note.startswith("The prompt showed no measured figures, because they could not be measured. ") for note in ranking.notes)
+
+    def test_recordings_without_figures_still_replay(self, tmp_path):
+        """Answers that were recorded before figures were the default are found, byte for byte; fresh ones come first."""
+        with FakeLLMServer() as server:
+            kept = {"cache": str(tmp_path)}
+            old = pp.score(small_graph(), find("local", options(server, "local", statistics=(), **kept)), **self.given())
+            replaying = find("local", options(server, "local", cache_mode="replay-only", **kept))
+            assert pp.score(small_graph(), replaying, **self.given()) == old
+            new = pp.score(small_graph(), find("local", options(server, "local", **kept)), **self.given())
+            assert pp.score(small_graph(), replaying, **self.given()) == new != old

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
 from proxyprune.graph.text import block_dict
 from proxyprune.support.checks import is_count, listed
+from proxyprune.tracing.source_code import class_name, class_source
 
 
 def describe(context: CallContext, arguments: DescribeArguments) -> dict[str, Any]:
@@ -47,12 +47,11 @@ def source(context: CallContext, arguments: SourceArguments) -> dict[str, Any]:
     if not context.task.show_source:
         raise AssistantError("This session does not show source code. Use describe.")
     block = _block(context.task.graph, arguments.block)
-    kind = type(context.task.model.get_submodule(block.id))
-    try:
-        text = inspect.getsource(kind)
-    except (OSError, TypeError) as error:
-        raise AssistantError(f"The class {kind.__qualname__} of block {block.id!r} has no source code that can be read.") from error
-    return {"block": block.id, "class": f"{kind.__module__}.{kind.__qualname__}", **_page(context, text, arguments.offset)}
+    module = context.task.model.get_submodule(block.id)
+    text = class_source(module)
+    if text is None:
+        raise AssistantError(f"The class {type(module).__qualname__} of block {block.id!r} has no source code that can be read.")
+    return {"block": block.id, "class": class_name(module), **_page(context, text, arguments.offset)}
 
 
 def price(context: CallContext, arguments: PriceArguments) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_widths
 from proxyprune.pruning.advice import read_advice
+from proxyprune.pruning.asked_advice import asks_advice
 from proxyprune.pruning.automatic import AUTO_SCORER, GivenRanking
 from proxyprune.pruning.channels import takes_channels
 from proxyprune.pruning.prune import prune, prune_work
@@ -97,7 +98,7 @@ def prune_network(
         if files.plan_only:
             _only_plan(built, judge, request, files, times, out)
         else:
-            chooses = bool(judge.advice) or takes_channels(judge.scorer, judge.channels, request)
+            chooses = bool(judge.advice) or asks_advice(judge.scorer) or takes_channels(judge.scorer, judge.channels, request)
             data = _data(built, judge, repair, chooses=given is None and chooses)
             made = _replay(built, given, repair, data, out) if given else _prune(built, judge, request, repair, times, data, out)
             _finish(built, made, files, times, out, judge)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
 from proxyprune.cli.loading import build, scorer_named
 from proxyprune.cli.options.llm import LLMOptions
 from proxyprune.cli.options.shared import ModelOptions
@@ -20,6 +22,8 @@ def score_blocks(source: ModelOptions, scorer: str, llm: LLMOptions, plot: Path 
         check_plot_path(plot)
     with output(as_json) as out:
         judge = scorer_named(scorer, llm)
+        if llm.ask_advice and not llm.dry_run:
+            raise click.UsageError("--ask-advice asks for limits of a plan, and `proxyprune score` makes none; use it with prune.")
         built = build(source, out)
         if judge.dry_run:
             built.show_dry_run(judge, out)

@@ -48,7 +48,12 @@ def _proposer(name: str, llm: LLMOptions) -> Proposer:
 def _search(
     built: Built, proposer: Proposer, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, out: Output
 ) -> SearchResult:
-    with out.stage(f"Searching with {proposer.name}, {how.rounds} measurements"):
+    with out.bar(f"Searching with {proposer.name}", how.rounds, "measurements") as advance:
+
+        def show(entry: Round) -> None:
+            _line(entry)
+            advance(int(entry.measured))
+
         return search(
             built.model,
             built.inputs,
@@ -63,7 +68,9 @@ def _search(
             resume=how.resume,
             **built.source.trace_keywords,
             seed=built.source.seed,
-            progress=_line,
+            jobs=how.jobs,
+            batch=how.batch,
+            progress=show,
             **request.keywords(),
             **built.measured_with(),
         )

@@ -36,8 +36,11 @@ class LLMOptions:
         cache_mode: "read-write", "off" or "replay-only".
         audit: File that every attempt is appended to.
         fallback: Scorer for when the model gives no usable ranking.
-        statistics: Measured figures to show.
+        statistics: Measured figures to show; empty leaves that to the data.
+        no_statistics: Show none.
         real_names: Send module names.
+        ask_advice: Also ask for limits of the plan.
+        show_source: Send the source code of the blocks with that question.
         dry_run: Show prompt and estimate, and send nothing.
     """
 
@@ -57,7 +60,10 @@ class LLMOptions:
     audit: Path | None = None
     fallback: str | None = None
     statistics: tuple[str, ...] = ()
+    no_statistics: bool = False
     real_names: bool = False
+    ask_advice: bool = False
+    show_source: bool = False
     dry_run: bool = False
 
     @property
@@ -88,7 +94,10 @@ class LLMOptions:
             return {}
         if self.llm_model is None:
             raise click.UsageError(f"Scorer '{scorer}' needs --llm-model, the name of the model to ask; there is no default.")
-        return {_PARAMETERS.get(name, name): getattr(self, name) for name in self._given if name != "dry_run"}
+        if self.statistics and self.no_statistics:
+            raise click.UsageError("--statistics shows figures and --no-statistics shows none; give one of them.")
+        none: dict[str, Any] = {"statistics": ()} if self.no_statistics else {}
+        return none | {_PARAMETERS.get(name, name): getattr(self, name) for name in self._given if name not in ("dry_run", "no_statistics")}
 
 
 _PARAMETERS = {"llm_model": "model"}
@@ -152,9 +161,14 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--statistics",
         type=click.Choice(["weights", "taylor", "similarity"]),
         multiple=True,
-        help="Show the model measured figures; repeatable.",
+        help="Show the model these measured figures; repeatable (default: all, if the model file has data and a loss).",
     ),
+    click.option("--no-statistics", is_flag=True, help="Show the model no measured figures."),
     click.option("--real-names", is_flag=True, help="Send module names; by default they are replaced by b00, b01, ..."),
+    click.option(
+        "--ask-advice", is_flag=True, help="Also ask for limits with reasons; prune measures each, and keeps those that lower the loss."
+    ),
+    click.option("--show-source", is_flag=True, help="With --ask-advice: send the source code of the blocks' classes."),
     click.option("--dry-run", is_flag=True, help="Show the prompt and the estimated cost; send nothing."),
 )
 

@@ -24,6 +24,8 @@ class SearchOptions:
         resume: Go on with it.
         out: Folder for the best network; None chooses a name after the model file.
         plot: Where to draw the losses, or None.
+        jobs: Processes that measure at the same time.
+        batch: Proposals from the same rounds, or None for `jobs`.
     """
 
     proposer: str
@@ -34,6 +36,8 @@ class SearchOptions:
     resume: bool
     out: Path | None
     plot: Path | None
+    jobs: int
+    batch: int | None
 
 
 _OPTIONS = (
@@ -58,6 +62,13 @@ _OPTIONS = (
     click.option("--resume", is_flag=True, help="Go on with the rounds in the memory, as if nothing had happened."),
     file_option("--out", "PATH", "Folder for the best network (default: FILE-searched)."),
     plot_option("the loss by measurement, and the best so far"),
+    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that measure at the same time."),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Proposals made from the same rounds (default: jobs). The result depends on it, and not on --jobs.",
+    ),
 )
 
 search_options = gathered("how", SearchOptions, _OPTIONS)

@@ -156,6 +156,7 @@ _CUT = (
     click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
     click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
     click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
+    click.option("--remove", multiple=True, metavar="PATTERN", help="Remove matching removable blocks as a whole; repeatable."),
     click.option(
         "--allocation",
         type=click.Choice(["auto", "blocks", "channels"]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 from rich.console import Console, RenderableType
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 _PIPED_WIDTH = 160
@@ -68,6 +68,28 @@ class Output:
             task = progress.add_task(label, total=None)
             yield lambda remark: progress.update(task, description=f"{label}: {remark}")
         console.print(Text.assemble(("✓ ", "green"), label, (f" {time.perf_counter() - started:.1f} s", "dim")))
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Show a progress bar with the time left while something long runs; only on a terminal.
+
+        Yields:
+            A function that advances the bar by a number of units.
+        """
+        console = Console(stderr=True, highlight=False, markup=False)
+        if not console.is_terminal:
+            yield lambda _: None
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda count: progress.advance(task, count)
 
 
 @contextlib.contextmanager

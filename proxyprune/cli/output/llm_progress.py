@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 
 from proxyprune.proxy.scorer import Preview
-from proxyprune.proxy.session.events import Asked, Event, Finished, Planned
+from proxyprune.proxy.session.events import Advised, Asked, Event, Finished, Planned
 from proxyprune.proxy.session.price import CostEstimate
 from proxyprune.support.dataclass_json import to_plain
 
@@ -35,6 +35,8 @@ class Listener:
             self.say(f"{event.done} of {event.expected} answers")
         elif isinstance(event, Finished):
             self.finished = event
+        elif self.finished is not None:
+            self.finished = _with_advice(self.finished, event)
 
     def table(self) -> Table | None:
         """Return what was asked and what it cost; None when nobody was asked."""
@@ -78,6 +80,16 @@ class Listener:
         }
 
 
+def _with_advice(done: Finished, event: Advised) -> Finished:
+    return replace(
+        done,
+        requests=done.requests + 1,
+        replayed=done.replayed + event.replayed,
+        usage=done.usage + event.usage,
+        spent_usd=event.spent_usd,
+    )
+
+
 def estimate_table(estimate: CostEstimate) -> Table:
     """Return what asking would cost."""
     table = Table(title="\nBefore anything is sent", title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -95,7 +107,7 @@ def preview_text(preview: Preview) -> str:
     """Exactly what the first sample would send."""
     parts = [f"# To {preview.destination}; the blocks are listed in another order in every sample."]
     for index, prompt in enumerate(preview.prompts, start=1):
-        if index == 1:
+        if index == 1 or prompt.system != preview.prompts[index - 2].system:
             parts += ["===== system =====", prompt.system.rstrip()]
         parts += [f"===== question {index} of {len(preview.prompts)} =====", prompt.user.rstrip()]
     return "\n".join(parts)

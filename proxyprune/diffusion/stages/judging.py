@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxyprune.api import compensate, prune_ranked, trace
+from proxyprune.diffusion.config.run_config import PruningConfig
 from proxyprune.diffusion.process.intervals import Interval
 from proxyprune.diffusion.process.objective import Losses, NoisyBatch, Objective, Process
 from proxyprune.diffusion.setup import Setup
@@ -20,8 +21,9 @@ from proxyprune.diffusion.training.ledger import Entry, training_macs
 from proxyprune.errors import MissingNeedError, ProxyPruneError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.planner import chosen_allocation
+from proxyprune.proxy.scorer import LLMScorer
 from proxyprune.result import PruneResult
-from proxyprune.scoring import Brief, find, score
+from proxyprune.scoring import Brief, Scorer, find, score
 from proxyprune.scoring.ranking import Ranking
 
 _COMPENSATION_PASSES = 12
@@ -108,7 +110,7 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
     images = settings.calibration_batches * settings.calibration_images
     batches = training_batches(setup, process, interval.first, interval.last, images, settings.calibration_images)
     loss = CountedLoss(Objective(setup.calling))
-    scorer = SharedScorer(find(settings.scorer, dict(settings.options)), setup.accelerator)
+    scorer = SharedScorer(_scorer(settings), setup.accelerator)
     inputs = setup.placed_inputs()
     graph = trace(model, inputs, norm_groups=settings.norm_groups, probe=False)
     ranking = score(
@@ -126,6 +128,12 @@ def judge(setup: Setup, model: nn.Module, interval: Interval, macs: int, stage: 
     return Judged(graph, ranking, Entry(stage, interval.index, "scoring", shown, spent), batches, Objective(setup.calling))
 
 
+def _scorer(settings: PruningConfig) -> Scorer:
+    """Return the scorer. A language model is shown measured figures only if options name them, because the ledger charges by needs."""
+    scorer = find(settings.scorer, dict(settings.options))
+    return replace(scorer, statistics=()) if isinstance(scorer, LLMScorer) and scorer.statistics is None else scorer
+
+
 def rehearse_judging(setup: Setup) -> float:
     """Have the untrained network judged by two images: what a scorer misses, it shall say before a base is trained.
 
@@ -140,7 +148,7 @@ def rehearse_judging(setup: Setup) -> float:
         InputError: If channels are to be weighed against each other (pruning.allocation) and the scorer has none that compare.
     """
     settings, last = setup.config.pruning, len(setup.schedule.times) - 1
-    scorer = find(settings.scorer, dict(settings.options))
+    scorer = _scorer(settings)
     if "network" in scorer.needs:
         return 0.0
     batches = training_batches(setup, Process(setup.schedule), 0, last, images=2, batch_size=2)
@@ -178,7 +186,7 @@ def scoring_macs(setup: Setup, looks: float = 1.0) -> int:
     """
     settings = setup.config.pruning
     images = round(settings.calibration_batches * settings.calibration_images * looks)
-    needs = find(settings.scorer, dict(settings.options)).needs
+    needs = _scorer(settings).needs
     if "gradients" in needs:
         return training_macs(setup.base_macs, images)
     return setup.base_macs * images if "loss" in needs else 0

@@ -70,23 +70,32 @@ def read_answer(text: str, labels: Sequence[str], *, levels: int = LEVELS) -> di
     Raises:
         LLMInvalidAnswerError: With all problems at once.
     """
-    data = _parsed(text)
+    data = document(text)
     problems = _shape_problems(data)
     if not problems:
         problems = _label_problems(data["scores"], labels) + _value_problems(data["scores"], labels)
     if problems:
-        raise _invalid(problems)
+        raise invalid(problems)
     scores = {label: int(data["scores"][label]) for label in labels}
     if problems := _ranking_problems(list(scores.values()), levels):
-        raise _invalid(problems)
+        raise invalid(problems)
     return scores
 
 
-def _parsed(text: str) -> Any:
+def document(text: str, wanted: str = "score map") -> Any:
+    """Return the one JSON document of an answer.
+
+    Args:
+        text: The answer; reasoning, fences and prose around the document are left out.
+        wanted: The answer in words, for messages.
+
+    Raises:
+        LLMInvalidAnswerError: If there is none.
+    """
     if len(text) > _LONGEST_REPLY:
-        raise _invalid([f"It has {len(text):,} characters."], is_json=False)
+        raise invalid([f"It has {len(text):,} characters."], wanted, is_json=False)
     if not text.strip():
-        raise _invalid(["It is empty."], is_json=False)
+        raise invalid(["It is empty."], wanted, is_json=False)
     problem = ""
     for candidate in _candidates(text):
         try:
@@ -95,7 +104,7 @@ def _parsed(text: str) -> Any:
             problem = "It is nested too deeply."
         except ValueError as error:
             problem = f"It is not one JSON document ({error})."
-    raise _invalid([problem], is_json=False)
+    raise invalid([problem], wanted, is_json=False)
 
 
 def _candidates(text: str) -> list[str]:
@@ -147,8 +156,9 @@ def _is_score(value: Any) -> bool:
     return is_count(value, LOWEST) and value <= HIGHEST
 
 
-def _invalid(problems: list[str], *, is_json: bool = True) -> LLMInvalidAnswerError:
-    return LLMInvalidAnswerError(f"The answer is no valid score map: {' '.join(problems)}", problems=tuple(problems), is_json=is_json)
+def invalid(problems: Sequence[str], wanted: str = "score map", *, is_json: bool = True) -> LLMInvalidAnswerError:
+    """Return the error for an answer with problems."""
+    return LLMInvalidAnswerError(f"The answer is no valid {wanted}: {' '.join(problems)}", problems=tuple(problems), is_json=is_json)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from proxyprune.errors import LLMBudgetError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
-from proxyprune.proxy.answers.answer import HIGHEST, LEVELS, answer_schema
+from proxyprune.proxy.answers.answer import HIGHEST, LEVELS, answer_schema, read_answer
 from proxyprune.proxy.prompt.block_list import PromptLabels, block_line, shuffled_labels
 from proxyprune.proxy.prompt.noise_interval import describe_interval
 from proxyprune.proxy.prompt.past_attempts import describe_attempts
@@ -61,6 +61,25 @@ class Prompt:
         return answer_schema(self.labels.order)
 
     @property
+    def answer_tokens(self) -> int:
+        """Room for every score."""
+        return 16 * len(self.labels.of)
+
+    @property
+    def wanted(self) -> str:
+        """The answer in words."""
+        return "score map"
+
+    def read(self, text: str) -> dict[str, int]:
+        """Return the score of each block or stage; see `read_answer`."""
+        scores = read_answer(text, self.labels.order, levels=self.levels)
+        return {key: scores[label] for key, label in self.labels.of.items()}
+
+    def again(self, problems: tuple[str, ...]) -> str:
+        """Return the message that follows an invalid answer."""
+        return filled("again", problems="\n".join(f"- {problem}" for problem in problems), count=len(self.labels.of))
+
+    @property
     def levels(self) -> int:
         """Different scores that an answer needs: the whole network must be ranked, the blocks of one stage may be alike."""
         return LEVELS if self.part in ("blocks", "stages") else 1
@@ -95,6 +114,7 @@ class Survey:
         prompt_tokens: Longest prompt.
         real_names: Whether module names are shown.
         measured: z-scores by statistic, then by block.
+        unmeasured: Why figures that would be shown could not be measured, or None.
     """
 
     graph: ModelGraph
@@ -103,6 +123,7 @@ class Survey:
     prompt_tokens: int
     real_names: bool = False
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unmeasured: str | None = None
     _made: dict[int, tuple[Prompt, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompts(self, sample: int) -> tuple[Prompt, ...]:
@@ -167,7 +188,7 @@ class Survey:
         return template("system")
 
     @cached_property
-    def _head(self) -> str:
+    def head(self) -> str:
         """The part of the question that is the same in every sample."""
         goal = filled(
             "goal",
@@ -184,7 +205,8 @@ class Survey:
     def _places(self) -> dict[str, int]:
         return {block.id: place for place, block in enumerate(self.graph.blocks, start=1)}
 
-    def _lines(self, labels: PromptLabels, others: Mapping[str, str]) -> str:
+    def lines(self, labels: PromptLabels, others: Mapping[str, str]) -> str:
+        """Return a line for each labelled block; `others` has labels of what these blocks may read besides."""
         named = {**others, **labels.of}
         lines = (
             f"{label} "
@@ -200,14 +222,15 @@ class Survey:
         )
         return "\n".join(lines)
 
-    def _attempts(self, blocks: Mapping[str, tuple[str, ...]], memory: float = _MEMORY_SHARES[0]) -> str:
+    def attempts(self, blocks: Mapping[str, tuple[str, ...]], memory: float = _MEMORY_SHARES[0]) -> str:
+        """Return the section about earlier attempts; `blocks` are those that each label stands for."""
         return describe_attempts(self.brief, self.graph.macs, blocks, memory * self.prompt_tokens)
 
     def _about_blocks(self, sample: int) -> Prompt:
         labels = shuffled_labels([block.id for block in self.graph.blocks], "b", self.seed, sample, "blocks")
-        memory = self._attempts({label: (block,) for block, label in labels.of.items()})
-        question = filled("blocks", count=len(labels.of), lines=self._lines(labels, {}))
-        return Prompt("blocks", self._system, self._head + memory + question, labels)
+        memory = self.attempts({label: (block,) for block, label in labels.of.items()})
+        question = filled("blocks", count=len(labels.of), lines=self.lines(labels, {}))
+        return Prompt("blocks", self._system, self.head + memory + question, labels)
 
     def _in_stages(self, sample: int, stages: tuple[Stage, ...], share: float) -> tuple[Prompt, ...]:
         labels = shuffled_labels([stage.key for stage in stages], "s", self.seed, sample, "stages")
@@ -216,9 +239,9 @@ class Survey:
         overview = "\n".join(
             f"{label} {by_key[key].line(self.graph, len(stages), of_block, self.measured)}" for key, label in labels.of.items()
         )
-        memory = self._attempts({label: tuple(block.id for block in by_key[key].blocks) for key, label in labels.of.items()}, share)
+        memory = self.attempts({label: tuple(block.id for block in by_key[key].blocks) for key, label in labels.of.items()}, share)
         question = filled("stages", count=len(stages), lines=overview)
-        first = Prompt("stages", self._system, self._head + memory + question, labels)
+        first = Prompt("stages", self._system, self.head + memory + question, labels)
         return (
             first,
             *(self._about_stage(sample, stage, labels, (of_block, overview), share) for stage in stages if len(stage.blocks) > 1),
@@ -227,9 +250,9 @@ class Survey:
     def _about_stage(self, sample: int, stage: Stage, stages: PromptLabels, around: tuple[Mapping[str, str], str], share: float) -> Prompt:
         of_block, overview = around
         labels = shuffled_labels([block.id for block in stage.blocks], "b", self.seed, sample, stage.key)
-        memory = self._attempts({label: (block,) for block, label in labels.of.items()}, share)
-        question = filled("stage", overview=overview, count=len(labels.of), stage=stages.of[stage.key], lines=self._lines(labels, of_block))
-        return Prompt(stage.key, self._system, self._head + memory + question, labels)
+        memory = self.attempts({label: (block,) for block, label in labels.of.items()}, share)
+        question = filled("stage", overview=overview, count=len(labels.of), stage=stages.of[stage.key], lines=self.lines(labels, of_block))
+        return Prompt(stage.key, self._system, self.head + memory + question, labels)
 
 
 def _amount(target: float | int | str) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from proxyprune.errors import LLMError, LLMInvalidAnswerError, LLMReplayMissError
-from proxyprune.proxy.answers.answer import read_answer
-from proxyprune.proxy.prompt.survey import Prompt
-from proxyprune.proxy.prompt.templates import VERSION, filled
+from proxyprune.proxy.prompt.question import Question
+from proxyprune.proxy.prompt.templates import VERSION
 from proxyprune.proxy.prompt.token_count import was_cut
 from proxyprune.proxy.service.endpoint import Endpoint
 from proxyprune.proxy.service.exchange import Provider, Reply, Request, Turn, Usage
@@ -24,21 +24,25 @@ from proxyprune.proxy.session.cache import Cache, digest
 from proxyprune.proxy.session.deadline import Deadline, persist
 from proxyprune.proxy.session.price import Account, output_limit
 from proxyprune.proxy.session.settings import LLMSettings
+from proxyprune.support.dataclass_json import to_plain
 from proxyprune.support.seeds import derived_seed
+
+Content = TypeVar("Content")
+_Any = Question[object]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Generic[Content]):
     """A valid answer.
 
     Attributes:
-        scores: Score by block id, or by stage.
+        content: What the question reads from it: the score by block id or by stage, or advice.
         usage: Tokens, an invalid first answer included.
         replayed: Whether it came from the cache.
         cut: (characters sent, tokens reported) if the server cut the prompt, or None.
     """
 
-    scores: dict[str, int]
+    content: Content
     usage: Usage
     replayed: bool
     cut: tuple[int, int] | None = None
@@ -72,7 +76,7 @@ class Asker:
     _provider: Provider | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def request(self, prompt: Prompt) -> Request:
+    def request(self, prompt: _Any) -> Request:
         """Return what is sent for a prompt."""
         return Request(
             model=self.settings.model,
@@ -83,7 +87,7 @@ class Asker:
             temperature=self.settings.temperature,
         )
 
-    def key(self, prompt: Prompt, sample: int) -> str:
+    def key(self, prompt: _Any, sample: int) -> str:
         """Name of the recorded answer: a hash of everything that the answer depends on, and of nothing else."""
         request = self.request(prompt)
         return digest(
@@ -103,7 +107,7 @@ class Asker:
             }
         )
 
-    def recorded(self, prompt: Prompt, sample: int) -> Answer | None:
+    def recorded(self, prompt: Question[Content], sample: int) -> Answer[Content] | None:
         """Return the answer in the cache, checked like a fresh one; None where there is none.
 
         Raises:
@@ -114,18 +118,18 @@ class Asker:
         if content is None:
             return None
         try:
-            scores = read_answer(str(content.get("text")), prompt.labels.order, levels=prompt.levels)
+            found = prompt.read(str(content.get("text")))
         except LLMInvalidAnswerError as error:  # recorded by a version with other rules
             problem = str(error)
         else:
             usage = Usage.from_dict(content.get("usage") or {})
             cut = self._cut(prompt, usage, requests=2 if content.get("asked_twice") else 1)
-            return Answer(_by_key(prompt, scores), usage, replayed=True, cut=cut)
+            return Answer(found, usage, replayed=True, cut=cut)
         if self.cache.replaying:
             raise LLMReplayMissError(f"The recorded answer {key} is no longer valid: {problem} Ask again with cache_mode='read-write'.")
         return None
 
-    def ask(self, prompt: Prompt, sample: int) -> Answer:
+    def ask(self, prompt: Question[Content], sample: int) -> Answer[Content]:
         """Return a valid answer.
 
         Raises:
@@ -133,45 +137,47 @@ class Asker:
             LLMError: If there is no answer.
         """
         if (found := self.recorded(prompt, sample)) is not None:
-            self.audit.write("replayed", sample=sample, part=prompt.part, key=self.key(prompt, sample), scores=found.scores)
+            self.audit.write("replayed", sample=sample, part=prompt.part, key=self.key(prompt, sample), content=_plain(found.content))
             return found
         request, started = self.request(prompt), time.monotonic()
         reply = self._send(request, prompt, sample)
         usage = reply.usage
-        scores, first = self._read(reply, prompt)
-        if first is not None:
+        content, first = self._read(reply, prompt)
+        if content is None:
+            assert first is not None
             reply = self._send(self._again(request, reply, prompt, first.problems), prompt, sample)
             usage = usage + reply.usage
-            scores, second = self._read(reply, prompt)
-            if second is not None:
-                raise self._no_answer(first, second, reply, self._cut(prompt, usage, requests=2))
+            content, second = self._read(reply, prompt)
+            if content is None:
+                assert second is not None
+                raise self._no_answer(prompt, first, second, reply, self._cut(prompt, usage, requests=2))
         self._record(prompt, sample, reply, usage, mended=first is not None, seconds=time.monotonic() - started)
-        return Answer(_by_key(prompt, scores), usage, replayed=False, cut=self._cut(prompt, usage, requests=1 if first is None else 2))
+        return Answer(content, usage, replayed=False, cut=self._cut(prompt, usage, requests=1 if first is None else 2))
 
     def close(self) -> None:
         """Let go of the client."""
         if self._provider is not None:
             self._provider.close()
 
-    def _again(self, request: Request, reply: Reply, prompt: Prompt, problems: tuple[str, ...]) -> Request:
-        listed = "\n".join(f"- {problem}" for problem in problems)
-        again = filled("again", problems=listed, count=len(prompt.labels.of))
-        return replace(request, turns=(*request.turns, Turn("assistant", reply.text[:8000] or "(empty)"), Turn("user", again)))
+    def _again(self, request: Request, reply: Reply, prompt: _Any, problems: tuple[str, ...]) -> Request:
+        again = Turn("user", prompt.again(problems))
+        return replace(request, turns=(*request.turns, Turn("assistant", reply.text[:8000] or "(empty)"), again))
 
-    def _read(self, reply: Reply, prompt: Prompt) -> tuple[dict[str, int], LLMInvalidAnswerError | None]:
-        """Return the scores, or what is wrong with the answer."""
+    @staticmethod
+    def _read(reply: Reply, prompt: Question[Content]) -> tuple[Content | None, LLMInvalidAnswerError | None]:
+        """Return the content of an answer, or what is wrong with it."""
         try:
-            return read_answer(reply.text, prompt.labels.order, levels=prompt.levels), None
+            return prompt.read(reply.text), None
         except LLMInvalidAnswerError as error:
-            return {}, error
+            return None, error
 
-    def _cut(self, prompt: Prompt, usage: Usage, *, requests: int) -> tuple[int, int] | None:
+    def _cut(self, prompt: _Any, usage: Usage, *, requests: int) -> tuple[int, int] | None:
         """Characters sent at least, and tokens that the server reports for them, if these are too few; None otherwise."""
         characters = requests * self.request(prompt).characters
         return (characters, usage.input_tokens) if was_cut(characters, usage.input_tokens) else None
 
     def _no_answer(
-        self, first: LLMInvalidAnswerError, second: LLMInvalidAnswerError, reply: Reply, cut: tuple[int, int] | None
+        self, prompt: _Any, first: LLMInvalidAnswerError, second: LLMInvalidAnswerError, reply: Reply, cut: tuple[int, int] | None
     ) -> LLMInvalidAnswerError:
         """Two invalid answers, with the likely cause: a cut prompt, a server that does not enforce the format, or the model itself."""
         if cut is not None:
@@ -183,13 +189,13 @@ class Asker:
         else:
             advice = "The server accepted the response format and did not enforce it; use one that enforces a JSON schema."
         return LLMInvalidAnswerError(
-            f"{self._service} returned no valid score map, even after a message with the errors. First: {' '.join(first.problems)} "
+            f"{self._service} returned no valid {prompt.wanted}, even after a message with the errors. First: {' '.join(first.problems)} "
             f"Then: {' '.join(second.problems)} {advice}",
             problems=second.problems,
             is_json=second.is_json,
         )
 
-    def _send(self, request: Request, prompt: Prompt, sample: int) -> Reply:
+    def _send(self, request: Request, prompt: _Any, sample: int) -> Reply:
         """Send with patience; every attempt is logged and paid for."""
         where = {"sample": sample, "part": prompt.part}
 
@@ -217,7 +223,7 @@ class Asker:
     def _service(self) -> Service:
         return Service(self.endpoint, self.settings.model)
 
-    def _record(self, prompt: Prompt, sample: int, reply: Reply, usage: Usage, *, mended: bool, seconds: float) -> None:
+    def _record(self, prompt: _Any, sample: int, reply: Reply, usage: Usage, *, mended: bool, seconds: float) -> None:
         self.cache.save(
             "answers",
             self.key(prompt, sample),
@@ -252,9 +258,9 @@ def cut_prompt(characters: int, tokens: int) -> str:
     )
 
 
-def _by_key(prompt: Prompt, scores: dict[str, int]) -> dict[str, int]:
-    """Scores by what the labels stand for."""
-    return {key: scores[label] for key, label in prompt.labels.of.items()}
+def _plain(content: object) -> object:
+    """Content as plain JSON types, for the log."""
+    return to_plain(content) if dataclasses.is_dataclass(content) else content
 
 
 def _sent(request: Request) -> dict[str, Any]:

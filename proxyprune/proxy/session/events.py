@@ -68,4 +68,21 @@ class Finished:
     chance: float | None = None
 
 
-Event: TypeAlias = Planned | Asked | Finished
+@dataclass(frozen=True)
+class Advised:
+    """A model was asked for advice.
+
+    Attributes:
+        limits: Limits that it proposed.
+        replayed: Whether the answer came from the cache.
+        usage: Tokens of the answer.
+        spent_usd: Money spent now on ranking and advice together; None when the price is unknown.
+    """
+
+    limits: int
+    replayed: bool
+    usage: Usage = field(default_factory=Usage)
+    spent_usd: float | None = None
+
+
+Event: TypeAlias = Planned | Asked | Finished | Advised

@@ -7,10 +7,11 @@ a server on this machine may hand requests on to a paid service.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from proxyprune.errors import LLMBudgetError, LLMError, LLMTimeoutError
-from proxyprune.proxy.prompt.survey import Prompt, Survey
+from proxyprune.proxy.prompt.question import Question
+from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.proxy.prompt.token_count import CHARACTERS_PER_TOKEN, tokens_of_schema
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint
 from proxyprune.proxy.service.exchange import Request, Usage
@@ -77,11 +78,11 @@ def price_of(endpoint: Endpoint, model: str, given: tuple[float, float] | None) 
     return Price(float(one_in) * 1000, float(one_out) * 1000, "genai-prices")
 
 
-def output_limit(prompt: Prompt, hosted: bool, given: int | None) -> int:
+def output_limit(prompt: Question[object], hosted: bool, given: int | None) -> int:
     """Longest answer to ask for: room for every score, and for reasoning where a hosted model may reason."""
     if given is not None:
         return given
-    return 16 * len(prompt.labels.of) + (8000 if hosted else 200)
+    return prompt.answer_tokens + (8000 if hosted else 200)
 
 
 def most_usage(request: Request) -> Usage:
@@ -113,6 +114,22 @@ def estimate(survey: Survey, requests: tuple[Request, ...], samples: tuple[int, 
         usd=None if price is None else (price.of(expected), price.of(bound)),
         price=price,
         stages=len(survey.stages or ()),
+    )
+
+
+def with_question(found: CostEstimate, question: Question[object], request: Request, hosted: bool) -> CostEstimate:
+    """Return an estimate with one more question, asked once or, if its answer is invalid, twice."""
+    bound = most_usage(request)
+    expected = Usage(question.tokens, min(question.answer_tokens + (REASONING_TOKENS if hosted else 0), bound.output_tokens))
+    usd = None
+    if found.usd is not None and found.price is not None:
+        usd = found.usd[0] + found.price.of(expected), found.usd[1] + found.price.of(bound)
+    return replace(
+        found,
+        requests=(found.requests[0] + 1, found.requests[1] + 2),
+        input_tokens=(found.input_tokens[0] + expected.input_tokens, found.input_tokens[1] + bound.input_tokens),
+        output_tokens=(found.output_tokens[0] + expected.output_tokens, found.output_tokens[1] + bound.output_tokens),
+        usd=usd,
     )
 
 

@@ -30,6 +30,8 @@ STEADY_TAU = 0.9
 STEP = 2
 """Samples that are added at a time."""
 
+Scores = Answer[dict[str, int]]
+
 _CENTRES: Mapping[str, Callable[[Matrix, Matrix], Matrix]] = {"borda": borda, "kemeny": kemeny}
 
 
@@ -210,7 +212,7 @@ class AnswerSampler:
             pool.shutdown(wait=True, cancel_futures=True)
         return {number: self._sample(number, answers) for number in numbers}
 
-    def _answer(self, prompt: Prompt, number: int) -> Answer:
+    def _answer(self, prompt: Prompt, number: int) -> Scores:
         try:
             answer = self.asker.ask(prompt, number)
         except LLMInvalidAnswerError:
@@ -225,7 +227,7 @@ class AnswerSampler:
         return answer
 
     @staticmethod
-    def _outcome(future: Future[Answer]) -> Answer | LLMInvalidAnswerError:
+    def _outcome(future: Future[Scores]) -> Scores | LLMInvalidAnswerError:
         failure: LLMInvalidAnswerError
         try:
             return future.result()
@@ -233,15 +235,15 @@ class AnswerSampler:
             failure = error
         return failure
 
-    def _sample(self, number: int, answers: Mapping[tuple[int, str], Answer | LLMInvalidAnswerError]) -> Sample | LLMInvalidAnswerError:
+    def _sample(self, number: int, answers: Mapping[tuple[int, str], Scores | LLMInvalidAnswerError]) -> Sample | LLMInvalidAnswerError:
         prompts = self.survey.prompts(number)
-        found: dict[str, Answer] = {}
+        found: dict[str, Scores] = {}
         for prompt in prompts:
             answer = answers[number, prompt.part]
             if isinstance(answer, LLMError):
                 return answer
             found[prompt.part] = answer
-        values = self.survey.combined({part: answer.scores for part, answer in found.items()})
+        values = self.survey.combined({part: answer.content for part, answer in found.items()})
         return Sample(
             number,
             tuple(values.values()),

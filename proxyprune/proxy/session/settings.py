@@ -36,8 +36,12 @@ class LLMSettings:
         temperature: None leaves it to the service, which some models insist on.
         prompt_tokens: Longest prompt; a network that does not fit is asked about in stages.
         real_names: Send module names. By default blocks are called b00, b01, ... and nothing of your naming leaves the machine.
-        statistics: Measured figures to show beside each block: any of "weights", "taylor", "similarity".
-        max_cost_usd: Stop before this is exceeded. Needs a known price.
+        statistics: Measured figures to show beside each block: any of "weights", "taylor", "similarity". None: all of them if a model,
+            calibration batches and a loss are at hand, otherwise none. (): none.
+        ask_advice: Also ask for advice: limits of the plan, each with a reason. `prune` measures each on calibration data, and keeps or
+            drops it. It costs one more request.
+        show_source: Show the model the source code of the blocks' classes when it is asked for advice. The code leaves the machine.
+        max_cost_usd: Stop before this is exceeded, by the ranking and the advice together. Needs a known price.
         price_per_million: (input, output) price in USD for a million tokens, for models that the price list does not know.
         cache: Folder for recorded answers, or None.
         cache_mode: "read-write", "off", or "replay-only", which never touches the network.
@@ -61,7 +65,9 @@ class LLMSettings:
     temperature: float | None = None
     prompt_tokens: int = 6000
     real_names: bool = False
-    statistics: tuple[str, ...] = ()
+    statistics: tuple[str, ...] | None = None
+    ask_advice: bool = False
+    show_source: bool = False
     max_cost_usd: float | None = None
     price_per_million: tuple[float, float] | None = None
     cache: str | Path | None = None
@@ -98,8 +104,8 @@ class LLMSettings:
             found += (
                 [] if getattr(self, name) in allowed else [f"{name} must be one of {', '.join(allowed)}, found {getattr(self, name)!r}"]
             )
-        if not isinstance(self.statistics, tuple | list) or not set(self.statistics) <= set(STATISTICS):
-            found.append(f"statistics must be a tuple of {', '.join(STATISTICS)}, found {self.statistics!r}")
+        if self.statistics is not None and not (isinstance(self.statistics, tuple) and set(self.statistics) <= set(STATISTICS)):
+            found.append(f"statistics must be None or a tuple of {', '.join(STATISTICS)}, found {self.statistics!r}")
         return found
 
     def _number_problems(self) -> list[str]:
@@ -117,6 +123,13 @@ class LLMSettings:
         found = []
         if is_count(self.samples, 1) and is_count(self.max_samples, 1) and self.most_samples < self.samples:
             found.append(f"max_samples ({self.max_samples}) must not be smaller than samples ({self.samples})")
+        found += [
+            f"{name} must be True or False, found {getattr(self, name)!r}"
+            for name in ("ask_advice", "show_source")
+            if not isinstance(getattr(self, name), bool)
+        ]
+        if self.show_source is True and self.ask_advice is False:
+            found.append("show_source shows source code in the question for advice, and needs ask_advice")
         if self.cache_mode == "replay-only" and self.cache is None:
             found.append("cache_mode 'replay-only' needs cache, the folder with the recorded answers")
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.searching.proposer import CHEAP_REPEATS, History
+from proxyprune.searching.round import Round
 from proxyprune.support.extras import explained
 from proxyprune.support.seeds import derived_seed
 
@@ -43,6 +45,10 @@ class EvolutionProposer:
     def name(self) -> str:
         """Name with settings."""
         return f"evolution(sigma={self.sigma:g}, population={self.population})"
+
+    def together(self, rounds: Sequence[Round]) -> int:
+        """Return the individuals that are left of the generation: the next one needs all losses of this one."""
+        return self.population - (len(rounds) - 1) % self.population
 
     def propose(self, history: History) -> Ranking:
         """Replay all generations, then take the next individual."""
