@@ -7,20 +7,23 @@ journal when it is measured, so that a run that was stopped goes on where it was
     python benchmarks/real_networks.py --networks minilm --scorers wanda,magnitude --ratios 0.8,0.5 --draws 1
     python benchmarks/real_networks.py --scorers auto --draws 1                # scorer="auto", chosen with compensation
     python benchmarks/real_networks.py --scorers obs --steps 4                 # in four steps, compensated after each
+    python benchmarks/real_networks.py --networks minilm --scorers wanda --ratios 0.8,0.6 --uniform none,config,layers --merge
     python benchmarks/real_networks.py --from-journal                          # table and JSON of what is measured already
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, print_table, save
+from common import RESULTS, environment, print_table, save
 from real_subjects import NETWORKS, RealNetwork
 
 import proxyprune as pp
@@ -47,12 +50,12 @@ class Cell:
         return {"network": self.network, "draw": self.draw, "scorer": self.scorer, "ratio": self.ratio}
 
 
-def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, cell: Cell) -> dict[str, Any]:
-    """Cut to one ratio, and judge with and without compensation."""
+def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, cell: Cell, uniform: str) -> dict[str, Any]:
+    """Cut to one ratio, with `uniform` as in `pp.prune` or "none" for free widths, and judge with and without compensation."""
     from proxyprune.api import prune_ranked
     from proxyprune.planning.request import PlanRequest
 
-    request = PlanRequest.of(cell.ratio, metric=subject.budget, keep=subject.keep)
+    request = PlanRequest.of(cell.ratio, metric=subject.budget, keep=subject.keep, uniform=False if uniform == "none" else uniform)
     cut = prune_ranked(subject.model, subject.example, graph, ranking, request)
     without = subject.judge(cut.model)
     started = time.perf_counter()
@@ -111,14 +114,33 @@ def in_one_call(subject: RealNetwork, cell: Cell, scorer: str, steps: int) -> di
     }
 
 
+def labelled(scorer: str, steps: int, uniform: str) -> str:
+    """Return the name of an arm: its scorer, and each option that is not the default."""
+    return scorer + ("" if steps == 1 else f", {steps} steps") + ("" if uniform == "none" else f", uniform {uniform}")
+
+
+def merged(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return results with the cells of an earlier file that were not measured again; each cell has the commit at which it was added."""
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"commit": None, "unpruned": {}, "cells": []}
+    found = {key_of(cell): {"commit": source["commit"], **cell} for source in (before, content) for cell in source["cells"]}
+    ordered = sorted(found.values(), key=lambda cell: (cell["network"], *_place(cell)))
+    return {**content, "unpruned": before["unpruned"] | content["unpruned"], "cells": ordered}
+
+
+def key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a cell is found by."""
+    return entry["network"], entry["draw"], entry["scorer"], entry["ratio"]
+
+
 def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace, journal: Journal) -> Iterator[Mapping[str, Any]]:
     """Every cell of one network and one draw; those in the journal are not measured again."""
-    done = {(e["network"], e["draw"], e["scorer"], e["ratio"]): e for e in journal.entries}
+    done = {key_of(entry): entry for entry in journal.entries}
     graph = pp.trace(subject.model, subject.example, probe=False)
     for scorer in asked.scorers.split(","):
         ranking = None
-        label = scorer if asked.steps == 1 else f"{scorer}, {asked.steps} steps"
-        for ratio in map(float, asked.ratios.split(",")):
+        for uniform, ratio in product(asked.uniform.split(","), map(float, asked.ratios.split(","))):
+            label = labelled(scorer, asked.steps, uniform)
             known = done.get((name, draw, label, ratio))
             if known is not None:
                 yield known
@@ -133,7 +155,7 @@ def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace,
                 batches, loss_fn = subject.batches, subject.loss_fn
                 ranking = pp.score(graph, scorer, model=subject.model, batches=batches, loss_fn=loss_fn, seed=draw)
                 scoring = time.perf_counter() - started
-            entry = {**measured(subject, ranking, graph, Cell(name, draw, scorer, ratio)), "scoring_seconds": scoring}
+            entry = {**measured(subject, ranking, graph, Cell(name, draw, label, ratio), uniform), "scoring_seconds": scoring}
             journal.append(entry)
             yield entry
 
@@ -170,6 +192,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluated on each text")
     parser.add_argument("--steps", type=int, default=1, help="cuts, with a compensation after each")
+    parser.add_argument("--uniform", default="none", help="none, config or layers; several between commas")
+    parser.add_argument("--merge", action="store_true", help="keep the cells of the JSON file that are not measured")
     parser.add_argument("--from-journal", action="store_true", help="measure nothing; table and JSON of the cells in the journal")
     parser.add_argument("--journal", type=Path, default=Path("benchmarks/.cache/real_networks.jsonl"))
     parser.add_argument("--name", default="real_networks", help="of the JSON file in benchmarks/results")
@@ -191,7 +215,8 @@ def main() -> None:
                 found += cells(subject, name, draw, asked, journal)
     columns = ("network", "draw", "scorer", "ratio", "on", "measure", "unpruned", "without", "with", "refitted", "seconds")
     print_table("Cut networks, without and with compensation", columns, list(rows(found, unpruned)))
-    save(asked.name, {**environment(), "tokens": asked.tokens, "unpruned": unpruned, "cells": found})
+    content = {**environment(), "tokens": asked.tokens, "unpruned": unpruned, "cells": found}
+    save(asked.name, merged(asked.name, content) if asked.merge else content)
 
 
 if __name__ == "__main__":

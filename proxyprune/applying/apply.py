@@ -23,11 +23,12 @@ from proxyprune.surgery.attribute_evidence import AttributeEvidence, evidence_fo
 from proxyprune.surgery.attribute_proposals import AttributeProposals
 from proxyprune.surgery.comparison import predicted_calls
 from proxyprune.surgery.decoding import Decoding, find_decoding
+from proxyprune.surgery.feature_sizes import FeatureSizes
 from proxyprune.surgery.find_attributes import attributes_not_followed
 from proxyprune.surgery.find_surgery import find_surgery, has_no_values, obvious_surgery
 from proxyprune.surgery.method_sizes import followed_by_methods
 from proxyprune.surgery.observer import Observer
-from proxyprune.surgery.perform import perform, pruned_copy
+from proxyprune.surgery.perform import perform, pruned_copy, set_attribute
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.stack_positions import position_changes
 from proxyprune.surgery.surgery import AttributeChange, Surgery, joined
@@ -119,8 +120,25 @@ def apply(
     views = calls_of(graph, example_inputs)
     known = evidence or evidence_for(model, graph, example_inputs)
     calls = [_ExampleCall(predict(view, plan), inputs, own) for (view, inputs), own in zip(views, known, strict=True)]
+    features = None if has_no_values(model) else FeatureSizes.of(model, calls[0].inputs)
     applied = _cut_and_verified(model, calls, inplace=inplace)
+    if features is not None:
+        applied = _with_features(applied, features, calls[0].inputs)
     return replace(applied, config_note=_config_note(applied.model, graph, plan, example_inputs))
+
+
+def _with_features(applied: Applied, before: FeatureSizes, inputs: Call) -> Applied:
+    """Let the sizes that a network states about its features follow the cut."""
+    after = FeatureSizes.of(applied.model, inputs, before.module)
+    assert after is not None
+    known = {(change.module, change.path) for change in applied.surgery.attributes}
+    changes = [change for change in before.changes(after) if (change.module, change.path) not in known]
+    for change in changes:
+        set_attribute(applied.model.get_submodule(change.module), change.path, change.after)
+    settled = {".".join((before.module, *path)).removeprefix(".") for path in before.stated}
+    stay = {name: why for name, why in applied.not_followed.items() if name not in settled} | before.stay(after)
+    surgery = replace(applied.surgery, attributes=(*applied.surgery.attributes, *changes))
+    return replace(applied, surgery=surgery, not_followed=stay)
 
 
 def _cut_and_verified(model: nn.Module, calls: Sequence[_ExampleCall], *, inplace: bool) -> Applied:

@@ -105,11 +105,13 @@ def _name_in_model(entry: LoraKey, prefix: str, known: KnownNames) -> str:
 
     Raises:
         PlanMismatchError: If the model has none there.
+        InputError: If it is part of another kind of adapter.
     """
     name = known.full(entry, prefix)
-    if name is None:
-        raise _unknown(entry, prefix, known)
-    return name
+    if name is not None:
+        return name
+    module = known.full(replace(entry, name=entry.name.rpartition(".")[0], role="up"), prefix)
+    raise _unknown(entry, prefix, known) if module is None or entry.role != "parameter" else _no_part(entry, module)
 
 
 def _partners(entries: Mapping[str, LoraKey], modules: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -121,11 +123,21 @@ def _partners(entries: Mapping[str, LoraKey], modules: Mapping[str, str]) -> dic
 
 
 def _unknown(entry: LoraKey, prefix: str, known: KnownNames) -> PlanMismatchError:
-    wanted = ", ".join(f"'{prefix}{name}'" for name in sorted(known.modules)[:3])
+    names = [name.replace(".", "_") if prefix.endswith("_") else name for name in sorted(known.modules)[:3]]
+    wanted = ", ".join(f"'{prefix}{name}'" for name in names)
     return PlanMismatchError(
         f"'{entry.key}' belongs to no layer of the model that was pruned: expected layers such as {wanted}, found '{entry.name}'. "
-        "Use an adapter that was made for the unpruned model, in the layout of PEFT or diffusers. If the key belongs to another network of "
-        "a pipeline, pass the prefix of the network that was pruned (prefix='unet.'); other keys are then copied."
+        "Use an adapter that was made for the unpruned model, in the layout of PEFT, diffusers or kohya, with the names of its modules. If "
+        f"the key belongs to another network of a pipeline, pass the prefix of the network that was pruned (prefix={prefix or 'unet.'!r}); "
+        "other keys are then copied."
+    )
+
+
+def _no_part(entry: LoraKey, module: str) -> InputError:
+    part = entry.name.rpartition(".")[2]
+    return InputError(
+        f"'{entry.key}' belongs to '{module}': expected a part of a LoRA adapter (A, B, a scale, magnitudes of DoRA) or a parameter of the "
+        f"layer, found '{part}'. Only LoRA adapters can be carried; merge this one into the unpruned model before pruning."
     )
 
 
@@ -164,17 +176,20 @@ class _Cutter:
                 f"found {type(module).__name__}. Its adapter cannot be cut."
             )
         self._check_partner(entry, name)
-        if entry.role == "alpha":
+        if entry.role in ("alpha", "mid"):
             return tensor.clone()
         shape, cuts = self._shapes[weight], self._cuts_of(weight)
         if self._groups.get(name, getattr(module, "groups", 1)) != 1:
             return self._of_group_convolution(entry, name, tensor, cuts)
-        _check_shape(entry, tensor, shape, kind)
         along, place = _direction(entry, tensor, kind)
-        if entry.role == "magnitude" and any(cut.dim != along for cut in cuts):
+        if "mid" in self._partners[name] and entry.role == "down":
+            shape = (*shape[:2], *(1 for _ in shape[2:]))
+        _check_shape(entry, tensor, shape, kind, along)
+        if entry.role in ("magnitude", "dora_scale") and any(cut.dim != along for cut in cuts):
+            lines = "columns" if along == kind.inputs else "rows"
             raise InputError(
-                f"'{entry.key}' holds magnitudes of DoRA: expected whole rows of '{name}', found that they were cut. Norms of rows change "
-                "with them, so the magnitudes cannot be carried exactly. Merge the adapter into the unpruned model before pruning."
+                f"'{entry.key}' holds magnitudes of DoRA: expected whole {lines} of '{name}', found that they were cut. Norms of {lines} "
+                "change with them, so the magnitudes cannot be carried exactly. Merge the adapter into the unpruned model before pruning."
             )
         return slice_tensor(tensor, [replace(cut, dim=place) for cut in cuts if cut.dim == along]).clone()
 
@@ -227,11 +242,12 @@ def _direction(entry: LoraKey, tensor: Tensor, kind: _Kind) -> tuple[int, int]:
         return kind.inputs, 1
     if entry.role in ("up", "bias"):
         return kind.outputs, 0
-    return kind.magnitudes, max(range(tensor.ndim), key=lambda dim: tensor.shape[dim], default=0)
+    place = max(range(tensor.ndim), key=lambda dim: tensor.shape[dim], default=0)
+    return (kind.inputs if entry.role == "dora_scale" and place == 1 else kind.magnitudes), place
 
 
-def _check_shape(entry: LoraKey, tensor: Tensor, weight: tuple[int, ...], kind: _Kind) -> None:
-    """Raise unless an entry has the shape that follows from the weight of the unpruned layer."""
+def _check_shape(entry: LoraKey, tensor: Tensor, weight: tuple[int, ...], kind: _Kind, along: int) -> None:
+    """Raise unless an entry has the shape that follows from the weight of the unpruned layer and the dimension that it runs along."""
     found = tuple(tensor.shape)
     if entry.role == "down":
         expected = (found[0], weight[kind.inputs], *weight[2:])
@@ -240,7 +256,7 @@ def _check_shape(entry: LoraKey, tensor: Tensor, weight: tuple[int, ...], kind: 
         expected = (weight[kind.outputs], found[1], *(1 for _ in weight[2:]))
         fits = _without_ones(found) == _without_ones(expected)
     else:
-        expected = (weight[kind.outputs if entry.role == "bias" else kind.magnitudes],)
+        expected = (weight[along],)
         fits = math.prod(found) == max(found, default=0) == expected[0]
     if not fits:
         raise _misshapen(entry, tensor, expected)

@@ -1,4 +1,4 @@
-"""Keys of LoRA adapters: the layer and the part of it that each entry belongs to, in the layouts of PEFT and diffusers."""
+"""Keys of LoRA adapters: the layer and the part of it that each entry belongs to, in the layouts of PEFT, diffusers and kohya."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from proxyprune.errors import PlanMismatchError
 from proxyprune.support.wrapped_names import unwrapped
 
-Role = Literal["down", "up", "bias", "magnitude", "alpha", "parameter"]
-"""Part of an adapter: A, B, the bias of B, the magnitudes of DoRA, a scale, or a whole parameter that was trained with it."""
+Role = Literal["down", "up", "mid", "bias", "magnitude", "dora_scale", "alpha", "parameter"]
+"""Part of an adapter: A, B, a kernel between them, the bias of B, magnitudes of DoRA (of rows, or of rows or columns by their shape), a
+scale, or a whole parameter that was trained with it."""
 
 _ROLES: Mapping[str, Role] = {
     "lora_A": "down",
@@ -20,12 +22,15 @@ _ROLES: Mapping[str, Role] = {
     "lora_embedding_A": "down",
     "lora_embedding_B": "up",
     "lora_magnitude_vector": "magnitude",
+    "lora_down": "down",
+    "lora_mid": "mid",
+    "lora_up": "up",
     "lora.down": "down",
     "lora.up": "up",
     "lora_linear_layer.down": "down",
     "lora_linear_layer.up": "up",
-    "dora_scale": "magnitude",
-    "lora.dora_scale": "magnitude",
+    "dora_scale": "dora_scale",
+    "lora.dora_scale": "dora_scale",
 }
 
 _ENTRY = re.compile(
@@ -37,7 +42,7 @@ _ENTRY = re.compile(
 _INSERTED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)\.")
 """Children that PEFT puts between a module and its parameters."""
 
-_PROCESSOR = re.compile(r"(?P<attention>.+)\.processor\.(?P<layer>\w+)_lora\.(?P<role>down|up)\.weight")
+_PROCESSOR = re.compile(r"(?P<attention>.+?)(\.processor)?\.(?P<layer>\w+)_lora\.(?P<role>down|up)\.weight(?P<alpha>\.alpha)?")
 """Older diffusers: `attn1.processor.to_q_lora.down.weight`."""
 
 
@@ -55,13 +60,19 @@ class LoraKey:
     name: str
     role: Role
 
+    @property
+    def is_underscored(self) -> bool:
+        """Return True if the name may be a module's with `_` in place of each dot."""
+        return "." not in self.name
+
 
 def read_key(key: str) -> LoraKey:
     """Return what a key names; keys of no known layout are read as names of whole parameters."""
     plain = _INSERTED.sub(".", unwrapped(key))
     if found := _PROCESSOR.fullmatch(plain):
         layer = "to_out.0" if found["layer"] == "to_out" else found["layer"]
-        return LoraKey(key, f"{found['attention']}.{layer}", "down" if found["role"] == "down" else "up")
+        role: Role = "alpha" if found["alpha"] else "down" if found["role"] == "down" else "up"
+        return LoraKey(key, f"{found['attention']}.{layer}", role)
     if found := _ENTRY.fullmatch(plain):
         role = _ROLES[found["role"]]
         if found["what"] != "bias":
@@ -93,13 +104,39 @@ class KnownNames:
         names = frozenset(parameters)
         return cls(frozenset(name.rpartition(".")[0] for name in names), names, root)
 
-    def full(self, entry: LoraKey, prefix: str) -> str | None:
-        """Return the name in the model of an entry's module or parameter; None if the model has none there."""
+    @cached_property
+    def underscored(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of modules by their name with `_` in place of each dot, as kohya's adapters have them; with and without the root."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in sorted(self.modules):
+            for short in dict.fromkeys((name, name.removeprefix(f"{self.root}.") if self.root else name)):
+                found[short.replace(".", "_")] = (*found.get(short.replace(".", "_"), ()), name)
+        return found
+
+    def candidates(self, entry: LoraKey, prefix: str) -> tuple[str, ...]:
+        """Return the names in the model that an entry may mean; several only if names differ in `_` and dot alone."""
         if not entry.name.startswith(prefix):
-            return None
+            return ()
         inner = entry.name.removeprefix(prefix)
         known = self.parameters if entry.role == "parameter" else self.modules
-        return next((name for name in dict.fromkeys((inner, f"{self.root}.{inner}" if self.root else inner)) if name in known), None)
+        exact = [name for name in (inner, f"{self.root}.{inner}" if self.root else inner) if name in known]
+        if entry.role != "parameter" and entry.is_underscored and (prefix or not exact):
+            return self.underscored.get(inner, ())
+        return tuple(exact[:1])
+
+    def full(self, entry: LoraKey, prefix: str) -> str | None:
+        """Return the name in the model of an entry's module or parameter; None if the model has none there.
+
+        Raises:
+            PlanMismatchError: If the model has several.
+        """
+        found = self.candidates(entry, prefix)
+        if len(found) > 1:
+            raise PlanMismatchError(
+                f"'{entry.key}' can belong to {' or '.join(map(repr, found))}: expected a name that one layer of the model has. "
+                "Convert the adapter to the layout of PEFT or diffusers, whose names have dots."
+            )
+        return found[0] if found else None
 
 
 def with_known_roles(entries: Iterable[LoraKey], known: KnownNames) -> list[LoraKey]:
@@ -109,7 +146,7 @@ def with_known_roles(entries: Iterable[LoraKey], known: KnownNames) -> list[Lora
     changed = []
     for entry in entries:
         whole = LoraKey(entry.key, f"{entry.name}.alpha", "parameter")
-        is_parameter = entry.role == "alpha" and any(known.full(whole, prefix) for prefix in _prefixes(whole.name))
+        is_parameter = entry.role == "alpha" and any(known.candidates(whole, prefix) for prefix in _prefixes(whole.name))
         changed.append(whole if is_parameter else entry)
     return changed
 
@@ -120,18 +157,19 @@ def find_prefix(entries: Collection[LoraKey], known: KnownNames) -> str:
     Raises:
         PlanMismatchError: If no entry is found under any.
     """
-    counts = Counter(prefix for entry in entries for prefix in _prefixes(entry.name) if known.full(entry, prefix) is not None)
+    counts = Counter(prefix for entry in entries for prefix in _prefixes(entry.name) if known.candidates(entry, prefix))
     if not counts:
         found = ", ".join(f"'{entry.key}'" for entry in list(entries)[:3]) or "none"
         wanted = ", ".join(f"'{name}'" for name in sorted(known.modules)[:3])
         raise PlanMismatchError(
             f"The adapter names no layer of the model that was pruned: expected layers such as {wanted}, found the keys {found}. "
-            "Use an adapter that was made for the unpruned model, in the layout of PEFT or diffusers."
+            "Use an adapter that was made for the unpruned model, in the layout of PEFT, diffusers or kohya, with the names of its modules."
         )
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
 
 
 def _prefixes(name: str) -> list[str]:
-    """Return every beginning of a dotted name, each with its dot; the first is empty."""
-    parts = name.split(".")
-    return ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts))]
+    """Return every beginning of a dotted name, or of a name with underscores alone, each with its separator; the first is empty."""
+    separator = "." if "." in name else "_"
+    parts = name.split(separator)
+    return ["".join(f"{part}{separator}" for part in parts[:count]) for count in range(len(parts))]

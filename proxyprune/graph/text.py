@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.coupling.groups import ChannelGroup
+from proxyprune.graph.group_names import group_names
 from proxyprune.graph.structure import INPUT, Block, Structure, edges_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def to_text(graph: Structure) -> str:
 
 def to_dict(graph: Structure) -> dict[str, Any]:
     """Structure as plain JSON types: what `describe --json` prints and a saved folder keeps as graph.json."""
+    names = group_names(graph)
     return {
         "schema": SCHEMA,
         "model_class": graph.model_class,
@@ -74,7 +76,7 @@ def to_dict(graph: Structure) -> dict[str, Any]:
         "macs": graph.macs,
         "params": graph.params,
         "blocks": [block_dict(block) for block in graph.blocks],
-        "groups": [_group(group) for group in graph.groups],
+        "groups": [_group(group, names[group.id]) for group in graph.groups],
         "unsupported_ops": list(graph.unsupported_ops),
         "uncosted_ops": list(graph.uncosted_ops),
     } | {name: list(values) for name, values in (("unreached", graph.unreached), ("notes", graph.notes)) if values}
@@ -96,9 +98,10 @@ def block_dict(block: Block) -> dict[str, Any]:
     } | ({"heads": block.heads} if block.heads else {})
 
 
-def _group(group: ChannelGroup) -> dict[str, Any]:
+def _group(group: ChannelGroup, name: str) -> dict[str, Any]:
     return {
         "id": group.id,
+        "name": name,
         "width": group.width,
         "unit": group.unit,
         "pinned": group.pinned,

@@ -34,12 +34,14 @@ class TableCell:
         bar: A small drawing beside it, or None.
         tone: "", "strong", "quiet", "good" or "bad".
         target: Fragment of the page that it links to, or "".
+        hint: Text that appears when the pointer rests on the cell, or "".
     """
 
     text: str
     bar: Markup | None = None
     tone: str = ""
     target: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,9 @@ def carry_lora(
 
     Args:
         adapter: A state dict, a safetensors file, or a folder of PEFT (adapter_config.json and adapter_model.safetensors). Keys are those
-            of PEFT (`base_model.model.<layer>.lora_A.weight`) or diffusers (`unet.<layer>.lora.down.weight`); parameters that were trained
-            with the adapter (`modules_to_save`, biases) are cut as well.
+            of PEFT (`base_model.model.<layer>.lora_A.weight`), diffusers (`unet.<layer>.lora.down.weight`) or kohya
+            (`lora_unet_<layer with underscores>.lora_down.weight`); parameters that were trained with the adapter (`modules_to_save`,
+            biases) are cut as well.
         result: From `prune`.
         to: File or folder to write, for a file or folder. An earlier file or PEFT folder is replaced.
         prefix: Beginning of the keys that belong to the pruned network, such as "unet."; all other keys are copied. If left out, it is
@@ -111,6 +112,22 @@ def carry_lora(
     if target is not None:
         _write(carried, source, target)
     return CarriedLora(dict(carried.state), state.dropped, state.untouched, carried.config, None if to is None else Path(to))
+
+
+def check_lora(adapter: str | Path, to: str | Path) -> None:
+    """Raise if an adapter cannot be read or is no plain LoRA adapter, or if its place is taken.
+
+    Args:
+        adapter: A safetensors file, or a folder of PEFT.
+        to: The file or folder that `carry_lora` will write.
+
+    Raises:
+        InputError: If it is no plain LoRA adapter.
+        StorageError: If it cannot be read, or something else lies at `to`.
+    """
+    _target(resolved(adapter), to)
+    for described in _configs(_read(Path(adapter))):
+        check_config(described)
 
 
 def _target(source: Path | None, to: str | Path | None) -> Path | None:
@@ -214,9 +231,12 @@ def _new_key(key: str, state: LoraState, root: str, names: Mapping[str, str]) ->
     old, new = full.removeprefix(root).split("."), names[full].split(".")
     end = max((position + 1 for position, (one, other) in enumerate(zip(old, new, strict=True)) if one != other), default=0)
     head = "".join(f"{part}." for part in old[:end])
-    if not rest.startswith(head):
+    if rest.startswith(head):
+        return state.prefix + "".join(f"{part}." for part in new[:end]) + rest.removeprefix(head)
+    inner, parameter = rest.removeprefix(root.replace(".", "_")).partition(".")[::2]
+    if inner != "_".join(old):
         raise InputError(f"'{key}' cannot be renumbered: expected a key that begins with '{state.prefix}{head}'.")
-    return state.prefix + "".join(f"{part}." for part in new[:end]) + rest.removeprefix(head)
+    return f"{state.prefix}{'_'.join(new)}.{parameter}"
 
 
 def _write(adapter: _Adapter, source: Path | None, target: Path) -> None:

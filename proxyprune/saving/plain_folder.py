@@ -27,6 +27,7 @@ from proxyprune.saving.tokenizer_files import add_files_beside, add_tokenizer
 from proxyprune.standard.rebuild import InnerCall, Standard, family_in, inner_call, rebuilt
 from proxyprune.support.files import put_folder
 from proxyprune.support.nested import mapped
+from proxyprune.surgery.feature_sizes import architecture_of
 from proxyprune.tracing.model_call import ExampleInputs, call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import unchanged
 
@@ -150,6 +151,12 @@ def plain_form(result: PruneResult, inputs: ExampleInputs) -> tuple[Standard, In
     """
     graph, model = result.graph, result.model
     shapes = {**graph.program.shapes, **{alias: graph.program.shapes[name] for alias, name in graph.program.aliases.items()}}
+    if graph.blueprint is None and (architecture := architecture_of(model)) is not None:
+        raise ConfigError(
+            f"timm builds {graph.model_class} ('{architecture}') from the name of its architecture and arguments that the network does not "
+            "record in full, so no arguments can be found that give the pruned widths. Save it with proxyprune.save(result, folder), or "
+            "export it with proxyprune.save_onnx."
+        )
     family = family_in(graph.blueprint, shapes, graph.model_class)
     args, kwargs = call_arguments(on_device_of(model, inputs))
     with unchanged(model), evaluation(model):

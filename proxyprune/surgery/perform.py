@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from proxyprune.errors import PlanMismatchError
+from proxyprune.surgery.feature_sizes import mark_pruned
 from proxyprune.surgery.surgery import Cut, Surgery
 from proxyprune.tracing.module_state import copied
 
@@ -115,6 +116,8 @@ def rewire(model: nn.Module, surgery: Surgery) -> None:
     """Set the attributes and replace the removed blocks of a surgery; tensors are left alone."""
     for change in surgery.attributes:
         set_attribute(model.get_submodule(change.module), change.path, change.after)
+    if surgery.cuts or surgery.removed_blocks:
+        mark_pruned(model)
     for entry in surgery.removed_blocks:
         parent, _, child = entry.module.rpartition(".")
         block = model.get_submodule(entry.module)
@@ -167,15 +170,22 @@ def set_attribute(module: nn.Module, path: tuple[str, ...], value: int | tuple[i
     """Set an attribute; objects on the way (a config shared by many modules) are copied for this module alone."""
     holder: Any = module
     for part in path[:-1]:
-        own = copy.copy(stored_value(holder, part))
-        object.__setattr__(holder, part, own) if not isinstance(holder, nn.Module) else setattr(holder, part, own)
+        own = copy.copy(holder[_key(holder, part)] if isinstance(holder, dict | list) else stored_value(holder, part))
+        if isinstance(holder, dict | list):
+            holder[_key(holder, part)] = own
+        else:
+            object.__setattr__(holder, part, own) if not isinstance(holder, nn.Module) else setattr(holder, part, own)
         holder = own
-    if isinstance(holder, dict):
-        holder[path[-1]] = value
+    if isinstance(holder, dict | list):
+        holder[_key(holder, path[-1])] = value
         return
     current = stored_value(holder, path[-1])
     after: Any = list(value) if isinstance(current, list) and isinstance(value, tuple) else value
     setattr(holder, path[-1], after)
+
+
+def _key(holder: dict[str, Any] | list[Any], part: str) -> Any:
+    return int(part) if isinstance(holder, list) else part
 
 
 def stored_value(holder: Any, name: str) -> Any:

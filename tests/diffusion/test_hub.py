@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusion_pipelines import pipeline
@@ -16,6 +17,7 @@ from diffusion_runs import ROOT
 from local_hub import local_hub
 
 from proxyprune.diffusion import StepAdaptivePipeline
+from proxyprune.diffusion.data.write_images import save_arrays
 from proxyprune.errors import InputError, StorageError
 
 SCRIPT = """
@@ -44,12 +46,17 @@ print(json.dumps([(plain if given.pop('plain', False) else drawn)(name, **given)
 """
 
 
+def reaching(hub: str, home: Path) -> dict[str, str]:
+    """Return an environment in which the hub is the one at an address."""
+    cleared = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    settings = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return cleared | settings | {"PYTHONPATH": str(ROOT)}
+
+
 def in_process(hub: str, home: Path, *cases: tuple[str, dict[str, object]]) -> list[str]:
     """Return a hash of the images of each case, or its error."""
-    cleared = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    environment = cleared | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-c", SCRIPT, json.dumps(cases)]
-    done = subprocess.run(command, cwd=home.parent, env=environment | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=home.parent, env=reaching(hub, home), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout.splitlines()[-1]))
 
@@ -89,6 +96,34 @@ def test_ids_revisions_and_subfolders(tmp_path):
     assert "experts/1/model.safetensors" in downloaded
     again = in_process("http://127.0.0.1:9", tmp_path / "home", ("org/name", {"local_files_only": True}))
     assert again == found[:1]
+
+
+def test_commands_take_ids(tmp_path):
+    """`sample --pipeline org/name --revision v2` draws the images of that revision; `evaluate` loads it before it looks for the run."""
+    first, second = pipeline(), pipeline()
+    with torch.no_grad():
+        second.experts[0].conv_out.bias.add_(0.5)
+    first.save_pretrained(tmp_path / "main")
+    second.save_pretrained(tmp_path / "other")
+    (tmp_path / "home").mkdir()
+    with local_hub({("org/name", "main"): tmp_path / "main", ("org/name", "v2"): tmp_path / "other"}) as hub:
+
+        def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+            line = [sys.executable, "-m", "proxyprune", "diffusion", *arguments]
+            return subprocess.run(line, cwd=tmp_path, env=reaching(hub.url, tmp_path / "home"), text=True, capture_output=True)
+
+        drawn = command(*"sample --pipeline org/name --revision v2 --count 2 --steps 3 --out images.npz".split())
+        assert drawn.returncode == 0, drawn.stderr
+        judged = command(*"evaluate --pipeline org/name --count 2 --steps 3".split())
+        missing = command(*"sample --pipeline org/missing --count 2 --out images.npz".split())
+        downloaded = list(hub.downloaded)
+    save_arrays(second.generate(2, steps=3, progress=False), tmp_path / "expected.npz")
+    found, expected = (np.load(tmp_path / name) for name in ("images.npz", "expected.npz"))
+    assert found.files == expected.files
+    assert all(np.array_equal(found[name], expected[name]) for name in found.files)
+    assert "--run" in judged.stderr
+    assert downloaded.count("experts/0/model.safetensors") == 2
+    assert "'org/missing' is no folder here" in missing.stderr
 
 
 def test_a_folder_comes_before_the_hub(tmp_path, monkeypatch):

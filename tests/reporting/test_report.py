@@ -21,6 +21,7 @@ import proxyprune as pp
 from proxyprune import ProxyPruneError
 from proxyprune.cli import main
 from proxyprune.errors import ResultFileError, StorageError
+from proxyprune.graph.group_names import group_names
 from proxyprune.measuring.wall_time import run_seconds
 from proxyprune.reporting import Result, read_result, render, write_report
 from proxyprune.reporting.draw.charts import Series, line_chart
@@ -134,6 +135,36 @@ def test_a_network_is_told_in_full(tmp_path):
     assert f"Removed whole: {', '.join(found.plan.removed_blocks)}." in words
     for text in (found.plan.sha256, found.graph.fingerprint, found.report.made_with["torch"], "magnitude", "Hourglass"):
         assert text.replace(" ", "") in joined
+
+
+def test_channel_groups_are_named_by_block_and_role(tmp_path):
+    """Cut and pinned groups have the names of printed plans; the id stands in a column, or in the hint of a cell with several groups."""
+    found = pruned()
+    names = group_names(found.graph)
+    page = page_of("network", tmp_path)
+    joined = re.sub(r"\s", "", page.words)
+    for group in found.plan.widths:
+        assert re.sub(r"\s", "", names[group]) in joined
+        assert group in joined
+    hints = ", ".join(attributes["title"] or "" for tag_name, attributes in page.tags if tag_name == "td" and "title" in attributes)
+    for group in found.report.pinned:
+        assert re.sub(r"\s", "", names[group]) in joined
+        assert group in hints
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_names_follow_from_ids_where_a_file_has_none(tmp_path, saved):
+    """A plan without a graph, and graph.json of an earlier version, give names that are made from the ids."""
+    plan = pruned().plan
+    folder = RESULTS["network" if saved else "plan"](tmp_path)
+    if saved:
+        graph = json.loads((folder / "graph.json").read_text())
+        for group in graph["groups"]:
+            del group["name"]
+        (folder / "graph.json").write_text(json.dumps(graph))
+    names = read_result(folder).group_names
+    assert plan.widths.keys() <= names.keys()
+    assert names["wide.conv1.weight:0"] == "wide.conv1 channels"
 
 
 class Kept(Hourglass):

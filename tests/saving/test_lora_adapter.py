@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import zoo
+from commands import fail, succeed
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -41,6 +42,11 @@ def diffusers_key(module: str, part: str) -> str:
 def down_up_key(module: str, part: str) -> str:
     """Return a key of older adapters for diffusers."""
     return f"{module}.lora.{'down' if part == 'A' else 'up'}.weight"
+
+
+def kohya_key(module: str, part: str) -> str:
+    """Return a key of kohya's scripts: dots of the module are underscores."""
+    return f"lora_unet_{module.replace('.', '_')}.lora_{'down' if part == 'A' else 'up'}.weight"
 
 
 def adapted(model: nn.Module, *, without: tuple[type[nn.Module], ...] = ()) -> dict[str, nn.Module]:
@@ -111,6 +117,9 @@ def compare(dense: nn.Module, inputs: Any, result: pp.PruneResult, state: dict[s
         ("llama_gqa", peft_live_key),
         ("sd_unet", diffusers_key),
         ("sd_unet", down_up_key),
+        ("sd_unet", kohya_key),
+        ("fused_qkv_vit", kohya_key),
+        ("conv3d", kohya_key),
     ],
 )
 def test_merging_and_cutting_commute(name: str, key: Key) -> None:
@@ -344,9 +353,81 @@ def test_keys_of_attention_processors_are_known() -> None:
         layer, _, end = rest.partition(".lora.")
         return f"unet.{head}.attn1.processor.{layer}_lora.{end}"
 
-    carried = pp.carry_lora({older(key): tensor for key, tensor in state.items()}, result)
+    scales = {f"{older(key)}.alpha": torch.tensor(2.0) for key in state if ".down." in key}
+    carried = pp.carry_lora({older(key): tensor for key, tensor in state.items()} | scales, result)
+    assert all(carried.state[key] == scale for key, scale in scales.items())
     expected = pp.carry_lora(state, result)
     assert all(torch.equal(carried.state[older(key)], tensor) for key, tensor in expected.state.items())
+
+
+def test_names_with_underscores_follow_the_layers(tmp_path: Path) -> None:
+    """In a pipeline file of kohya, metadata stay, text encoders are copied, and layers that moved up get new names."""
+    model, inputs = llama()
+    result = pp.prune(model, inputs, 0.7, mode="depth", uniform=True)
+    scales = {kohya_key(name, "alpha").partition(".")[0] + ".alpha": torch.tensor(2.0) for name in projections(model)}
+    state = {key.replace("_unet_", "_te_"): tensor for key, tensor in (made_adapter(model, kohya_key, projections(model)) | scales).items()}
+    other = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.randn(3, 5)}
+    safetensors.torch.save_file(state | other, tmp_path / "dense.safetensors", metadata={"ss_network_dim": "3"})
+    with pytest.raises(PlanMismatchError, match=r"lora_te2_.*such as 'lora_te_lm_head'.*prefix='lora_te_'"):
+        pp.carry_lora(tmp_path / "dense.safetensors", result, tmp_path / "pruned.safetensors")
+    carried = pp.carry_lora(tmp_path / "dense.safetensors", result, tmp_path / "pruned.safetensors", prefix="lora_te_", plain=True)
+    assert carried.untouched == tuple(other)
+    stay = [layer for layer in range(4) if f"model.layers.{layer}" not in result.plan.removed_blocks]
+    assert 0 < len(stay) < 4
+    expected = {
+        key.replace(f"_layers_{old}_", f"_layers_{new}_"): tensor
+        for new, old in enumerate(stay)
+        for key, tensor in state.items()
+        if f"_layers_{old}_" in key
+    }
+    assert carried.state.keys() == expected.keys() | other.keys()
+    assert all(torch.equal(carried.state[key], tensor) for key, tensor in expected.items())
+    with safetensors.safe_open(tmp_path / "pruned.safetensors", framework="pt") as file:
+        assert file.metadata() == {"ss_network_dim": "3"}
+
+
+class Names(nn.Module):
+    """Two layers whose names differ in a dot and an underscore alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.ModuleDict({"b": nn.Linear(6, 16)})
+        self.a_b = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run both."""
+        return self.a_b(self.a["b"](x).relu())
+
+
+def test_names_with_underscores_that_two_layers_have_are_an_error() -> None:
+    """The error names the key and both layers."""
+    result = pp.prune(Names().eval(), torch.randn(2, 6), 0.5)
+    with pytest.raises(PlanMismatchError, match=r"lora_unet_a_b\.lora_down\.weight' can belong to 'a\.b' or 'a_b'"):
+        pp.carry_lora({"lora_unet_a_b.lora_down.weight": torch.ones(3, 6), "lora_unet_a_b.lora_up.weight": torch.ones(16, 3)}, result)
+
+
+def test_kernels_between_and_magnitudes_of_columns() -> None:
+    """A kernel between A and B stays; magnitudes of columns follow the inputs of a layer whose outputs are whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1)).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    result = pp.prune(model, inputs, 0.5)
+    kept = next(list(cut.kept) for cut in result.surgery.cuts if cut.parameter == "0.weight")
+    state = {
+        "lora_unet_2.lora_down.weight": torch.randn(3, 16, 1, 1),
+        "lora_unet_2.lora_mid.weight": torch.randn(3, 3, 3, 3),
+        "lora_unet_2.lora_up.weight": torch.randn(4, 3, 1, 1),
+        "lora_unet_2.dora_scale": torch.randn(1, 16, 1, 1),
+    }
+    carried = pp.carry_lora(state, result).state
+    assert torch.equal(carried["lora_unet_2.lora_mid.weight"], state["lora_unet_2.lora_mid.weight"])
+    assert torch.equal(carried["lora_unet_2.lora_down.weight"], state["lora_unet_2.lora_down.weight"][:, kept])
+    assert torch.equal(carried["lora_unet_2.dora_scale"], state["lora_unet_2.dora_scale"][:, kept])
+    rows = state | {"lora_unet_2.dora_scale": torch.randn(4, 1, 1, 1)}
+    with pytest.raises(InputError, match=r"lora_unet_2\.dora_scale' holds magnitudes of DoRA: expected whole rows"):
+        pp.carry_lora(rows, result)
+    with pytest.raises(InputError, match=r"lora_unet_2\.hada_w1_a' belongs to '2'.*found 'hada_w1_a'"):
+        pp.carry_lora(state | {"lora_unet_2.hada_w1_a": torch.ones(4, 3)}, result)
 
 
 def test_another_network_of_a_pipeline_is_copied_with_a_prefix() -> None:
@@ -435,3 +516,66 @@ def test_a_destination_goes_with_files_alone(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_text("no tensors")
     with pytest.raises(StorageError, match="Cannot read the adapter"):
         pp.carry_lora(tmp_path / "bad.safetensors", result, tmp_path / "x")
+
+
+MODEL_FILE = """
+import torch, transformers
+
+def build_model():
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+def example_inputs():
+    return {"input_ids": torch.arange(8)[None]}
+"""
+
+
+def test_the_command_writes_adapters_beside_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prune --lora` writes what `carry_lora` gives for the saved network, and with plain names for the plain folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(MODEL_FILE)
+    model, _ = llama()
+    state = made_adapter(model, peft_key, projections(model))
+    written_folder(Path("style"), state)
+    safetensors.torch.save_file(state | {"text.key": torch.ones(2)}, "other.safetensors")
+    arguments = ("prune", "--model", "net.py", "--target", "0.7", "--mode", "depth", "--uniform", "--json", "--out", "small")
+    given = ("--save-pretrained", "plain", "--lora", "style", "--lora", "other.safetensors", "--lora-prefix", "base_model.model.")
+    found = json.loads(succeed(*arguments, *given).stdout)
+    places = ["small-style", "plain-style", "small-other.safetensors", "plain-other.safetensors"]
+    assert [Path(place).name for place in found["lora"]] == places
+    loaded = pp.load("small", lambda: llama()[0])
+    kept, plain = (safetensors.torch.load_file(f"{place}-style/adapter_model.safetensors") for place in ("small", "plain"))
+    names = {name for name, _ in loaded.named_modules()}
+    assert {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in kept} <= names
+    assert 0 < len(kept) == len(plain) < len(state)
+    assert max(int(key.split(".layers.")[1][0]) for key in plain) == len(plain) // 4 - 1
+    assert torch.equal(safetensors.torch.load_file("small-other.safetensors")["text.key"], torch.ones(2))
+    text = succeed(*(part for part in arguments if part != "--json"), "--lora", "style").stdout
+    assert "small-style" in text
+    assert "entries of removed blocks" in text
+
+
+def test_the_command_checks_adapters_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing adapter, another kind of adapter, a place that is taken and one name twice end before the network is built."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("raise RuntimeError('built')")
+    written_folder(Path("ia3"), {"a": torch.ones(1)}, peft_type="IA3")
+    Path("sub").mkdir()
+    for folder in (Path("style"), Path("sub/style")):
+        written_folder(folder, {"a": torch.ones(1)})
+    assert "cannot" in fail("prune", "--model", "net.py", "--lora", "missing.safetensors").lower()
+    assert "peft_type IA3" in fail("prune", "--model", "net.py", "--lora", "ia3")
+    assert "called 'style'" in fail("prune", "--model", "net.py", "--lora", "style", "--lora", "sub/style")
+    assert "--plan-only" in fail("prune", "--model", "net.py", "--lora", "style", "--plan-only")
+    assert "--lora-prefix" in fail("prune", "--model", "net.py", "--lora-prefix", "unet.")
+    Path("net-pruned-style").mkdir()
+    Path("net-pruned-style/notes").write_text("mine")
+    assert "no PEFT adapter" in fail("prune", "--model", "net.py", "--lora", "style")

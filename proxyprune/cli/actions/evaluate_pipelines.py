@@ -28,14 +28,14 @@ class Evaluated:
     """Pipelines to evaluate, and the means.
 
     Attributes:
-        pipelines: Folders of the pipelines.
+        pipelines: Folders of the pipelines, or ids of repositories on the hub.
         steps: Numbers of sampling steps.
         run: Folder of the run that the first pipeline came from; None takes the folder above it.
         features: Name of the features; None takes those of the data, or trains some.
         plot: File for a picture, or None.
     """
 
-    pipelines: tuple[Path, ...]
+    pipelines: tuple[str, ...]
     steps: tuple[int, ...]
     run: Path | None
     features: str | None
@@ -47,7 +47,7 @@ class Evaluated:
         Raises:
             StorageError: If it is not there.
         """
-        path = RunFolder(self.run or self.pipelines[0].parent).config
+        path = RunFolder(self.run or Path(self.pipelines[0]).parent).config
         if not path.is_file():
             raise StorageError(
                 f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{path}'; "
@@ -67,7 +67,7 @@ def evaluate_pipelines(what: Evaluated, sampling: SamplingOptions, *, as_json: b
     if what.plot is not None:
         check_plot_path(what.plot)
     with output(as_json) as out:
-        first = sampling.open(what.pipelines[0])  # a wrong folder is named before anything is read or trained
+        first = sampling.open()  # a wrong folder is named before anything is read or trained
         config = what.config()
         data = load_data(config.data, image_size(config))
         features, schedule = what.compared_by(data, config.data.source), NoiseSchedule.of(config.noise)
@@ -86,7 +86,7 @@ def evaluate_pipelines(what: Evaluated, sampling: SamplingOptions, *, as_json: b
                     schedule=schedule,
                     condition=sampling.conditions,
                 )
-                found.append((str(place), judged))
+                found.append((place, judged))
         _show(out, found)
         if what.plot is not None:
             plot_frontier(found, what.plot)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from proxyprune.applying.apply import apply
+from proxyprune.cli.actions.carry_adapters import adapter_line, carry_adapters, check_adapters
 from proxyprune.cli.loading import Built, Judge, build, scorer_named
 from proxyprune.cli.options.llm import LLMOptions
 from proxyprune.cli.options.prune_files import PruneFiles
@@ -237,6 +238,11 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
         with out.stage(f"Exporting to {files.onnx}, and comparing with torch"):
             save_onnx(result.model, built.inputs, files.onnx)
         plotted = (*plotted, f"ONNX: {files.onnx}, with a dynamic batch; onnxruntime gives the outputs of torch.")
+    adapters = []
+    if files.lora:
+        with out.stage("Carrying LoRA adapters"):
+            adapters = list(carry_adapters(files, destination, result))
+        plotted = (*plotted, *(adapter_line(copy, carried) for copy, carried in adapters))
     line = f'small = pp.load("{destination}", load_model_file("{built.source.model}").build_model)'
     out.show(
         widths_table(result.graph, result.plan, ids=files.ids),
@@ -266,6 +272,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
             "folder": str(destination),
             **({} if files.save_pretrained is None else {"plain_folder": str(files.save_pretrained)}),
             **({} if files.onnx is None else {"onnx": str(files.onnx)}),
+            **({"lora": [str(copy.target) for copy, _ in adapters]} if adapters else {}),
         }
     )
 
@@ -329,6 +336,7 @@ def _check_destinations(files: PruneFiles, source: ModelOptions) -> None:
         check_plain_folder(files.save_pretrained)
     if files.onnx is not None:
         check_onnx(files.onnx)
+    check_adapters(files, place)
     if not files.plan_only:
         check_folder(place)
     elif place.is_dir():

@@ -297,7 +297,7 @@ def sample(sampling: SamplingOptions, steps: int, grid: Path | None, out: Path |
 @diffusion.command(cls=Command)
 @sampling_options(count=2000)
 @click.option("--steps", type=COUNTS, default="50", show_default=True, help="Sampling steps; several, such as 8,12,20, are compared.")
-@click.option("--beside", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A further pipeline; may be repeated.")
+@click.option("--beside", multiple=True, metavar="FOLDER|ORG/NAME", shell_complete=files, help="A further pipeline; may be repeated.")
 @file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
 @click.option(
     "--features",
@@ -311,7 +311,7 @@ def sample(sampling: SamplingOptions, steps: int, grid: Path | None, out: Path |
 def evaluate(
     sampling: SamplingOptions,
     steps: tuple[int, ...],
-    beside: tuple[Path, ...],
+    beside: tuple[str, ...],
     run: Path | None,
     features: str | None,
     plot: Path | None,

@@ -98,6 +98,10 @@ def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFile
         raise click.UsageError("--plan-only cuts nothing, so there is no network for --save-pretrained; leave one of them out.")
     if files.onnx is not None and files.plan_only:
         raise click.UsageError("--plan-only cuts nothing, so there is no network for --onnx; leave one of them out.")
+    if files.lora and files.plan_only:
+        raise click.UsageError("--plan-only cuts nothing, so there is no network for the adapter of --lora; leave one of them out.")
+    if files.lora_prefix is not None and not files.lora:
+        raise click.UsageError("--lora-prefix chooses keys of an adapter; give the adapter with --lora.")
     if source.fake_weights and not files.plan_only:
         raise click.UsageError("A network without weights cannot be cut; add --plan-only, or leave --fake-weights out.")
 

@@ -24,6 +24,8 @@ class PruneFiles:
         timed: Measure how long a run takes before and after.
         save_pretrained: Folder that `from_pretrained` of the network's class reads, or None.
         onnx: ONNX file to export to, or None.
+        lora: LoRA adapters of the unpruned network, to carry over.
+        lora_prefix: Beginning of the adapters' keys that belong to the pruned network; None finds it.
         ids: Show ids of channel groups instead of block and role.
     """
 
@@ -36,6 +38,8 @@ class PruneFiles:
     timed: bool
     save_pretrained: Path | None
     onnx: Path | None
+    lora: tuple[Path, ...]
+    lora_prefix: str | None
     ids: bool
 
     def destination(self, model_file: Path) -> Path:
@@ -63,6 +67,15 @@ _OPTIONS = (
         "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
     ),
     file_option("--onnx", "FILE", "Also export to ONNX with a dynamic batch, and compare onnxruntime with torch at two batch sizes."),
+    click.option(
+        "--lora",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="ADAPTER",
+        help="LoRA adapter of the unpruned network (file or PEFT folder): also write the one for the pruned network, beside the "
+        "result; may be repeated.",
+    ),
+    click.option("--lora-prefix", metavar="PREFIX", help="Keys of --lora that belong to this network, such as unet.; others are copied."),
     click.option("--ids", is_flag=True, help="Show channel groups by the id that plans and --keep use, not by block and role."),
 )
 

@@ -42,7 +42,8 @@ class SamplingOptions:
     """A pipeline, and the settings for drawing images.
 
     Attributes:
-        pipeline: Folder of the pipeline.
+        pipeline: Folder of the pipeline, or id of a repository on the Hugging Face hub.
+        revision: Branch, tag or commit of the repository; None is the default branch.
         count: Number of images.
         sampler: Name of the sampler; None keeps the saved one.
         batch_size: Images at a time.
@@ -54,7 +55,8 @@ class SamplingOptions:
         classes: Classes to draw, in turn; empty to leave them to the pipeline.
     """
 
-    pipeline: Path
+    pipeline: str
+    revision: str | None
     count: int
     sampler: str | None
     batch_size: int
@@ -82,13 +84,15 @@ class SamplingOptions:
             return repeated(torch.tensor(self.classes), self.count)
         return None if self.condition is None else repeated(read_condition(self.condition), self.count)
 
-    def open(self, folder: Path | None = None) -> StepAdaptivePipeline:
-        """Load the pipeline, or another one in the same way."""
+    def open(self, other: str | None = None) -> StepAdaptivePipeline:
+        """Load the pipeline, or another one in the same way, from its default branch."""
         from proxyprune.diffusion.sampling.pipeline import StepAdaptivePipeline
         from proxyprune.modelfile import load_model_file
 
         factory = None if self.model is None else load_model_file(self.model).build_model
-        found = StepAdaptivePipeline.from_pretrained(folder or self.pipeline, factory=factory, resident=not self.one_at_a_time)
+        found = StepAdaptivePipeline.from_pretrained(
+            other or self.pipeline, factory=factory, resident=not self.one_at_a_time, revision=self.revision if other is None else None
+        )
         if self.sampler is not None:
             found.use(self.sampler)
         return found.compile() if self.compile else found
@@ -112,7 +116,15 @@ def sample_command(pipeline: Path, model: str, data: str) -> str:
 
 
 _SAMPLING = (
-    click.option("--pipeline", "-p", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="What `train` made."),
+    click.option(
+        "--pipeline",
+        "-p",
+        required=True,
+        metavar="FOLDER|ORG/NAME",
+        shell_complete=files,
+        help="What `train` made: its folder, or the id of its repository on the Hugging Face hub.",
+    ),
+    click.option("--revision", metavar="NAME", help="Branch, tag or commit of the repository of --pipeline (main)."),
     click.option(
         "--sampler",
         metavar="NAME",
@@ -139,4 +151,4 @@ _SAMPLING = (
 def sampling_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of `SamplingOptions`, as its argument `sampling`, with a default for the number of images."""
     option = click.option("--count", "-n", type=click.IntRange(min=1), default=count, show_default=True, help="Number of images.")
-    return gathered("sampling", SamplingOptions, (_SAMPLING[0], option, *_SAMPLING[1:]))
+    return gathered("sampling", SamplingOptions, (*_SAMPLING[:2], option, *_SAMPLING[2:]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxyprune.errors import ProxyPruneError, ResultFileError, StorageError
+from proxyprune.graph.group_names import names_of_ids
 from proxyprune.reporting.read.diffusion_run import DiffusionRun, is_run, read_run
 from proxyprune.reporting.read.evaluation_record import EvaluationRecord, evaluations
 from proxyprune.reporting.read.json_fields import Fields, fail, parsed
@@ -78,6 +80,15 @@ class Result:
         if self.structure is not None and self.structure.model_class:
             return self.structure.model_class
         return "" if self.comparison is None else self.comparison.model_class
+
+    @cached_property
+    def group_names(self) -> Mapping[str, str]:
+        """Block and role of each channel group, by id; files of earlier versions hold no names, so they follow from the ids."""
+        groups = () if self.structure is None else self.structure.groups
+        ids = [group.id for group in groups]
+        ids += [] if self.plan is None else self.plan.widths
+        ids += [] if self.figures is None else self.figures.pinned
+        return names_of_ids(dict.fromkeys(ids)) | {group.id: group.name for group in groups if group.name}
 
 
 def read_result(path: str | Path) -> Result:

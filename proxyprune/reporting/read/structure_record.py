@@ -15,16 +15,18 @@ class GroupRecord:
     """One channel group.
 
     Attributes:
-        id: Its name.
+        id: Its id in plans.
         width: Channels.
         unit: Steps in which the width can change.
         pinned: Why it cannot, or None.
+        name: Its block and role; "" if the file is of an earlier version.
     """
 
     id: str
     width: int
     unit: int
     pinned: str | None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,4 +116,4 @@ def _block(data: Fields) -> Block:
 
 
 def _group(data: Fields) -> GroupRecord:
-    return GroupRecord(data.text("id"), data.count("width"), data.count("unit", 1), data.optional_text("pinned"))
+    return GroupRecord(data.text("id"), data.count("width"), data.count("unit", 1), data.optional_text("pinned"), data.text("name", ""))

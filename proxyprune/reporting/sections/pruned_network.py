@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from proxyprune.graph.structure import Block
 from proxyprune.reporting.draw.charts import pair_bar, share_bar
@@ -191,24 +191,25 @@ def widths(result: Result) -> Section | None:
     rows = [
         Row(
             (
-                TableCell(_group_name(name)),
+                TableCell(result.group_names[name]),
                 TableCell(f"{before} → {after}", pair_bar(before, after, most)),
                 TableCell(share(after, before)),
+                TableCell(name, tone="quiet"),
                 TableCell(str(units.get(name, "")), tone="quiet"),
             )
         )
         for name, (before, after) in plan.widths.items()
     ]
-    columns = [Column("channel group"), Column("channels", True), Column("left", True), Column("in steps of", True)]
+    columns = [Column("channel group"), Column("channels", True), Column("left", True), Column("id"), Column("in steps of", True)]
     if not any(units.get(name) for name in plan.widths):
-        columns, rows = columns[:3], [Row(row.cells[:3]) for row in rows]
+        columns, rows = columns[:4], [Row(row.cells[:4]) for row in rows]
     parts: list[Part] = [Table(f"{counted(len(rows), 'channel group')} cut", tuple(columns), tuple(rows))] if rows else []
     if plan.removed_blocks:
         parts.append(Remarks((f"Removed whole: {', '.join(plan.removed_blocks)}.",)))
     if whole:
-        names = listed((_group_name(group.id) for group in whole), _MOST_NAMES)
+        names = listed((result.group_names[group.id] for group in whole), _MOST_NAMES)
         parts.append(Remarks((f"Could be cut, and stay whole: {names}.",)))
-    lead = "A channel group is everything that has to shrink together, in one layer or in twenty; it is named after its first parameter."
+    lead = "A channel group is everything that has to shrink together, in one layer or in twenty; its name is its block and role."
     return Section("widths", "Widths before and after", lead, tuple(parts))
 
 
@@ -285,11 +286,8 @@ def pinned(result: Result) -> Section | None:
         return None
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
-        by_reason.setdefault(why, []).append(_group_name(name))
-    rows = [
-        Row((TableCell(why), TableCell(str(len(names))), TableCell(listed(names, _MOST_NAMES), tone="quiet")))
-        for why, names in by_reason.items()
-    ]
+        by_reason.setdefault(why, []).append(name)
+    rows = [Row((TableCell(why), TableCell(str(len(ids))), _group_cell(result, ids))) for why, ids in by_reason.items()]
     columns = (Column("why"), Column("groups", True), Column("which"))
     lead = "A width that cannot be changed safely is left alone rather than guessed at."
     return Section("pinned", "Pinned, and why", lead, (Table(f"{counted(len(reasons), 'channel group')} pinned", columns, tuple(rows)),))
@@ -361,6 +359,7 @@ def _block_cell(name: str, numbers: Mapping[str, int]) -> TableCell:
     return TableCell(name, target=f"block-{numbers[name]}" if name in numbers else "")
 
 
-def _group_name(name: str) -> str:
-    """Without what every name ends in."""
-    return name.removesuffix(":0").removesuffix(".weight")
+def _group_cell(result: Result, ids: Sequence[str]) -> TableCell:
+    """Names of channel groups, with their ids as the hint."""
+    names = listed([result.group_names[group] for group in ids], _MOST_NAMES)
+    return TableCell(names, tone="quiet", hint=listed(ids, _MOST_NAMES))
