@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+gc.set_threshold(50_000, 5, 5)  # imports of large libraries make objects that stay, and each collection would examine them again
 torch.set_num_threads(1)  # the networks are small, and pytest-xdist fills the machine
 
 # torch describes every tensor of every trace to this logger when it has a handler, which takes longer than the trace. pytest gives one to
@@ -98,6 +100,19 @@ def _seconds_of_scopes(nodeids: list[str], known: dict[str, float]) -> dict[str,
         function = _function_of(nodeid)
         found[_scope_of(nodeid)] += known.get(function, 0.0) / cases[function]
     return found
+
+
+_MANY_MODULES = 50
+_modules_frozen = 0
+
+
+def pytest_runtest_logfinish() -> None:
+    """Take what was imported since the last time out of the garbage collector's sight; it stays until the process ends."""
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + _MANY_MODULES:
+        _modules_frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -29,7 +29,8 @@ LEFT_TO_EXPORT = {
 def rows(program: Program) -> list[Any]:
     """Every op with its arguments, results and owner; tensors by where they come from.
 
-    Assertions, and copies that only depend on the strides of the attention kernel, are left out.
+    Assertions, and copies that only depend on the strides of the attention kernel, are left out. Arguments that were left out count with
+    their defaults, which some versions of export write down and others do not.
     """
     origin: dict[Node, str] = {}
     found: list[Any] = []
@@ -52,11 +53,32 @@ def rows(program: Program) -> list[Any]:
             origin[node] = f"op {len(found)}"
             value = node.meta["val"]
             results = [(tuple(item.shape), item.dtype) for item in (value if isinstance(value, list | tuple) else [value])]
-            kwargs = {key: shown(item) for key, item in node.kwargs.items()}
-            found.append((str(node.target), repr(shown(node.args)), repr(kwargs), results, program.owners[node.name]))
+            arguments = {name: shown(item) for name, item in arguments_of(node).items()}
+            found.append((str(node.target), repr(arguments), results, program.owners[node.name]))
         elif node.op == "output":
             found.append([origin[result] for result in node.all_input_nodes])
     return found
+
+
+def arguments_of(node: Node) -> dict[str, Any]:
+    """Return every argument of a call by its name in the op's schema, with the default of those that were left out."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # operator.getitem
+        return {str(place): value for place, value in enumerate(node.args)} | dict(node.kwargs)
+    defaults = {argument.name: argument.default_value for argument in schema.arguments}
+    given = dict(zip(defaults, node.args, strict=False)) | dict(node.kwargs)
+    assert given.keys() <= defaults.keys()
+    return defaults | given
+
+
+def test_an_argument_left_out_counts_with_its_default() -> None:
+    """A call with its default written down equals one without, and differs from one with another value."""
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    softmax = torch.ops.aten.softmax.int
+    plain, written, other = (graph.call_function(softmax, args) for args in ((x, 1), (x, 1, None), (x, 1, torch.float64)))
+    assert arguments_of(plain) == arguments_of(written) == {"self": x, "dim": 1, "dtype": None}
+    assert arguments_of(other) != arguments_of(plain)
 
 
 @pytest.mark.parametrize("name", names())
