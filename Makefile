@@ -20,10 +20,11 @@ TORCH_TESTS  := tests/tracing tests/coupling tests/graph tests/surgery tests/pla
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# --no-compile: a module is compiled when it is first imported; most modules never are, and compiling all takes about a minute.
 $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (several minutes, about 2 GB with PyTorch)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[all]"
 	$(BIN)/python -m pip install --quiet --no-deps $(addprefix -e ,$(PLUGINS))
 	@touch $@
 
@@ -42,7 +43,7 @@ test-fast: $(STAMP) ## run the tests that are quick, for the daily loop
 define with_torch
 $(PYTHON) -m venv .venv-torch-$(1)
 grep -v '^torch==' constraints.txt > .venv-torch-$(1)/constraints.txt
-.venv-torch-$(1)/bin/python -m pip install --quiet --upgrade -c .venv-torch-$(1)/constraints.txt "$(2)" -e ".[all]"
+.venv-torch-$(1)/bin/python -m pip install --quiet --no-compile --upgrade -c .venv-torch-$(1)/constraints.txt "$(2)" -e ".[all]"
 .venv-torch-$(1)/bin/python -c "import torch; print('torch', torch.__version__)"
 .venv-torch-$(1)/bin/python -m pytest -n 2 $(TORCH_TESTS)
 endef
