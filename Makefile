@@ -11,15 +11,20 @@ APART   := $(addprefix benchmarks/,common.py fashion.py arms.py peer.py samplers
            networks_timm.py networks_transformers.py networks_diffusers.py real_networks.py real_subjects.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast durations check format docs wheel local-llm bench zoo clean
+# Versions of torch besides that of constraints.txt: the lower bound of pyproject.toml, and whatever is newest.
+TORCH_OLDEST := 2.8.0
+TORCH_TESTS  := tests/tracing tests/coupling tests/graph tests/surgery tests/planning tests/applying tests/scoring tests/compensation tests/saving tests/api/test_golden.py
+
+.PHONY: help demo test test-fast torch-versions torch-oldest torch-newest durations check format docs wheel local-llm bench zoo clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# --no-compile: a module is compiled when it is first imported; most modules never are, and compiling all takes about a minute.
 $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (several minutes, about 2 GB with PyTorch)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[all]"
 	$(BIN)/python -m pip install --quiet --no-deps $(addprefix -e ,$(PLUGINS))
 	@touch $@
 
@@ -33,6 +38,23 @@ test: $(STAMP) ## run the tests
 
 test-fast: $(STAMP) ## run the tests that are quick, for the daily loop
 	$(BIN)/python -m pytest -n 2 -m "not slow and not local_llm"
+
+# Besides torch, the versions of constraints.txt. Environments stay, so that a second run only tests; torch-newest looks for a newer release.
+define with_torch
+$(PYTHON) -m venv .venv-torch-$(1)
+grep -v '^torch==' constraints.txt > .venv-torch-$(1)/constraints.txt
+.venv-torch-$(1)/bin/python -m pip install --quiet --no-compile --upgrade -c .venv-torch-$(1)/constraints.txt "$(2)" -e ".[all]"
+.venv-torch-$(1)/bin/python -c "import torch; print('torch', torch.__version__)"
+.venv-torch-$(1)/bin/python -m pytest -n 2 $(TORCH_TESTS)
+endef
+
+torch-oldest: ## run the tests that depend on torch most, with the oldest torch that is supported
+	$(call with_torch,oldest,torch==$(TORCH_OLDEST))
+
+torch-newest: ## the same with the newest release of torch
+	$(call with_torch,newest,torch)
+
+torch-versions: torch-oldest torch-newest ## both
 
 durations: $(STAMP) ## run the tests, and record which functions are slow in tests/durations.json
 	PROXYPRUNE_DURATIONS=tests/durations.json $(BIN)/python -m pytest -n 2
@@ -66,4 +88,4 @@ zoo: $(STAMP) ## try published networks, one process each (hours; continues wher
 	$(BIN)/python benchmarks/supported_networks.py --page
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf $(VENV) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(wildcard .venv-torch-*) site demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from proxyprune.cli.commands.report import report
 from proxyprune.cli.commands.score import score
 from proxyprune.cli.commands.scorers import scorers
 from proxyprune.cli.commands.search import search
+from proxyprune.cli.garbage import collect_less_often
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -23,6 +24,7 @@ def main() -> None:
 
     Start with: proxyprune describe --model FILE.py
     """
+    collect_less_often()
 
 
 for command in (describe, score, prune, search, compare, mcp, report, diffusion, scorers, doctor):

@@ -6,6 +6,7 @@ This file imports nothing of proxyprune.
 """
 
 import dataclasses
+import gc
 import importlib
 import json
 import sys
@@ -96,5 +97,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # this short process imports large libraries, whose objects stay
     sys.meta_path.insert(0, _NoProxyprune())
     main(sys.argv[1])

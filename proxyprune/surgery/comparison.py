@@ -165,7 +165,7 @@ def difference_of_arguments(call: PredictedCall, func: Any, arguments: Mapping[s
         found = arguments.get(name)
         if name in FREE_ARGUMENTS or (name in SHOWN_ARGUMENTS and not isinstance(found, Tensor)):
             continue
-        same = _same_bounds(predicted, found, arguments) if name in _SLICE_BOUNDS else _same(predicted, found)
+        same = _same_bounds(name, predicted, found, arguments) if name in _SLICE_BOUNDS else _same(predicted, found)
         if not same and not follows_width(call.prediction, call.node, predicted, found):
             return f"{_name(func)} was predicted with {name}={_shown(predicted)}, the module uses {name}={_shown(found)}"
     return None
@@ -192,13 +192,18 @@ def _same(predicted: Any, found: Any) -> bool:
     return bool(predicted == found) or (predicted != predicted and found != found)
 
 
-def _same_bounds(predicted: Any, found: Any, arguments: Mapping[str, Any]) -> bool:
-    """Compare a bound of a slice as a position, since every bound past the end reads up to the end."""
+def _same_bounds(name: str, predicted: Any, found: Any, arguments: Mapping[str, Any]) -> bool:
+    """Compare a bound of a slice as a position: every bound past the end reads up to the end, and so does none.
+
+    Whether an open bound is recorded as none or as a number depends on the version of torch.
+    """
     tensor, dim = arguments.get("self"), arguments.get("dim")
-    if not (isinstance(predicted, int) and isinstance(found, int) and isinstance(tensor, Tensor) and isinstance(dim, int)):
+    if not (isinstance(tensor, Tensor) and isinstance(dim, int) and all(isinstance(bound, int | None) for bound in (predicted, found))):
         return _same(predicted, found)
     length = tensor.shape[dim]
-    return slice(predicted, None).indices(length)[0] == slice(found, None).indices(length)[0]
+    unbounded = 0 if name == "start" else length
+    one, other = (unbounded if bound is None else slice(bound, None).indices(length)[0] for bound in (predicted, found))
+    return one == other
 
 
 def _name(func: Any) -> str:

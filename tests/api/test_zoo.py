@@ -8,8 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +17,7 @@ import thop
 import torch
 from masking import assert_close, assert_equals_masking, randomise
 from torch import Tensor, nn
+from traced import Traced, traced
 from zoo import NETWORKS, Inputs, measured_macs, names, run, to_tensors
 
 import proxyprune as pp
@@ -68,24 +67,6 @@ THOP_DIFFERS = {
 }
 
 COUNTED_BY_THOP = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A network with randomised weights, and what the package reads in it. Shared by tests, which must leave it as it is."""
-
-    name: str
-    model: nn.Module
-    inputs: Inputs
-    graph: Any
-
-
-@lru_cache(maxsize=3)
-def traced(name: str) -> Traced:
-    network = NETWORKS[name]
-    model, inputs = randomise(network.build()), network.inputs()
-    run(model, inputs)  # some models note on themselves that they have run, which is no work of ours
-    return Traced(name, model, inputs, pp.trace(model, inputs))
 
 
 def build_randomised(name: str) -> nn.Module:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import proxyprune
 from proxyprune.cli import main
 from proxyprune.cli.diagnosis.data_sets import fashion_mnist
 from proxyprune.cli.diagnosis.diagnosis import Device, Diagnosis, Package
 from proxyprune.cli.diagnosis.examine import examine
+from proxyprune.scoring.registry import BUILT_IN
 
 
 def diagnosis(**changes) -> Diagnosis:
@@ -36,6 +43,57 @@ def test_this_environment_is_whole():
     assert found.devices[0].name == "cpu"
     assert {"diffusion", "dev"} <= set(found.extras)
     assert "all" not in found.extras
+
+
+IMPORTED = """
+import json, sys
+from click.testing import CliRunner
+from proxyprune.cli import main
+done = CliRunner().invoke(main, ["doctor", "--json"])
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[1].split()))
+print(json.dumps([done.exit_code, repr(done.exception), json.loads(done.stdout), heavy]))
+"""
+
+
+def doctor_elsewhere(path: Path) -> tuple[int, dict[str, Any], list[str]]:
+    """Run `doctor --json` in a process that finds packages in a folder first; its exit code, its findings and the packages imported."""
+    packages = "torch transformers diffusers accelerate datasets scipy networkx matplotlib openai anthropic mcp onnx sklearn torch_pruning"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(Path(proxyprune.__file__).parents[1])])}
+    command = [sys.executable, "-c", IMPORTED, packages]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code, _, found, heavy = json.loads(done.stdout.splitlines()[-1])
+    return code, found, heavy
+
+
+def test_packages_are_looked_up_and_not_imported(tmp_path):
+    """Of the heavy packages only torch is imported, to try the devices; the versions of the others come from their metadata."""
+    code, found, heavy = doctor_elsewhere(tmp_path)
+    assert code == 0
+    assert heavy == ["torch"]
+    versions = {package["name"]: package["found"] for package in found["packages"]}
+    assert versions["transformers"] == metadata.version("transformers")
+    assert len(found["scorers"]) >= len(BUILT_IN)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("raise OSError('libtorch_cpu.so: cannot open shared object file')", "OSError: libtorch_cpu.so"),
+        ("raise ModuleNotFoundError(\"No module named 'torch'\")", "Run: pip install torch"),
+    ],
+)
+def test_a_broken_torch_is_named(tmp_path, content, named):
+    """An installation of torch that raises on import is the one finding, with what to do; the rest is still reported."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(content)
+    code, found, _ = doctor_elsewhere(tmp_path)
+    assert code == 2
+    (problem,) = found["problems"]
+    assert problem.startswith("Device cpu: torch cannot be imported")
+    assert named in problem
+    assert {"digits", "fashion-mnist"} <= {data_set["name"] for data_set in found["data_sets"]}
+    assert found["scorers"] == []
 
 
 def test_data_sets(tmp_path):

@@ -27,9 +27,9 @@ def test_a_cut_that_is_compensated_starts_lower(trained):
     setup, interval = trainer.setup, trainer.layout().members[1]
     target = int(0.5 * setup.base_macs)
     judged = judge(setup, model, interval, target, "expert")
-    compensated, (entry,) = judged.cut(setup, model, target)
+    compensated, (entry,) = judged.cut(setup, model, 0.5)
     setup.config = setup.config.with_values({"pruning.compensate": False})
-    plain, nothing = judged.cut(setup, model, target)
+    plain, nothing = judged.cut(setup, model, 0.5)
     setup.config = trainer.config
     assert nothing == ()
     assert compensated.plan.kept == plain.plan.kept

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from proxyprune.diffusion import DataConfig, load_features
-from proxyprune.diffusion.data.image_data import FASHION_PLACES, fashion_sized, load_data, to_bytes, to_float
+from proxyprune.diffusion.data.image_data import fashion_sized, load_data, to_bytes, to_float
+from proxyprune.diffusion.data.places import FASHION_PLACES
 from proxyprune.diffusion.data.write_images import grid, save_arrays
 from proxyprune.diffusion.evaluation.features import SIZES
 from proxyprune.diffusion.evaluation.metrics import bootstrap, frechet, frechet_distance, kernel_distance, precision_recall

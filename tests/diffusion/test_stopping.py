@@ -66,7 +66,7 @@ def test_another_thread_trains_without_handlers(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, number):
     """Although no checkpoint was due for a long time; the base has the same weights, bit for bit."""
-    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 400, "run.log_every": 1}
+    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 150, "run.log_every": 1}
     config = small_config(tmp_path).with_values(changes)
     (tmp_path / "config.json").write_text(config.to_text())
     out = tmp_path / "run"
@@ -101,7 +101,7 @@ def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, numb
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="ranks of processes are read from /proc")
 def test_all_processes_stop_when_one_is_stopped(tmp_path):
     """A signal to the second of two processes alone: both stop after the same step, whose checkpoint is written, and the run goes on."""
-    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 600, "run.log_every": 1, "run.batch_size": 8}
+    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 200, "run.log_every": 1, "run.batch_size": 8}
     config, out = small_config(tmp_path).with_values(changes), tmp_path / "run"
     log = out / "base" / "log.jsonl"
     with start(config, out, processes=2, extra=("--stage", "base")) as process:

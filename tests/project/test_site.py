@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,18 @@ def test_copying_a_console_block_leaves_the_prompt_out(browser: Browser, address
     copied = browser.run(f"({code}.setAttribute('data-md-copying', ''), {code}.innerText)")
     assert copied.strip().startswith("pip install")
     assert "$" not in copied
+
+
+@needs_browser
+def test_search_works_from_disk(browser: Browser, site: Path) -> None:
+    """A word typed into the search finds pages, in a site that is read from disk; nothing is asked of another host."""
+    browser.open(site / "index.html", width=DESKTOP)
+    browser.driver.find_element("css selector", "[data-md-component='search-query']").send_keys("budget")
+    found = "[...document.querySelectorAll('.md-search-result__item a')].map(link => link.href)"
+    deadline = time.monotonic() + 60
+    while not (links := browser.run(found)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(links) > 3
+    assert all(link.startswith(site.resolve().as_uri()) for link in links)
+    assert [url for url in browser.requests() if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+    assert browser.console() == []

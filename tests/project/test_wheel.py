@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from proxyprune.errors import MissingExtraError
 from proxyprune.support.extras import EXTRAS, explained, how_to_install
@@ -86,3 +88,15 @@ def test_other_missing_modules_pass():
         raise ModuleNotFoundError("No module named 'somebodys_module'", name="somebodys_module")
     with pytest.raises(MissingExtraError, match=r'^Drawing needs the package PIL.*proxyprune\[diffusion\]"$'), explained("Drawing"):
         raise ModuleNotFoundError("No module named 'PIL'", name="PIL.Image")
+
+
+def test_the_oldest_torch_that_is_tested_is_the_oldest_that_is_allowed() -> None:
+    """`make torch-oldest` installs the lower bound of pyproject.toml."""
+    (bound,) = [
+        specifier.version
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+        if (requirement := Requirement(line)).name == "torch"
+        for specifier in requirement.specifier
+    ]
+    (tested,) = re.findall(r"^TORCH_OLDEST := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert Version(tested) == Version(bound)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from masking import randomise
-from zoo import NETWORKS, names, run
+from traced import traced
+from zoo import names
 
 import proxyprune as pp
 from proxyprune.errors import TargetError
@@ -39,10 +39,8 @@ def record(name: str) -> dict[str, Any]:
 
     Scores are numbers and not digests: the last digit of a norm depends on the processor.
     """
-    network = NETWORKS[name]
-    model, inputs = randomise(network.build()), network.inputs()
-    run(model, inputs)
-    graph = pp.trace(model, inputs)
+    case = traced(name)
+    model, graph = case.model, case.graph
     found: dict[str, Any] = {"text": _digest(graph.to_text()), "fingerprint": graph.fingerprint, "macs": graph.macs, "rankings": {}}
     found["plans"] = {}
     for scorer in ("magnitude", "random"):

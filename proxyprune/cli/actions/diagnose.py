@@ -75,6 +75,8 @@ def _scorers(diagnosis: Diagnosis) -> Table:
     table = _table("Scorers")
     for name, origin, error in diagnosis.scorers:
         table.add_row(name, origin, "works" if error is None else "cannot be used (see below)")
+    if not diagnosis.scorers:
+        table.add_row("not tried, because torch cannot be imported")
     return table
 
 

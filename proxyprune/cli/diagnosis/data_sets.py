@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from proxyprune.cli.diagnosis.diagnosis import DataSet
-from proxyprune.diffusion.data.image_data import FASHION_PLACES
+from proxyprune.diffusion.data.places import FASHION_PLACES
 from proxyprune.support.extras import how_to_install
 
 _FASHION_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))

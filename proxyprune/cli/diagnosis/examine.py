@@ -24,20 +24,23 @@ KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "PROXYPRUNE_LLM_API_KEY")
 def examine(data_sets: tuple[DataSet, ...] = ()) -> Diagnosis:
     """Look at this environment. Nothing is sent anywhere, and no key is read beyond whether it is there.
 
+    Packages are looked up in their metadata. Of the heavy ones only torch is imported, because a device is tried with it. If torch does
+    not work, that is the finding, and scorers are not tried.
+
     Args:
         data_sets: What `proxyprune.cli.diagnosis.data_sets` found of them.
     """
     from proxyprune import __version__
 
-    packages = tuple(_packages())
+    packages, broken = tuple(_packages()), _torch_problem()
     return Diagnosis(
         version=__version__,
         python=f"{platform.python_version()} ({sys.implementation.name})",
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         cores=os.cpu_count() or 1,
         packages=packages,
-        devices=tuple(_devices()),
-        scorers=tuple((info.name, info.origin, info.error) for info in scorers()),
+        devices=tuple(_devices()) if broken is None else (Device("cpu", "", broken),),
+        scorers=tuple((info.name, info.origin, info.error) for info in scorers()) if broken is None else (),
         keys={name: bool(os.environ.get(name)) for name in KEYS},
         data_sets=data_sets,
         time_tables=tuple(_time_tables()),
@@ -77,12 +80,19 @@ def _package(requirement: Requirement, extra: str) -> Package:
     return Package(requirement.name, str(requirement.specifier), found, extra)
 
 
-def _devices() -> Iterator[Device]:
+def _torch_problem() -> str | None:
+    """Import torch; return what is wrong with it, or None."""
     try:
-        import torch
-    except ImportError as error:
-        yield Device("cpu", "", f"torch cannot be imported ({error}). Run: pip install torch")
-        return
+        import torch  # noqa: F401  only tried
+    except Exception as error:  # noqa: BLE001  a broken installation raises anything, such as OSError for a missing library
+        again = "pip install torch" if isinstance(error, ModuleNotFoundError) else "pip install --force-reinstall torch"
+        return f"torch cannot be imported ({type(error).__name__}: {error}). Scorers were not tried. Run: {again}"
+    return None
+
+
+def _devices() -> Iterator[Device]:
+    import torch
+
     yield Device("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", _tried("cpu"))
     for index in range(torch.cuda.device_count()):
         yield Device(f"cuda:{index}", torch.cuda.get_device_name(index), _tried(f"cuda:{index}"))

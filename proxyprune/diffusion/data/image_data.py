@@ -23,15 +23,10 @@ from torch import Tensor
 
 from proxyprune.diffusion.config.run_config import DataConfig
 from proxyprune.diffusion.data.cifar_files import cifar_records
+from proxyprune.diffusion.data.places import CIFAR_PLACES, FASHION_PLACES
 from proxyprune.errors import DataError
 from proxyprune.support.extras import how_to_install
 from proxyprune.support.seeds import derived_seed
-
-FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-mnist"))
-"""Where Debian's package dataset-fashion-mnist puts the files, and where a download may lie."""
-
-CIFAR_PLACES = (Path("data/cifar-10-batches-bin"), Path("data/cifar-10-binary.tar.gz"))
-"""Places of a download, tried in this order."""
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SHUFFLE_SEED = 0
