@@ -123,9 +123,9 @@ def main() -> None:
     profiles = {}
     if not arguments.compile:
         for name in ("base", "80 %", "50 %", "80 %, widths in sixteens", "50 %, widths in sixteens"):
-            profiles[name] = profiled(lambda name=name: samplers[name].denoise(noise, 1, None, generators))
+            profiles[name] = profiled(lambda name=name: samplers[name].denoise(noise, arguments.steps, None, generators))
     for name, ops in profiles.items():
-        print_table(f"one step of {name}", ["op", "ms", "calls"], ops)
+        print_table(f"{arguments.steps} steps of {name}", ["op", "ms", "calls"], ops)
     suffix = "_compiled" if arguments.compile else ""
     content = {"model": arguments.model, "batch": BATCH, "steps": arguments.steps, "rounds": arguments.rounds, "seed": 0, "threads": 1}
     save(
@@ -136,7 +136,7 @@ def main() -> None:
             "rows": rows,
             "processor_seconds": times,
             "wall_seconds": walls,
-            "profile_of_one_step": profiles,
+            "profile": profiles,
         },
     )
 

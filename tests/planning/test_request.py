@@ -18,7 +18,7 @@ from proxyprune.planning.request import PlanRequest
 from proxyprune.scoring import Brief
 
 INPUTS = torch.zeros(1, 4)
-PLANNED = {"metric", "round_to", "keep", "floors", "ceilings", "allocation", "uniform", "accept_uncosted"}
+PLANNED = {"metric", "round_to", "keep", "floors", "ceilings", "allocation", "uniform", "accept_uncosted", "remove"}
 TRACED = {"norm_groups", "conv_groups", "adapter_ranks"}
 MEASURED = {"batches", "loss_fn", "held_out", "training_loss_fn"}
 KEYWORDS: dict[Callable[..., Any], set[str]] = {
@@ -40,7 +40,7 @@ KEYWORDS: dict[Callable[..., Any], set[str]] = {
     }
     | PLANNED
     | TRACED,
-    pp.search: {"rounds", "patience", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress", "also"}
+    pp.search: {"rounds", "patience", "batch", "jobs", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress", "also"}
     | PLANNED
     | TRACED
     | MEASURED,
