@@ -21,7 +21,8 @@ FUNCTIONS = {"prune": (pp.prune, PruneKeywords), "search": (pp.search, SearchKey
 COMMAND_ONLY = {
     **dict.fromkeys(("weights", "fake_weights", "traceback", "as_json", "ids"), "belongs to a process"),
     **dict.fromkeys(
-        ("ranking", "plan", "plan_only", "out", "plot", "save_pretrained", "onnx", "lora", "lora_prefix"), "a file that another function reads or writes"
+        ("ranking", "plan", "plan_only", "out", "plot", "save_pretrained", "onnx", "lora", "lora_prefix"),
+        "a file that another function reads or writes",
     ),
     **dict.fromkeys(("timed", "time_batch", "time_threads", "time_dtype", "time_compiled", "time_repeats"), "fields of timing"),
     **dict.fromkeys(("recovery_steps", "learning_rate"), "fields of recovery"),

@@ -40,7 +40,21 @@ KEYWORDS: dict[Callable[..., Any], set[str]] = {
     }
     | PLANNED
     | TRACED,
-    pp.search: {"rounds", "patience", "batch", "jobs", "start", "recovery", "memory", "resume", "mode", "accept_unreliable", "seed", "progress", "also"}
+    pp.search: {
+        "rounds",
+        "patience",
+        "batch",
+        "jobs",
+        "start",
+        "recovery",
+        "memory",
+        "resume",
+        "mode",
+        "accept_unreliable",
+        "seed",
+        "progress",
+        "also",
+    }
     | PLANNED
     | TRACED
     | MEASURED,
