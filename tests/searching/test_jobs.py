@@ -49,6 +49,13 @@ def test_the_history_does_not_depend_on_the_number_of_processes():
     assert all(torch.equal(tensor, in_one_process().model.state_dict()[name]) for name, tensor in result.model.state_dict().items())
 
 
+def test_registered_rules_go_to_the_processes():
+    """Also one that imitates another op, whose overload torch cannot pickle."""
+    with pp.register_rule("aten::erfinv", "aten::linear", arguments={"input": "self", "weight": "self"}, replace=True):
+        result = run_search(batch=3, jobs=2)
+    assert outline(result.rounds) == outline(in_one_process().rounds)
+
+
 @pytest.mark.parametrize("left", [2, 3, 4])
 def test_a_search_that_stopped_inside_a_batch_goes_on(tmp_path, left):
     """With the memory cut off after any round, the rest of the batch is measured, and nothing twice."""

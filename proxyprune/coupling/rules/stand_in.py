@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch.fx import Node
 
 from proxyprune.coupling.outcome import Outcome, Size
@@ -66,6 +67,17 @@ class Likeness:
                 args.append(value)
         outcome = self.rule(walk, cast("Node", StandIn(node, self.target, tuple(args), kwargs)))
         return replace(outcome, sizes=self._own_sizes(node, outcome.sizes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with the overload's name, because torch's overloads cannot be sent to another process."""
+        namespace, _, name = self.target._schema.name.partition("::")
+        return {**vars(self), "target": (namespace, name, self.target._schema.overload_name or "default")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        namespace, name, overload = state["target"]
+        target = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+        for key, value in {**state, "target": target}.items():
+            object.__setattr__(self, key, value)  # the dataclass is frozen
 
     def _own_sizes(self, node: Node, sizes: Mapping[int | str, Any]) -> dict[int | str, Size | tuple[Size, ...]]:
         schema = self.target._schema.arguments
