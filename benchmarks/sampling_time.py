@@ -68,6 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    torch._dynamo.config.recompile_limit = 64  # every network compiles the same forward; beyond the limit of 8 they would run eagerly
     size, build = MODELS[arguments.model]
     kind, settings = build(1, size, 0)
     network = from_record({"class": kind, "config": settings}).eval()

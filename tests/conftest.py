@@ -1,4 +1,4 @@
-"""What every test shares: one thread each, quiet libraries, a fixed hypothesis profile, and the order of tests on workers."""
+"""Settings of all tests: one thread each, quiet libraries, a fixed hypothesis profile, and the order of tests on workers."""
 
 from __future__ import annotations
 

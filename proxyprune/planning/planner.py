@@ -59,7 +59,7 @@ class _Problem:
 
     @property
     def leaving(self) -> list[Leaving]:
-        """What may be removed besides the blocks that leave in any case, least important first."""
+        """Blocks that may be removed, besides those that leave in any case; least important first."""
         held = self.resolved.kept_blocks | self.resolved.removed_blocks
         return removal_order(self.graph, self.ranking, held, self.ties.removable(self.graph))
 

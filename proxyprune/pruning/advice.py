@@ -14,11 +14,11 @@ from proxyprune.measuring.channel_choice import no_worse, shown_losses
 from proxyprune.measuring.held_out import Data, held_out_loss
 from proxyprune.planning.limits import Bound
 from proxyprune.planning.request import PlanRequest
+from proxyprune.proxy.answers.advice import FLOOR, KEEP, REMOVE, SAME_WIDTH
 from proxyprune.support.checks import listed
 from proxyprune.support.dataclass_json import from_plain
 from proxyprune.support.strict_json import loads
 
-KEEP, FLOOR, SAME_WIDTH, REMOVE = "keep", "floor", "same_width", "remove"
 KINDS: Mapping[str, str] = {
     KEEP: "what matches stays as it is",
     FLOOR: "at least `least` of what matches stays: a fraction, or a number of channels",

@@ -33,7 +33,7 @@ class Adviser(Protocol):
 
 @dataclass(frozen=True)
 class AskedAdvice:
-    """What an adviser proposed.
+    """Proposals of an adviser, ready to be measured.
 
     Attributes:
         advice: To be measured, in the order of the answer.

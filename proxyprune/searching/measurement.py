@@ -31,7 +31,7 @@ Wanted = tuple[Ranking, PlanRequest]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement found.
+    """Result of a measurement.
 
     Attributes:
         plan: The plan of the network, with what cutting pinned further; None if it could not be cut.
@@ -125,7 +125,7 @@ def _pickled(measurement: Measurement) -> bytes:
         cloudpickle.register_pickle_by_value(module)
     try:
         content: bytes = cloudpickle.dumps((*parts, further, graph.options, graph.amendments))
-    except Exception as error:
+    except Exception as error:  # objects of users may raise anything when they are pickled
         raise InputError(
             "jobs sends network, loss and batches to other processes, and one of them cannot be pickled "
             f"({type(error).__name__}: {error}). Use jobs=1."

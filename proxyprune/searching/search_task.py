@@ -1,4 +1,4 @@
-"""What every round of a search needs: proposals become plans, and plans become measured rounds."""
+"""The work of a search: proposals become plans, and plans become measured rounds."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What every round needs, and never changes."""
+    """Network, data and request of a search: the same for all rounds."""
 
     model: nn.Module
     inputs: ExampleInputs
@@ -94,7 +94,7 @@ class SearchTask:
         found: list[Draft] = []
         for _ in range(size):
             started = time.perf_counter()
-            pending = [self._round(draft, replace_key="") for draft in found]
+            pending = [self._pending(draft) for draft in found]
             found.append(self._draft(proposer, self.history(start, [*before, *pending]), len(before), found, started))
         return found
 
@@ -157,23 +157,36 @@ class SearchTask:
         for draft in drafts:
             yield measurement.of(draft.ranking, draft.request)
 
-    def _round(self, draft: Draft, found: Measured | None = None, rounds: Sequence[Round] = (), *, replace_key: str | None = None) -> Round:
-        """Return the round of a draft; without a measurement, and not a duplicate, it has no loss.
+    def _pending(self, draft: Draft) -> Round:
+        """Return the round of a draft that waits for its measurement, as later proposals of its batch see it: no loss, and no key."""
+        entry = self._unmeasured(draft)
+        return replace(entry, key="", error=entry.error or "It waits for its measurement.")
+
+    def _unmeasured(self, draft: Draft) -> Round:
+        ranking, kept = replace(draft.ranking, channel_scores={}), {} if draft.plan is None else kept_shares(self.graph, draft.plan)
+        return Round(
+            index=draft.index,
+            ranking=ranking,
+            plan=draft.plan,
+            key=draft.key,
+            kept=kept,
+            loss=None,
+            verdict=FAILED,
+            seconds=draft.seconds,
+            error=draft.error,
+            known=draft.known,
+            advice=draft.advice,
+        )
+
+    def _round(self, draft: Draft, found: Measured | None, rounds: Sequence[Round]) -> Round:
+        """Return the round of a draft.
 
         Args:
             draft: The proposal.
-            found: What was measured.
+            found: The measurement; None for a duplicate, and for a draft without a plan.
             rounds: All rounds before it.
-            replace_key: Key of a round that waits for its measurement.
         """
-        first = draft.index == 0
-        kept = {} if draft.plan is None else kept_shares(self.graph, draft.plan)
-        entry = Round(
-            draft.index, replace(draft.ranking, channel_scores={}), draft.plan, draft.key, kept, None, FAILED, draft.seconds,
-            error=draft.error, known=draft.known, advice=draft.advice,
-        )  # fmt: skip
-        if replace_key is not None:
-            return replace(entry, key=replace_key, error=entry.error or "It waits for its measurement.")
+        first, entry = draft.index == 0, self._unmeasured(draft)
         if draft.duplicate_of is not None:
             same = rounds[draft.duplicate_of]
             return replace(entry, plan=same.plan, loss=same.loss, verdict=DUPLICATE, duplicate_of=same.index)

@@ -66,16 +66,22 @@ def hash_of(found: StepAdaptivePipeline) -> str:
     return hashlib.sha256(found.generate(2, steps=3, progress=False).numpy().tobytes()).hexdigest()
 
 
-def test_ids_revisions_and_subfolders(tmp_path):
-    """Each gives the images of its own folder; only files of the pipeline are downloaded, and later loads need no network."""
+def two_revisions(folder: Path) -> tuple[StepAdaptivePipeline, StepAdaptivePipeline]:
+    """Save two pipelines that draw different images into `main` and `other`, and make an empty home."""
     first, second = pipeline(), pipeline()
     with torch.no_grad():
         second.experts[0].conv_out.bias.add_(0.5)
-    first.save_pretrained(tmp_path / "main")
-    second.save_pretrained(tmp_path / "other")
+    first.save_pretrained(folder / "main")
+    second.save_pretrained(folder / "other")
+    (folder / "home").mkdir()
+    return first, second
+
+
+def test_ids_revisions_and_subfolders(tmp_path):
+    """Each gives the images of its own folder; only files of the pipeline are downloaded, and later loads need no network."""
+    first, second = two_revisions(tmp_path)
     second.save_pretrained(tmp_path / "main/inside/pipeline")
     (tmp_path / "main/large.bin").write_bytes(b"not of the pipeline")
-    (tmp_path / "home").mkdir()
     with local_hub({("org/name", "main"): tmp_path / "main", ("org/name", "v2"): tmp_path / "other"}) as hub:
         found = in_process(
             hub.url,
@@ -100,12 +106,7 @@ def test_ids_revisions_and_subfolders(tmp_path):
 
 def test_commands_take_ids(tmp_path):
     """`sample --pipeline org/name --revision v2` draws the images of that revision; `evaluate` loads it before it looks for the run."""
-    first, second = pipeline(), pipeline()
-    with torch.no_grad():
-        second.experts[0].conv_out.bias.add_(0.5)
-    first.save_pretrained(tmp_path / "main")
-    second.save_pretrained(tmp_path / "other")
-    (tmp_path / "home").mkdir()
+    _, second = two_revisions(tmp_path)
     with local_hub({("org/name", "main"): tmp_path / "main", ("org/name", "v2"): tmp_path / "other"}) as hub:
 
         def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -152,7 +153,6 @@ def test_plain_diffusers_loads_the_folder(tmp_path):
     found = pipeline()
     folder = tmp_path / "saved"
     found.save_pretrained(folder)
-    (tmp_path / "home").mkdir()
     trusted = {"plain": True, "trust_remote_code": True}
     with local_hub({("org/name", "main"): folder}) as hub:
         loaded, remote, untrusted, other, network = in_process(

@@ -145,7 +145,7 @@ for code in json.load(sys.stdin):
         del sys.modules[name]
     try:
         exec(code, {})
-    except Exception:
+    except Exception:  # the traceback is the result
         found[code] = traceback.format_exc()
 json.dump(found, sys.stdout)
 """
@@ -169,7 +169,7 @@ def failed() -> dict[str, str]:
 
 
 def test_each_piece_of_code_starts_without_the_package():
-    """What one piece imported is gone in the next, and a failure belongs to its own piece."""
+    """Imports of one piece are gone in the next, and a failure belongs to its own piece."""
     absent = "import sys; assert 'proxyprune.errors' not in sys.modules; import proxyprune.errors"
     assert list(failures([absent, "import proxyprune.nowhere", f"{absent} as again"])) == ["import proxyprune.nowhere"]
 

@@ -92,7 +92,7 @@ def test_evolution_keeps_to_its_generations():
 
 
 def test_a_process_that_dies_is_an_error_that_names_the_measurement(tmp_path):
-    """What was measured before is in the memory."""
+    """The memory holds all measurements before it."""
     parent, loss_fn = os.getpid(), subject().loss_fn
 
     def deadly(model, batch):

@@ -8,23 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from results import Residual
 from torch import Tensor, nn
 
 import proxyprune as pp
 from proxyprune.errors import ConfigError
-
-
-class Block(nn.Module):
-    """A residual block."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.conv2 = nn.Conv2d(2 * width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add two convolutions."""
-        return x + self.conv2(self.conv1(x).relu())
 
 
 class Classifier(nn.Module):
@@ -34,7 +22,7 @@ class Classifier(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv_stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.blocks = nn.ModuleList([Block(16), Block(16)])
+        self.blocks = nn.ModuleList([Residual(16), Residual(16)])
         self.down = nn.Conv2d(16, 32, 3, stride=2, padding=1)
         self.conv_head = nn.Linear(32, 48)
         self.classifier = nn.Linear(48, 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FASHION_PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/fashion-mnist"))
-"""Where Debian's package dataset-fashion-mnist puts the files, and where a download may lie."""
+"""Folders of Fashion-MNIST: that of Debian's package dataset-fashion-mnist, and those of usual downloads."""
 
 CIFAR_PLACES = (Path("data/cifar-10-batches-bin"), Path("data/cifar-10-binary.tar.gz"))
 """Places of a download, tried in this order."""

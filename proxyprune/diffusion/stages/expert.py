@@ -192,7 +192,7 @@ class Specialist:
         return None if planned is None or planned.measured is None else planned.measured.ratio[1]
 
     def _phase(self, training: Training, number: int, macs: int) -> Phase:
-        """How many steps the next phase gets with a network of so many MACs, from what is left."""
+        """Return the next phase: the steps that are left for a network of so many MACs."""
         config, planned = self.setup.config, macs
         if number and config.budgets.metric == "macs":  # not what the plan has, so that every scorer gets as many steps
             planned = int(self.setup.base_macs * self.fraction ** (number / (len(self._shares) - 1)))

@@ -13,7 +13,7 @@ from torch import nn
 
 from proxyprune.api import prune_ranked
 from proxyprune.diffusion.setup import Setup
-from proxyprune.diffusion.training.across_processes import from_main_process
+from proxyprune.diffusion.training.across_processes import computed_by_main_process
 from proxyprune.errors import TrainingError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.time_cost import TimeCost
@@ -94,22 +94,13 @@ def _timing(setup: Setup) -> Timing:
 
 
 def _measured(setup: Setup, measure: Callable[[], T]) -> T:
-    """Return a measurement of the main process in every process; if it fails, every process stops.
+    """Return a measurement of the main process in every process.
 
     Raises:
         TrainingError: In the other processes, if it failed.
     """
-    if setup.processes is None or setup.processes.num_processes == 1:
+    if setup.processes is None:
         return measure()
-    if not setup.processes.is_main_process:
-        value, problem = from_main_process(setup.processes, None)
-        if problem is not None:
-            raise TrainingError(f"The main process could not measure times: {problem}")
-        return value  # type: ignore[no-any-return]  # what the main process pickled
-    try:
-        found = measure()
-    except Exception as error:  # whatever it is: the others wait for an answer
-        from_main_process(setup.processes, (None, f"{type(error).__name__}: {error}"))
-        raise
-    from_main_process(setup.processes, (found, None))
-    return found
+    return computed_by_main_process(
+        setup.processes, measure, lambda problem: TrainingError(f"The main process could not measure times: {problem}")
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from proxyprune.diffusion.training.accelerator import Accelerator
 from proxyprune.errors import ScoringError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.contract import Scorer, ScoringContext
 from proxyprune.scoring.ranking import Ranking
+
+T = TypeVar("T")
 
 
 def from_main_process(accelerator: Accelerator, value: Any) -> Any:
@@ -24,6 +27,30 @@ def from_main_process(accelerator: Accelerator, value: Any) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value if accelerator.is_main_process else None])[0]
+
+
+def computed_by_main_process(accelerator: Accelerator, compute: Callable[[], T], failed: Callable[[str], Exception]) -> T:
+    """Return a result of the main process in every process; if it fails, every process stops. All processes call this together.
+
+    Args:
+        accelerator: accelerate's Accelerator.
+        compute: Runs in the main process; its result can be pickled.
+        failed: Makes the error of the other processes from a description of the failure.
+    """
+    if accelerator.num_processes == 1:
+        return compute()
+    if not accelerator.is_main_process:
+        value, problem = from_main_process(accelerator, None)
+        if problem is not None:
+            raise failed(problem)
+        return value  # type: ignore[no-any-return]  # unpickled
+    try:
+        found = compute()
+    except Exception as error:  # whatever it is: the others wait for an answer
+        from_main_process(accelerator, (None, f"{type(error).__name__}: {error}"))
+        raise
+    from_main_process(accelerator, (found, None))
+    return found
 
 
 @dataclass(frozen=True)
@@ -56,18 +83,8 @@ class SharedScorer:
         Raises:
             ScoringError: In the other processes, if scoring failed.
         """
-        if self.accelerator.num_processes == 1:
-            return self.scorer.score(graph, context)
-        if not self.accelerator.is_main_process:
-            ranking, problem = from_main_process(self.accelerator, None)
-            if problem is not None:
-                raise ScoringError(f"The main process got no ranking: {problem}")
-            return Ranking.from_dict(ranking)
-        try:
-            found = self.scorer.score(graph, context)
-            answer = (found.to_dict(), None)
-        except Exception as error:  # whatever it is: the others wait for an answer
-            from_main_process(self.accelerator, (None, f"{type(error).__name__}: {error}"))
-            raise
-        from_main_process(self.accelerator, answer)
-        return found
+        return computed_by_main_process(
+            self.accelerator,
+            lambda: self.scorer.score(graph, context),
+            lambda problem: ScoringError(f"The main process got no ranking: {problem}"),
+        )

@@ -25,28 +25,28 @@ class Question(Protocol[Content]):
     """
 
     @property
-    def part(self) -> str: ...  # noqa: D102
+    def part(self) -> str: ...  # noqa: D102  described under Attributes
 
     @property
-    def system(self) -> str: ...  # noqa: D102
+    def system(self) -> str: ...  # noqa: D102  described under Attributes
 
     @property
-    def user(self) -> str: ...  # noqa: D102
+    def user(self) -> str: ...  # noqa: D102  described under Attributes
 
     @property
-    def labels(self) -> PromptLabels: ...  # noqa: D102
+    def labels(self) -> PromptLabels: ...  # noqa: D102  described under Attributes
 
     @property
-    def schema(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def schema(self) -> Mapping[str, Any]: ...  # noqa: D102  described under Attributes
 
     @property
-    def tokens(self) -> int: ...  # noqa: D102
+    def tokens(self) -> int: ...  # noqa: D102  described under Attributes
 
     @property
-    def answer_tokens(self) -> int: ...  # noqa: D102
+    def answer_tokens(self) -> int: ...  # noqa: D102  described under Attributes
 
     @property
-    def wanted(self) -> str: ...  # noqa: D102
+    def wanted(self) -> str: ...  # noqa: D102  described under Attributes
 
     def read(self, text: str) -> Content:
         """Return the content of an answer.
