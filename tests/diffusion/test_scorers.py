@@ -190,6 +190,15 @@ def test_a_run_from_before_there_were_limits_goes_on(tmp_path):
         StepAdaptiveTrainer(config.with_values({"pruning.floors": {"mid_block": 0.9}}), tmp_path / "run")
 
 
+def test_a_run_whose_settings_named_the_default_multiple_goes_on(tmp_path):
+    """Before budgets of time, config.json said round_to 1; None means the same for a budget of MACs, and 8 does not."""
+    config = tiny(tmp_path, compute__reference_steps=400)
+    StepAdaptiveTrainer(config.with_values({"pruning.round_to": 1}), tmp_path / "run")
+    StepAdaptiveTrainer(config, tmp_path / "run")
+    with pytest.raises(StorageError, match=r"other settings: pruning\.round_to"):
+        StepAdaptiveTrainer(config.with_values({"pruning.round_to": 8}), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

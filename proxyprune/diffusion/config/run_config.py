@@ -181,10 +181,14 @@ class PruningConfig:
     uniform: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def multiple(self, metric: str) -> int | str:
+        """Return the multiple that widths take under this metric: `round_to`, or the metric's default if it is None."""
+        usual = AUTO if metric == "time" else Limits.round_to
+        return usual if self.round_to is None else self.round_to
+
     def request(self, target: int | float, metric: str = "macs") -> PlanRequest:
         """Return what is asked of a plan that cuts an expert to a number of MACs, or to a share of the time."""
-        usual = AUTO if metric == "time" else Limits.round_to
-        limits = Limits(self.keep, self.floors, self.ceilings, usual if self.round_to is None else self.round_to)
+        limits = Limits(self.keep, self.floors, self.ceilings, self.multiple(metric))
         return PlanRequest(target, self.mode, metric, self.allocation, limits, self.accept_unreliable, self.accept_uncosted, self.uniform)
 
 

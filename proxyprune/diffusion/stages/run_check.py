@@ -32,8 +32,7 @@ def check_settings(run: RunFolder, config: StepAdaptiveConfig) -> None:
         raise StorageError(f"The run's folder {run.path} is a file. Choose another name.")
     if not run.config.is_file():
         return
-    before, now = StepAdaptiveConfig.from_json(run.config).to_dict(), config.to_dict()
-    changed = sorted(_differences(before, now))
+    changed = sorted(_differences(_meaning(StepAdaptiveConfig.from_json(run.config)), _meaning(config)))
     if changed:
         raise StorageError(
             f"{run.path} holds a run with other settings: {', '.join(changed)}. Go on with its own (--config {run.config}), or choose "
@@ -59,6 +58,13 @@ def fingerprint_of(run: RunFolder) -> dict[str, Any] | None:
     """Read the fingerprint of the images that a run was begun with; None for a new folder."""
     found: dict[str, Any] | None = read_json(run.images, "Remove it if the images are those that the run began with.")
     return found
+
+
+def _meaning(config: StepAdaptiveConfig) -> dict[str, Any]:
+    """Return the settings with defaults that depend on others filled in, so that None and the value that it stands for are equal."""
+    values = config.to_dict()
+    values["pruning"]["round_to"] = config.pruning.multiple(config.budgets.metric)
+    return values
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
