@@ -15,6 +15,7 @@ from proxyprune.diffusion.process.scheduler import Scheduler
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.scheduler_check import rehearse
 from proxyprune.diffusion.sampling.schedulers import begin_at, check_process, check_start, named, step_arguments, unusable_steps
+from proxyprune.diffusion.sampling.step_cache import step_of
 from proxyprune.errors import InputError
 from proxyprune.support.seeds import derived_seed
 
@@ -91,10 +92,12 @@ class ExpertSampler:
         begin_at(scheduler, len(scheduler.timesteps) - len(route))
         images = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
         extra = step_arguments(scheduler, generators)
+        self.experts.forget()
         for number, (time, index) in enumerate(zip(scheduler.timesteps[-len(route) :], route, strict=True)):
             scaled = scheduler.scale_model_input(images, time) if hasattr(scheduler, "scale_model_input") else images
             times = time.to(images.device).expand(len(images))
-            predicted = self._predict(index, scaled, times, condition)
+            with step_of(self.experts[index], number, len(route)):
+                predicted = self._predict(index, scaled, times, condition)
             with named(type(scheduler).__name__):
                 images = scheduler.step(predicted, time, images, **extra).prev_sample
             if after_step is not None:

@@ -16,7 +16,8 @@ from torch import nn
 
 from proxyprune.diffusion.sampling.compiled import Compiled
 from proxyprune.diffusion.sampling.placement import Trial, move, place_network
-from proxyprune.errors import PlanFormatError, StorageError
+from proxyprune.diffusion.sampling.step_cache import disable_cache, enable_cache, forget
+from proxyprune.errors import InputError, PlanFormatError, StorageError
 from proxyprune.modelfile import load_weights
 from proxyprune.result import PruneResult
 from proxyprune.saving.manifest import MANIFEST
@@ -145,6 +146,7 @@ class Experts:
         device: Where they run.
         dtype: Of their weights, or None for that of the files.
         compile_options: For torch.compile, or None to run them as they are.
+        cache: A configuration of diffusers.hooks for all of them, or None; set by `enable_cache`.
     """
 
     macs: tuple[int, ...]
@@ -154,6 +156,7 @@ class Experts:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype | None = None
     compile_options: Mapping[str, Any] | None = None
+    cache: Any = None
     _held: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
     _compiled: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
 
@@ -173,8 +176,50 @@ class Experts:
                     f"Expert {index} has {found:,} parameters where the record of the pipeline says {self.params[index]:,}: experts were "
                     "moved or exchanged. Copy the whole folder again."
                 )
+            if self.cache is not None:
+                enable_cache(model, self.cache)
             self._held[index] = model
         return self._held[index]
+
+    def enable_cache(self, config: Any) -> None:
+        """Give a cache of diffusers to what is loaded, and to what will be. If that fails, none has one.
+
+        Args:
+            config: A configuration of diffusers.hooks.
+
+        Raises:
+            InputError: If a cache is enabled already, or this one does not fit the networks.
+        """
+        if self.cache is not None:
+            raise InputError(f"{type(self.cache).__name__} is enabled already; call disable_cache() first.")
+        if not self._held:
+            self[0]
+        done: list[nn.Module] = []
+        try:
+            for model in self._held.values():
+                enable_cache(model, config)
+                done.append(model)
+        except InputError:
+            for model in done:
+                disable_cache(model)
+            raise
+        self.cache = config
+        self._compiled.clear()
+
+    def disable_cache(self) -> None:
+        """Take the cache off all of them; nothing happens without one."""
+        if self.cache is None:
+            return
+        for model in self._held.values():
+            disable_cache(model)
+        self.cache = None
+        self._compiled.clear()
+
+    def forget(self) -> None:
+        """Drop what caches hold, before other images."""
+        if self.cache is not None:
+            for model in self._held.values():
+                forget(model)
 
     def held(self, index: int) -> nn.Module | None:
         """Return the network of an interval, if it is in memory."""
@@ -204,6 +249,7 @@ class Experts:
         trial = None if dtype is None else trial
         if trial is not None and not self._held:
             self[0]
+        self.forget()  # a cache holds tensors of the present device and dtype
         move(self._held.values(), device, dtype, trial)
         self.device, self.dtype = device, self.dtype if dtype is None else dtype
         self._compiled.clear()

@@ -30,6 +30,7 @@ from proxyprune.diffusion.sampling.pipeline_record import Blueprint
 from proxyprune.diffusion.sampling.placement import target_of
 from proxyprune.diffusion.sampling.schedulers import sampler
 from proxyprune.diffusion.sampling.standard_files import write_standard_files
+from proxyprune.diffusion.sampling.step_cache import step_of
 from proxyprune.errors import InputError, StorageError
 from proxyprune.support.progress import bar
 from proxyprune.support.summary import Bar, Summary, SummaryTable
@@ -104,7 +105,8 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
         labels = conditions(self.blueprint.classes, 0, 1)
         times = self._trained_with.timesteps[-1:].to(like.device)
         image = torch.zeros(1, *self.blueprint.shape, device=like.device, dtype=like.dtype)
-        self.blueprint.calling.predict(model, image, times, None if labels is None else labels.to(like.device))
+        with step_of(model, 0, 1):
+            self.blueprint.calling.predict(model, image, times, None if labels is None else labels.to(like.device))
 
     def __str__(self) -> str:
         return str(self.summary())
@@ -169,6 +171,32 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             This pipeline.
         """
         self.experts.compile_options = options
+        return self
+
+    def enable_cache(self, config: Any) -> StepAdaptivePipeline:
+        """Give every expert a cache of diffusers, as `enable_cache` of its models does.
+
+        Each expert has its own, which is empty when an image begins. MACs are counted as without a cache.
+
+        Args:
+            config: A configuration of diffusers.hooks, such as `FirstBlockCacheConfig(threshold=0.1)`.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            InputError: If a cache is enabled already, or this one does not fit the experts.
+        """
+        self.experts.enable_cache(config)
+        return self
+
+    def disable_cache(self) -> StepAdaptivePipeline:
+        """Compute every block in every step again.
+
+        Returns:
+            This pipeline.
+        """
+        self.experts.disable_cache()
         return self
 
     def sampling_macs(self, steps: int) -> int:
