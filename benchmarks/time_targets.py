@@ -2,7 +2,7 @@
 
     python benchmarks/time_targets.py                      # on a processor, one thread
     python benchmarks/time_targets.py --device cuda        # on a GPU
-    python benchmarks/time_targets.py --networks unet dit --runs 1
+    python benchmarks/time_targets.py --networks unet dit --targets 0.6 --runs 1
     python benchmarks/time_targets.py --journal time.jsonl # continues where it was stopped
 
 For each target and run: predicted time before any correction, time that was measured while pruning, and time measured afterwards with the
@@ -111,7 +111,7 @@ def measure(name: str, run: int, arguments: argparse.Namespace, journal: Journal
             result = prune_to_time(
                 request,
                 lambda asked: prune_ranked(model, inputs, graph, ranking, asked),
-                lambda found: timed_in_turns(model, found.model, inputs, timing),
+                lambda found, enough: timed_in_turns(model, found.model, inputs, timing, enough=enough),
                 accept_missed=True,
             )
         except TargetError as error:
@@ -124,6 +124,8 @@ def measure(name: str, run: int, arguments: argparse.Namespace, journal: Journal
             "first_measured": found.first_measured,
             "corrections": found.corrections,
             "while_pruning": found.ratio[1],
+            "interval": found.interval,
+            "turns": found.turns,
             "met": found.met,
             "measured": again.ratio.middle,
             "low": again.ratio.low,
@@ -139,7 +141,7 @@ def measure(name: str, run: int, arguments: argparse.Namespace, journal: Journal
         found = {"predicted": result.plan.time.ratio, "measured": turns.ratio.middle, "low": turns.ratio.low, "high": turns.ratio.high}
         return found | {"macs": result.plan.macs / result.plan.base_macs}
 
-    for target in TARGETS:
+    for target in arguments.targets:
         journal.row({"kind": "time", "network": name, "target": target, "run": run}, lambda target=target: timed(target))
         if arguments.rounding and run == 0:
             for round_to in ROUNDINGS:
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounding", action="store_true", help="Also time plans of the same share of MACs with several roundings.")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--targets", nargs="+", type=float, default=list(TARGETS))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--journal", type=Path)
     arguments = parser.parse_args()
@@ -179,8 +182,8 @@ def main() -> None:
             measure(name, run, arguments, journal)
             write(journal.rows, arguments)
     timed = [row for row in journal.rows if row["kind"] == "time" and "error" not in row]
-    columns = ("network", "target", "run", "predicted", "first_measured", "corrections", "measured", "low", "high", "macs")
-    print_table("Budgets of time", columns, [{name: row[name] for name in columns} for row in timed])
+    columns = ("network", "target", "run", "predicted", "first_measured", "corrections", "turns", "measured", "low", "high", "macs")
+    print_table("Budgets of time", columns, [{name: row.get(name) for name in columns} for row in timed])
 
 
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

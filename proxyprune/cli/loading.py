@@ -17,6 +17,8 @@ from proxyprune.compensation.calibration_pass import CalibrationData
 from proxyprune.errors import InputError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import DataKeywords
+from proxyprune.measuring.network_times import CostTable, with_times
+from proxyprune.measuring.timing import Timing
 from proxyprune.modelfile import ExampleInputs, ModelFile, load_model_file
 from proxyprune.planning.request import PlanRequest
 from proxyprune.proxy.scorer import LLMScorer
@@ -24,7 +26,7 @@ from proxyprune.pruning.advice import Advice
 from proxyprune.pruning.asked_advice import asks_advice
 from proxyprune.pruning.channels import AUTO, Ranked, Scorers, takes_channels
 from proxyprune.scoring import Brief, ScoringContext
-from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer
+from proxyprune.scoring.contract import NEEDS, LossFunction, Scorer, shows_time
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
 from proxyprune.scoring.run_scorer import score
@@ -51,6 +53,10 @@ class Built:
         """Read the network's structure."""
         with out.stage(f"Tracing {type(self.model).__name__}"):
             return trace(self.model, self.inputs, also=self.also, **self.source.trace_keywords)
+
+    def timed(self, graph: ModelGraph, timing: Timing) -> ModelGraph:
+        """Return the graph with predicted times; a bar shows the ops that are not in the cost table."""
+        return with_times(graph, self.model, self.inputs, timing, table=CostTable(progress=True))
 
     def needed_by(self, scorer: Scorer) -> ScorerData:
         """Batches and loss, as keyword arguments; batches are made only for a scorer that uses them."""
@@ -82,9 +88,11 @@ class Built:
         data = CalibrationData(() if batches is None else tuple(batches), self.file.loss_fn, self.source.seed)
         return Scorers(judge.scorer, judge.channels, advice=judge.advice).rank(self.model, self.inputs, graph, request, data)
 
-    def show_dry_run(self, judge: Judge, out: Output, brief: Brief | None = None) -> None:
+    def show_dry_run(self, judge: Judge, out: Output, timing: Timing, brief: Brief | None = None) -> None:
         """Print what the scorer would send and what that would cost."""
         graph = self.trace(out)
+        if shows_time(judge.scorer):
+            graph = self.timed(graph, timing)
         needed = self.needed_by(judge.scorer)
         batches = needed["batches"]
         context = ScoringContext(

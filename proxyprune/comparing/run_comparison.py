@@ -28,6 +28,7 @@ from proxyprune.measuring.network_times import with_times
 from proxyprune.planning.budget import Target, parse_budget
 from proxyprune.planning.request import CutKeywords, PlanRequest
 from proxyprune.scoring import Brief, Scorer, find, score
+from proxyprune.scoring.contract import shows_time
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.support.seeds import derived_seed
@@ -177,7 +178,7 @@ def compare(
     requests = {case: replace(cuts, target=case.target, mode=case.mode) for case in chosen}
     data = Data.of(**picked(DataKeywords, keywords))
     graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
-    if any(request.needs_times for request in requests.values()):
+    if any(request.needs_times for request in requests.values()) or any(shows_time(arm) for arm in arms.values()):
         graph = with_times(graph, model, example_inputs)
     task = _ComparisonTask(model, example_inputs, graph, data, recovery or Recovery(), calibration, quality, requests)
     with _journal(journal, _header(task), resume) as opened_journal:

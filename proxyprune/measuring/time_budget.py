@@ -1,11 +1,12 @@
-"""Meet a budget of time: measure the plan's network in turns with the unpruned one, and correct the budget by the ratio."""
+"""Meet a budget of time: measure the plan's network in turns with the unpruned one, and correct the limit of its predicted time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from proxyprune.errors import TargetError
+from proxyprune.measuring.time_corrections import Trial, best_of, corrected, is_precise
 from proxyprune.measuring.timed_run import TimedTurns
 from proxyprune.planning.budget import check_target
 from proxyprune.planning.plan import PrunePlan
@@ -13,48 +14,23 @@ from proxyprune.planning.planned_time import MeasuredTime
 from proxyprune.planning.request import PlanRequest
 from proxyprune.result import PruneResult
 
-CORRECTIONS = 3
-"""Most corrections of a budget."""
-
-TOLERANCE = 0.01
-"""Share of the unpruned network's time by which a median may lie above the target: what such measurements vary by."""
-
-UNUSED = 0.04
-"""Share of the unpruned network's time that a plan may leave unused before the budget is corrected upwards."""
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    result: PruneResult
-    turns: TimedTurns
-    target: float
-
-    @property
-    def ratio(self) -> float:
-        return self.turns.ratio.middle
-
-    @property
-    def met(self) -> bool:
-        return self.ratio <= self.target + TOLERANCE
-
-    @property
-    def near(self) -> bool:
-        return self.met and self.ratio >= self.target - UNUSED
+Enough = Callable[[TimedTurns], bool]
+"""Returns True if these turns suffice to judge by."""
 
 
 def prune_to_time(
     request: PlanRequest,
     prune: Callable[[PlanRequest], PruneResult],
-    measure: Callable[[PruneResult], TimedTurns],
+    measure: Callable[[PruneResult, Enough], TimedTurns],
     *,
     accept_missed: bool = False,
 ) -> PruneResult:
-    """Prune until the measured time is within the target.
+    """Prune until the measured time is within the target, with at most three corrections.
 
     Args:
         request: What is asked of the plan, with a target of time among its targets.
         prune: Makes and verifies the network of a request.
-        measure: Times a result's network in turns with the unpruned one.
+        measure: Times a result's network in turns with the unpruned one; its second argument says when there were enough turns.
         accept_missed: Return the fastest network that was found with a note, instead of an error, if none meets the target.
 
     Returns:
@@ -63,72 +39,98 @@ def prune_to_time(
     Raises:
         TargetError: If no network met the target and that was not accepted, or no plan reaches it by prediction.
     """
-    attempts: list[_Attempt] = []
-    asked = request
-    for _ in range(CORRECTIONS + 1):
-        try:
-            result = prune(asked)
-        except TargetError:
-            if not attempts:
-                raise
-            break  # the corrected budget is out of reach; the attempts so far decide
-        turns = measure(result)
-        attempts.append(_Attempt(result, turns, _target_ratio(request, turns)))
-        if attempts[-1].near:
-            break
-        asked = _corrected(request, attempts[-1])
-    met = [attempt for attempt in attempts if attempt.met]
-    chosen = max(met, key=lambda attempt: attempt.ratio) if met else min(attempts, key=lambda attempt: attempt.ratio)
-    if not met and not accept_missed:
+    attempts = _Attempts(request, prune, measure)
+    trials = corrected(attempts.attempt)
+    chosen = best_of(trials)
+    measured = attempts.measured(trials, chosen)
+    if not measured.met and not accept_missed:
         raise TargetError(
-            f"Target {request.targets['time']!r} of time is not met: {_measured(chosen, attempts).sentence}, and {chosen.target:.1%} was "
-            f"asked for, after {len(attempts) - 1} corrections. Ask for a lower target, loosen the limits, or pass "
+            f"Target {request.targets['time']!r} of time is not met: {measured.sentence}, and {trials[chosen].target:.1%} was "
+            f"asked for, after {len(trials) - 1} corrections. Ask for a lower target, loosen the limits, or pass "
             "accept_missed_time=True (--accept-missed-time) to take this network."
         )
-    return _recorded(request, chosen, attempts)
+    return _recorded(request, attempts.results[chosen], measured)
 
 
-def _target_ratio(request: PlanRequest, turns: TimedTurns) -> float:
-    """Return the target as a share of the unpruned network's time; a duration as a share of what was measured beside it."""
-    value = check_target(request.targets["time"], "time")
-    return float(value) if value < 1 else float(value) / (1e9 * turns.before.middle)
+class _Attempts:
+    """The results and measurements of a request, one for each trial."""
+
+    def __init__(
+        self, request: PlanRequest, prune: Callable[[PlanRequest], PruneResult], measure: Callable[[PruneResult, Enough], TimedTurns]
+    ) -> None:
+        self._request = request
+        self._prune = prune
+        self._measure = measure
+        self._turns: list[TimedTurns] = []
+        self.results: list[PruneResult] = []
+
+    def attempt(self, limit: int | None) -> Trial | None:
+        """Plan and measure within a limit of predicted nanoseconds; None if it is out of reach. A plan is measured once."""
+        asked = self._request if limit is None else self._within(limit)
+        if asked is None:
+            return None
+        try:
+            result = self._prune(asked)
+        except TargetError:
+            if not self.results:
+                raise
+            return None  # the corrected limit is out of reach; the trials so far decide
+        known = (turns for other, turns in zip(self.results, self._turns, strict=True) if _same_network(other.plan, result.plan))
+        turns = next(known, None) or self._measure(result, lambda found: is_precise(found.interval, self._target(found)))
+        self.results.append(result)
+        self._turns.append(turns)
+        planned = result.plan.time
+        assert planned is not None
+        allowed = planned.nanoseconds if planned.target_nanoseconds is None else planned.target_nanoseconds
+        return Trial(allowed, planned.nanoseconds, turns.ratio.middle, self._target(turns))
+
+    def _within(self, limit: int) -> PlanRequest | None:
+        """Return the request with this limit of predicted time, below that of the unpruned network; None if it was tried."""
+        plans = [result.plan.time for result in self.results]
+        assert plans[0] is not None
+        nanoseconds = min(max(1, limit), plans[0].base_nanoseconds - 1)
+        if any(plan is not None and plan.target_nanoseconds == nanoseconds for plan in plans):
+            return None
+        return replace(self._request, target={**self._request.targets, "time": f"{nanoseconds}ns"})
+
+    def _target(self, turns: TimedTurns) -> float:
+        """Return the target as a share of the unpruned network's time; a duration as a share of what was measured beside it."""
+        value = check_target(self._request.targets["time"], "time")
+        return float(value) if value < 1 else float(value) / (1e9 * turns.before.middle)
+
+    def measured(self, trials: Sequence[Trial], chosen: int) -> MeasuredTime:
+        """Return the measurement of a trial, with what was predicted and measured at first."""
+        first = self.results[0].plan.time
+        assert first is not None
+        return replace(
+            measured_time(self._turns[chosen]),
+            target_ratio=trials[chosen].target,
+            met=trials[chosen].met,
+            corrections=chosen,
+            first_predicted=first.ratio,
+            first_measured=trials[0].measured,
+        )
 
 
-def _corrected(request: PlanRequest, attempt: _Attempt) -> PlanRequest:
-    """Return the request with the predicted time that would be on the target if predictions are off by this attempt's factor."""
-    planned = attempt.result.plan.time
-    assert planned is not None
-    wanted = round(planned.nanoseconds * attempt.target / attempt.ratio)
-    limit = min(max(1, wanted), planned.base_nanoseconds - 1)
-    return replace(request, target={**request.targets, "time": f"{limit}ns"})
-
-
-def _measured(attempt: _Attempt, attempts: list[_Attempt]) -> MeasuredTime:
-    first = attempts[0]
-    assert first.result.plan.time is not None
-    return replace(
-        measured_time(attempt.turns),
-        target_ratio=attempt.target,
-        met=attempt.met,
-        corrections=attempts.index(attempt),
-        first_predicted=first.result.plan.time.ratio,
-        first_measured=first.ratio,
-    )
+def _same_network(one: PrunePlan, other: PrunePlan) -> bool:
+    return one.kept == other.kept and one.removed_blocks == other.removed_blocks
 
 
 def measured_time(turns: TimedTurns) -> MeasuredTime:
     """Return a measurement in turns as a plan and a report hold it."""
     before, after, ratio = ((part.low, part.middle, part.high) for part in (turns.before, turns.after, turns.ratio))
-    return MeasuredTime(before, after, ratio, settings=turns.timing.to_dict())
+    return MeasuredTime(before, after, ratio, interval=turns.interval, turns=turns.turns, settings=turns.timing.to_dict())
 
 
-def _recorded(request: PlanRequest, chosen: _Attempt, attempts: list[_Attempt]) -> PruneResult:
-    result, measured = chosen.result, _measured(chosen, attempts)
+def _recorded(request: PlanRequest, result: PruneResult, measured: MeasuredTime) -> PruneResult:
+    assert measured.target_ratio is not None
     assert result.plan.time is not None
     targets = request.targets
     notes: tuple[str, ...] = ()
     if not measured.met:
-        notes = (f"The target of time was missed, and that was accepted: {measured.sentence}, and {chosen.target:.1%} was asked for.",)
+        notes = (
+            f"The target of time was missed, and that was accepted: {measured.sentence}, and {measured.target_ratio:.1%} was asked for.",
+        )
     plan: PrunePlan = replace(
         result.plan,
         target=next(iter(targets.values())) if len(targets) == 1 else targets,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,12 @@ from proxyprune.tracing.module_state import copied, unchanged
 from proxyprune.tracing.names import named_state
 
 WARM_UP_ROUNDS = 2
+
+MOST_TURNS = 480
+"""Turns after which no more are added for a narrower confidence interval."""
+
+MOST_SECONDS = 20.0
+"""Seconds after which no more turns are added for a narrower confidence interval."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,37 @@ class TimedTurns:
         after: Seconds of the pruned one.
         ratio: After / before, of runs that followed each other.
         timing: How they were timed.
+        interval: 95 % confidence interval of the median of the ratio.
+        turns: Number of turns.
     """
 
     before: Quartiles
     after: Quartiles
     ratio: Quartiles
     timing: Timing
+    interval: tuple[float, float]
+    turns: int
+
+    @staticmethod
+    def of(before: Sequence[float], after: Sequence[float], timing: Timing) -> TimedTurns:
+        """Summarise the seconds of two networks, turn by turn."""
+        ratios = [late / early for early, late in zip(before, after, strict=True)]
+        return TimedTurns(
+            Quartiles.of(before), Quartiles.of(after), Quartiles.of(ratios), timing, interval=median_interval(ratios), turns=len(ratios)
+        )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return a 95 % confidence interval of the median, whatever the distribution; the whole range of fewer than six values.
+
+    Source:
+        Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2: the order statistics of ranks n/2 -+ 1.96 sqrt(n)/2.
+    """
+    count, half = len(values), 0.98 * math.sqrt(len(values))
+    first = max(0, math.floor(count / 2 - half) - 1)
+    last = min(count - 1, math.ceil(count / 2 + half))
+    ordered = sorted(values)
+    return ordered[first], ordered[last]
 
 
 @dataclass(frozen=True)
@@ -125,7 +157,14 @@ def running(network: Network, timing: Timing) -> Iterator[Callable[[], Any]]:
         yield lambda: forward(*args, **kwargs)
 
 
-def timed_in_turns(before: nn.Module, after: nn.Module, example_inputs: ExampleInputs, timing: Timing | None = None) -> TimedTurns:
+def timed_in_turns(
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: ExampleInputs,
+    timing: Timing | None = None,
+    *,
+    enough: Callable[[TimedTurns], bool] | None = None,
+) -> TimedTurns:
     """Time two networks that take turns, so that other work on the machine meets both.
 
     Args:
@@ -133,17 +172,40 @@ def timed_in_turns(before: nn.Module, after: nn.Module, example_inputs: ExampleI
         after: The pruned one.
         example_inputs: As for `proxyprune.trace`.
         timing: Batch, threads, dtype, repeats, eager or compiled.
+        enough: As for `in_turns`.
     """
     timing = timing or Timing()
     networks = [prepared(model, example_inputs, timing) for model in (before, after)]
     device = next((value.device for _, value in named_state(before)), torch.device("cpu"))
-    found: tuple[list[float], list[float]] = ([], [])
     with threads_of(timing), running(networks[0], timing) as first, running(networks[1], timing) as second:
         seconds = clock(device)
-        for round_number in range(WARM_UP_ROUNDS + timing.repeats):
-            for run, times in zip((first, second), found, strict=True):
-                taken = seconds(run)
-                if round_number >= WARM_UP_ROUNDS:
-                    times.append(taken)
-    ratios = [after / before for before, after in zip(*found, strict=True)]
-    return TimedTurns(Quartiles.of(found[0]), Quartiles.of(found[1]), Quartiles.of(ratios), timing)
+        return in_turns(lambda: seconds(first), lambda: seconds(second), timing, enough)
+
+
+def in_turns(
+    first: Callable[[], float], second: Callable[[], float], timing: Timing, enough: Callable[[TimedTurns], bool] | None = None
+) -> TimedTurns:
+    """Run two things in turns, after a warm-up.
+
+    Args:
+        first: Runs the first thing once and returns its seconds.
+        second: The same for the second.
+        timing: `repeats` is the number of turns.
+        enough: Return True if these turns suffice. Otherwise their number is doubled, within `MOST_TURNS` and `MOST_SECONDS`; None takes
+            no more.
+    """
+    for _ in range(WARM_UP_ROUNDS):
+        first()
+        second()
+    found: tuple[list[float], list[float]] = ([], [])
+    wanted, started = timing.repeats, time.perf_counter()
+    while True:
+        if len(found[0]) >= wanted:
+            turns = TimedTurns.of(*found, timing)
+            if enough is None or enough(turns) or wanted >= MOST_TURNS:
+                return turns
+            wanted = min(2 * wanted, MOST_TURNS)
+        if len(found[0]) >= timing.repeats and time.perf_counter() - started > MOST_SECONDS:
+            return TimedTurns.of(*found, timing)
+        for run, times in zip((first, second), found, strict=True):
+            times.append(run())

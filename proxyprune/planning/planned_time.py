@@ -25,6 +25,8 @@ class MeasuredTime:
         corrections: How often the budget was corrected by a measurement.
         first_predicted: Ratio that was predicted before any correction.
         first_measured: Ratio that the first plan's network was measured to have.
+        interval: 95 % confidence interval of the median of the ratio, or None in results of earlier versions.
+        turns: Runs of each network, or None in results of earlier versions.
     """
 
     before: tuple[float, float, float]
@@ -36,6 +38,8 @@ class MeasuredTime:
     corrections: int = 0
     first_predicted: float | None = None
     first_measured: float | None = None
+    interval: tuple[float, float] | None = None
+    turns: int | None = None
 
     @property
     def sentence(self) -> str:

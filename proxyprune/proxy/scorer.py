@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -240,13 +241,25 @@ class LLMScorer(LLMSettings):
         )
 
     def _survey(self, graph: ModelGraph, context: ScoringContext, shown: tuple[str, ...]) -> Survey:
+        times = self._times(graph)
         try:
             measured = measure(shown, self, graph, context)
         except ProxyPruneError as error:
             if self.statistics is not None:
                 raise
-            return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, unmeasured=str(error))
-        return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, measured)
+            return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, unmeasured=str(error), times=times)
+        return Survey(graph, context.brief, context.seed, self.prompt_tokens, self.real_names, measured, times=times)
+
+    def _times(self, graph: ModelGraph) -> Mapping[str, int]:
+        """Return nanoseconds by block if they are to be shown."""
+        if not self.show_time:
+            return {}
+        if graph.cost.time is None:
+            raise MissingNeedError(
+                "show_time shows each block's share of the time, and this graph has no times. Score the graph that "
+                "proxyprune.with_times(graph, model, example_inputs) returns."
+            )
+        return graph.cost.time.by_block(graph.cost.full)
 
     def _asker(self, context: ScoringContext) -> Asker:
         cache = Cache(None if self.cache is None else Path(self.cache), self.cache_mode)
@@ -312,6 +325,8 @@ class LLMScorer(LLMSettings):
             notes.append(f"No more answers were asked for: {samples.stopped}.")
         if survey.measured:
             notes.append(f"The prompt showed measured figures: {', '.join(survey.measured)}.")
+        if survey.times:
+            notes.append("The prompt showed each block's share of the time of a run on this machine.")
         if survey.unmeasured is not None:
             notes.append(f"The prompt showed no measured figures, because they could not be measured. {survey.unmeasured}")
         return tuple(notes)

@@ -24,6 +24,7 @@ from proxyprune.pruning.progressive import check_steps, pruned_in_steps
 from proxyprune.pruning.task import PruneTask
 from proxyprune.result import Losses, PruneResult
 from proxyprune.scoring import Brief, Scorer
+from proxyprune.scoring.contract import shows_time
 from proxyprune.support.keywords import check_keywords, picked
 from proxyprune.tracing.model_call import Call, ExampleInputs
 
@@ -132,7 +133,7 @@ def prune(
     work.task.say("tracing")
     graph = trace(model, example_inputs, also=also, probe=False, **picked(TraceKeywords, keywords))
     check_steps(steps, graph, request)
-    if request.needs_times:
+    if request.needs_times or shows_time(scorer):
         work.task.say("timing ops")
         graph = with_times(graph, model, example_inputs, timing)
     losses = work.meter.start(model)

@@ -81,7 +81,7 @@ class PruneTask:
         result = prune_to_time(
             ranked.request,
             lambda asked: prune_ranked(model, self.example_inputs, graph, ranked.ranking, asked),
-            lambda found: timed_in_turns(model, found.model, self.example_inputs, self.timing),
+            lambda found, enough: timed_in_turns(model, found.model, self.example_inputs, self.timing, enough=enough),
             accept_missed=self.accept_missed_time,
         )
         return result.with_notes(ranked.plan_notes)

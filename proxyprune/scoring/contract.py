@@ -122,6 +122,11 @@ def check_contract(candidate: object, where: str) -> Scorer:
     return candidate  # type: ignore[return-value]
 
 
+def shows_time(scorer: object) -> bool:
+    """Return True if a scorer shows a language model the time of blocks, for which the graph needs times."""
+    return getattr(scorer, "show_time", False) is True
+
+
 def check_needs(scorer: Scorer, context: ScoringContext) -> None:
     """Make sure that everything which the scorer declared is there.
 

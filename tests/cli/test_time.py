@@ -99,6 +99,19 @@ def test_describe_shows_each_blocks_share(model_file: str):
     assert sum(shown["block_nanoseconds"].values()) > 0
 
 
+def test_score_shows_each_blocks_share(model_file: str):
+    """The table has a column of shares, the JSON the nanoseconds of `describe`, and neither is there without --time."""
+    arguments = ("score", "--model", model_file, "--scorer", "magnitude")
+    text, plain = output(*arguments, "--time", *QUICK), output(*arguments)
+    assert "time" in text
+    assert "time" not in plain
+    shown = json.loads(output(*arguments, "--time", *QUICK, "--json"))
+    described = json.loads(output("describe", "--model", model_file, "--time", *QUICK, "--json"))
+    assert shown["block_nanoseconds"] == described["block_nanoseconds"]
+    assert set(shown["scores"]) <= set(shown["block_nanoseconds"]) | {block["id"] for block in shown["blocks"]}
+    assert "block_nanoseconds" not in json.loads(output(*arguments, "--json"))
+
+
 @pytest.mark.parametrize("multiple", ["0", "-8", "eight", "1.5"])
 def test_round_to_takes_a_number_or_auto(model_file: str, multiple: str):
     """Anything else is a usage error."""

@@ -12,7 +12,8 @@ import proxyprune as pp
 from proxyprune.api import prune_ranked
 from proxyprune.errors import TargetError
 from proxyprune.measuring.network_times import CostTable, with_times
-from proxyprune.measuring.time_budget import CORRECTIONS, TOLERANCE, UNUSED, prune_to_time
+from proxyprune.measuring.time_budget import Enough, prune_to_time
+from proxyprune.measuring.time_corrections import CORRECTIONS, TOLERANCE, UNUSED
 from proxyprune.measuring.timed_run import Quartiles, TimedTurns, timed_in_turns
 from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
@@ -24,7 +25,7 @@ from tests.shared.clockwork import Clockwork
 def turns(ratio: float, seconds: float = 1.0) -> TimedTurns:
     """Build a measurement of this ratio."""
     parts = (Quartiles(0.9 * value, value, 1.1 * value) for value in (seconds, seconds * ratio, ratio))
-    return TimedTurns(*parts, Timing())
+    return TimedTurns(*parts, Timing(), interval=(0.99 * ratio, 1.01 * ratio), turns=15)
 
 
 def met(folder: Path, target: object, measured: Callable[[float], float], **options: bool) -> tuple[PruneResult, list[float]]:
@@ -35,7 +36,7 @@ def met(folder: Path, target: object, measured: Callable[[float], float], **opti
     request = PlanRequest.of(target, metric="time", round_to=1)  # type: ignore[arg-type]
     ranking = pp.score(graph, model=model)
 
-    def measure(result: PruneResult) -> TimedTurns:
+    def measure(result: PruneResult, enough: Enough) -> TimedTurns:
         assert result.plan.time is not None
         predicted.append(result.plan.time.ratio)
         return turns(measured(predicted[-1]))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from proxyprune.cli.loading import build
 from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import output
-from proxyprune.cli.output.payloads import graph_payload
+from proxyprune.cli.output.payloads import graph_payload, times_payload
 from proxyprune.cli.output.tables import pinned_table, times_table
-from proxyprune.measuring.network_times import CostTable, with_times
 from proxyprune.measuring.timing import Timing
 
 
@@ -17,8 +16,7 @@ def describe_network(source: ModelOptions, timing: Timing | None, *, as_json: bo
         built = build(source, out)
         graph = built.trace(out)
         if timing is not None:
-            graph = with_times(graph, built.model, built.inputs, timing, table=CostTable(progress=True))
+            graph = built.timed(graph, timing)
         out.text(graph.to_text())
         out.show(pinned_table(graph), times_table(graph))
-        times = {} if graph.cost.time is None else {"block_nanoseconds": graph.cost.time.by_block(graph.cost.full)}
-        out.emit({**graph_payload(graph), **times})
+        out.emit({**graph_payload(graph), **times_payload(graph)})

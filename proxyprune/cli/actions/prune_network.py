@@ -22,7 +22,6 @@ from proxyprune.errors import InputError, InvalidScoreError, MissingNeedError, P
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import DataKeywords
-from proxyprune.measuring.network_times import CostTable, with_times
 from proxyprune.measuring.thop_count import thop_macs
 from proxyprune.measuring.time_budget import measured_time
 from proxyprune.measuring.timed_run import timed_in_turns
@@ -44,7 +43,7 @@ from proxyprune.saving.manifest import MANIFEST
 from proxyprune.saving.network_folder import save
 from proxyprune.saving.onnx_file import check_onnx, save_onnx
 from proxyprune.saving.plain_folder import check_plain_folder, save_pretrained
-from proxyprune.scoring.contract import ScoringContext
+from proxyprune.scoring.contract import ScoringContext, shows_time
 from proxyprune.scoring.ranking import Ranking
 
 _SCHEMA = 1
@@ -94,7 +93,7 @@ def prune_network(
         judge = replace(_judge(scorers.blocks, llm, files), channels=scorers.channels, advice=advice)
         built = build(source, out)
         if judge.dry_run:
-            built.show_dry_run(judge, out, request.brief())
+            built.show_dry_run(judge, out, times.timing, request.brief())
             return
         if files.plan_only:
             _only_plan(built, judge, request, files, times, out)
@@ -119,8 +118,8 @@ def _prune(
     built: Built, judge: Judge, request: PlanRequest, repair: RepairOptions, times: TimeOptions, data: DataKeywords, out: Output
 ) -> PruneResult:
     listener, automatic = judge.listener, judge.scorer.name == AUTO_SCORER
-    if request.needs_times:  # filled here, where a bar can be shown; pruning then finds every time in the table
-        _with_table(built, built.trace(out), times)
+    if request.needs_times or shows_time(judge.scorer):  # filled here, where a bar can be shown; pruning then finds every time in the table
+        built.timed(built.trace(out), times.timing)
     keywords = request.keywords()
     if automatic and repair.any_mode:
         del keywords["mode"]
@@ -146,10 +145,6 @@ def _prune(
             **keywords,
             **data,
         )
-
-
-def _with_table(built: Built, graph: ModelGraph, times: TimeOptions) -> ModelGraph:
-    return with_times(graph, built.model, built.inputs, times.timing, table=CostTable(progress=True))
 
 
 def _data(built: Built, judge: Judge, repair: RepairOptions, *, chooses: bool) -> DataKeywords:
@@ -192,8 +187,8 @@ def _replay(built: Built, plan: PrunePlan, repair: RepairOptions, data: DataKeyw
 
 def _only_plan(built: Built, judge: Judge, request: PlanRequest, files: PruneFiles, times: TimeOptions, out: Output) -> None:
     graph = built.trace(out)
-    if request.needs_times:
-        graph = _with_table(built, graph, times)
+    if request.needs_times or shows_time(judge.scorer):
+        graph = built.timed(graph, times.timing)
     with out.stage(f"Scoring {len(graph.blocks)} blocks with {judge.scorer.name}") as judge.listener.say:
         ranked = built.rank_for_plan(graph, judge, request)
     ranking = ranked.ranking

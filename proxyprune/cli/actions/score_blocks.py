@@ -12,12 +12,26 @@ from proxyprune.cli.options.shared import ModelOptions
 from proxyprune.cli.output.console import output
 from proxyprune.cli.output.payloads import ranking_payload
 from proxyprune.cli.output.tables import ranking_table, remarks, warning
+from proxyprune.measuring.timing import Timing
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.network import plot_ranking
+from proxyprune.scoring.contract import shows_time
 
 
-def score_blocks(source: ModelOptions, scorer: str, llm: LLMOptions, plot: Path | None, *, as_json: bool) -> None:
-    """Score the blocks and print the ranking, or print what a language model would be sent."""
+def score_blocks(
+    source: ModelOptions, scorer: str, llm: LLMOptions, plot: Path | None, *, timing: Timing, timed: bool, as_json: bool
+) -> None:
+    """Score the blocks and print the ranking, or print what a language model would be sent.
+
+    Args:
+        source: Model file and what is read from it.
+        scorer: Name of the scorer.
+        llm: How a language model is asked.
+        plot: File of a figure, or None.
+        timing: How times are measured.
+        timed: Show each block's share of the time.
+        as_json: Print JSON.
+    """
     if plot is not None:
         check_plot_path(plot)
     with output(as_json) as out:
@@ -26,9 +40,11 @@ def score_blocks(source: ModelOptions, scorer: str, llm: LLMOptions, plot: Path 
             raise click.UsageError("--ask-advice asks for limits of a plan, and `proxyprune score` makes none; use it with prune.")
         built = build(source, out)
         if judge.dry_run:
-            built.show_dry_run(judge, out)
+            built.show_dry_run(judge, out, timing)
             return
         graph = built.trace(out)
+        if timed or shows_time(judge.scorer):
+            graph = built.timed(graph, timing)
         ranking = built.rank(graph, judge, out)
         out.show(
             ranking_table(graph, ranking), *remarks(graph, ranking.notes, ranking.confidence), judge.listener.table(), warning(ranking)

@@ -39,6 +39,7 @@ class LLMOptions:
         statistics: Measured figures to show; empty leaves that to the data.
         no_statistics: Show none.
         real_names: Send module names.
+        show_time: Show each block's share of the time.
         ask_advice: Also ask for limits of the plan.
         show_source: Send the source code of the blocks with that question.
         dry_run: Show prompt and estimate, and send nothing.
@@ -62,6 +63,7 @@ class LLMOptions:
     statistics: tuple[str, ...] = ()
     no_statistics: bool = False
     real_names: bool = False
+    show_time: bool = False
     ask_advice: bool = False
     show_source: bool = False
     dry_run: bool = False
@@ -165,6 +167,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--no-statistics", is_flag=True, help="Show the model no measured figures."),
     click.option("--real-names", is_flag=True, help="Send module names; by default they are replaced by b00, b01, ..."),
+    click.option("--show-time", is_flag=True, help="Show the model each block's share of the time of a run on this machine."),
     click.option(
         "--ask-advice", is_flag=True, help="Also ask for limits with reasons; prune measures each, and keeps those that lower the loss."
     ),

@@ -18,6 +18,11 @@ def graph_payload(graph: ModelGraph) -> dict[str, Any]:
     return graph.to_dict()
 
 
+def times_payload(graph: ModelGraph) -> dict[str, Any]:
+    """Return the predicted nanoseconds by block, "" for what lies in none; nothing for a graph without times."""
+    return {} if graph.cost.time is None else {"block_nanoseconds": graph.cost.time.by_block(graph.cost.full)}
+
+
 def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return what `score --json` prints: the ranking as `Ranking.from_dict` reads it, and the structure that it belongs to.
 
@@ -33,6 +38,7 @@ def ranking_payload(graph: ModelGraph, ranking: Ranking, asked: dict[str, Any] |
         "fingerprint": graph.fingerprint,
         "macs": {block.id: block.macs for block in graph.blocks},
         "blocks": [block_dict(block) for block in graph.blocks],
+        **times_payload(graph),
         "made_with": made_with(),
         **({} if asked is None else {"asked": asked}),
     }

@@ -28,14 +28,17 @@ _SHOWN_PLACES = 3  # places named for each reason of pinning; the rest is counte
 
 def ranking_table(graph: ModelGraph, ranking: Ranking) -> FittingTable:
     """All blocks, most important first."""
-    rows = []
+    times = {} if graph.cost.time is None else graph.cost.time.by_block(graph.cost.full)
+    total = max(1, sum(times.values()))
+    rows: list[tuple[str | Bar, ...]] = []
     for place, block_id in enumerate(ranking.order, start=1):
         block = graph.block_by_id[block_id]
         score = ranking.scores[block_id]
         resolution = "×".join(map(str, block.resolution))
-        share = _share(block.macs, graph.macs)
-        rows.append((str(place), block.id, block.kind, _widths(block), resolution, quantity(block.macs), share, f"{score:.3f}", Bar(score)))
-    headings = ("#", "block", "kind", "widths", "resolution", "MACs", "share", "score", "")
+        shares = (_share(block.macs, graph.macs), *([_share(times.get(block.id, 0), total)] if times else []))
+        cells = (str(place), block.id, block.kind, _widths(block), resolution, quantity(block.macs), *shares)
+        rows.append((*cells, f"{score:.3f}", Bar(score)))
+    headings = ("#", "block", "kind", "widths", "resolution", "MACs", "share", *(["time"] if times else []), "score", "")
     table = SummaryTable(headings, tuple(rows), names=1, left=("kind",), optional=("MACs", "kind", "widths", "resolution"))
     return FittingTable(f"{len(graph.blocks)} blocks of {graph.model_class}, most important first ({ranking.scorer})", table)
 

@@ -81,7 +81,7 @@ def cut_to_time(setup: Setup, model: nn.Module, graph: ModelGraph, ranking: Rank
     result = prune_to_time(
         setup.config.pruning.request(share, "time"),
         pruned,
-        lambda found: _measured(setup, lambda: timed_in_turns(base, found.model, inputs, _timing(setup))),
+        lambda found, enough: _measured(setup, lambda: timed_in_turns(base, found.model, inputs, _timing(setup), enough=enough)),
         accept_missed=True,
     )
     assert result.plan.time is not None

@@ -50,7 +50,14 @@ def shuffled_labels(keys: Sequence[str], prefix: str, seed: int, *purpose: str |
 
 
 def block_line(
-    graph: ModelGraph, block: Block, place: int, labels: Mapping[str, str], *, measured: Mapping[str, float], real_name: bool
+    graph: ModelGraph,
+    block: Block,
+    place: int,
+    labels: Mapping[str, str],
+    *,
+    measured: Mapping[str, float],
+    real_name: bool,
+    time: str = "",
 ) -> str:
     """One block, without its label.
 
@@ -61,6 +68,7 @@ def block_line(
         labels: PromptLabels of the blocks, or of their stages, that `reads` may mention.
         measured: z-score by the name of the statistic.
         real_name: Whether to add the module's name.
+        time: Its share of the time of a run; empty shows none.
     """
     widths = ">".join("?" if width is None else str(width) for width in block.widths)
     parts = [f"at {place}/{len(graph.blocks)}", block.kind]
@@ -68,7 +76,7 @@ def block_line(
         parts.append(widths)
     if block.resolution:
         parts.append("@" + "x".join(map(str, block.resolution)))
-    parts.append(f"MACs {share(block.macs, graph.macs)} params {share(block.params, graph.params)}")
+    parts.append(f"MACs {share(block.macs, graph.macs)} params {share(block.params, graph.params)}" + (f" time {time}" if time else ""))
     parts.append("reads " + _sources(block.inputs, labels))
     tail = ["removable"] if block.removable else []
     tail += [f"measured {figures(measured)}"] if measured else []

@@ -28,7 +28,9 @@ class Stage:
     blocks: tuple[Block, ...]
     place: int
 
-    def line(self, graph: ModelGraph, count: int, labels: Mapping[str, str], measured: Mapping[str, Mapping[str, float]]) -> str:
+    def line(
+        self, graph: ModelGraph, count: int, labels: Mapping[str, str], measured: Mapping[str, Mapping[str, float]], time: str = ""
+    ) -> str:
         """Return the stage in one line, without its label.
 
         Args:
@@ -36,6 +38,7 @@ class Stage:
             count: Number of stages.
             labels: Stage label of every block.
             measured: z-scores by statistic, then by block.
+            time: Its share of the time of a run; empty shows none.
         """
         kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(block.kind for block in self.blocks).most_common(4))
         macs, params = sum(block.macs for block in self.blocks), sum(block.params for block in self.blocks)
@@ -45,7 +48,8 @@ class Stage:
             parts.append(f"{first}>{last}")
         if resolutions := list(dict.fromkeys("x".join(map(str, block.resolution)) for block in self.blocks if block.resolution)):
             parts.append("@" + ("..".join((resolutions[0], resolutions[-1])) if len(resolutions) > 1 else resolutions[0]))
-        parts.append(f"MACs {share(macs, graph.macs)} params {share(params, graph.params)} reads {self._reads(labels)}")
+        shown = f" time {time}" if time else ""
+        parts.append(f"MACs {share(macs, graph.macs)} params {share(params, graph.params)}{shown} reads {self._reads(labels)}")
         tail = [f"{removable} removable"] if (removable := sum(block.removable for block in self.blocks)) else []
         if measured:
             tail.append(f"measured {figures({name: self._mean(values) for name, values in measured.items()})}")

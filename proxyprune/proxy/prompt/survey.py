@@ -8,7 +8,7 @@ half of the scale around it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from proxyprune.errors import LLMBudgetError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import Block
 from proxyprune.proxy.answers.answer import HIGHEST, LEVELS, answer_schema, read_answer
-from proxyprune.proxy.prompt.block_list import PromptLabels, block_line, shuffled_labels
+from proxyprune.proxy.prompt.block_list import PromptLabels, block_line, share, shuffled_labels
 from proxyprune.proxy.prompt.noise_interval import describe_interval
 from proxyprune.proxy.prompt.past_attempts import describe_attempts
 from proxyprune.proxy.prompt.stages import Stage, stages_of
@@ -115,6 +115,7 @@ class Survey:
         real_names: Whether module names are shown.
         measured: z-scores by statistic, then by block.
         unmeasured: Why figures that would be shown could not be measured, or None.
+        times: Nanoseconds of a run by block, "" for what lies in none; empty shows no times.
     """
 
     graph: ModelGraph
@@ -124,6 +125,7 @@ class Survey:
     real_names: bool = False
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     unmeasured: str | None = None
+    times: Mapping[str, int] = field(default_factory=dict)
     _made: dict[int, tuple[Prompt, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def prompts(self, sample: int) -> tuple[Prompt, ...]:
@@ -164,8 +166,8 @@ class Survey:
         if len(self.graph.blocks) <= _MOST_LISTED and self._about_blocks(0).tokens <= self.prompt_tokens:
             return None
         longest = 0
-        for memory, share in itertools.product(_MEMORY_SHARES if self.brief.attempts else _MEMORY_SHARES[:1], _CAPACITIES):
-            stages = stages_of(self.graph, share * self.prompt_tokens, self._weight)
+        for memory, capacity in itertools.product(_MEMORY_SHARES if self.brief.attempts else _MEMORY_SHARES[:1], _CAPACITIES):
+            stages = stages_of(self.graph, capacity * self.prompt_tokens, self._weight)
             prompts = self._in_stages(0, stages, memory)
             longest = max(prompt.tokens for prompt in prompts)
             if longest <= self.prompt_tokens and max(len(prompt.labels.of) for prompt in prompts) <= _MOST_LISTED:
@@ -177,11 +179,15 @@ class Survey:
 
     def _weight(self, block: Block) -> float:
         """Tokens that one more block takes: its line, its memory, and its place in the schema."""
-        line = block_line(self.graph, block, 1, {}, measured=self._of(block.id), real_name=self.real_names)
+        line = block_line(self.graph, block, 1, {}, measured=self._of(block.id), real_name=self.real_names, time=self._time_of([block]))
         return tokens_of(line) + 24.0 + 6.0 * min(len(self.brief.attempts), 3)
 
     def _of(self, block: str) -> dict[str, float]:
         return {name: values[block] for name, values in self.measured.items()}
+
+    def _time_of(self, blocks: Sequence[Block]) -> str:
+        """Return the share of the time that blocks take together; empty if no times are shown."""
+        return share(sum(self.times.get(block.id, 0) for block in blocks), sum(self.times.values())) if self.times else ""
 
     @cached_property
     def _system(self) -> str:
@@ -199,7 +205,8 @@ class Survey:
             blocks=len(self.graph.blocks),
             mode=_MODES.get(self.brief.mode, "as the planner decides"),
         )
-        return goal + ("" if self.brief.interval is None else describe_interval(self.brief.interval))
+        interval = "" if self.brief.interval is None else describe_interval(self.brief.interval)
+        return goal + interval + (template("time") if self.times else "")
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -217,6 +224,7 @@ class Survey:
                 named,
                 measured=self._of(block),
                 real_name=self.real_names,
+                time=self._time_of([self.graph.block_by_id[block]]),
             )
             for block, label in labels.of.items()
         )
@@ -232,25 +240,28 @@ class Survey:
         question = filled("blocks", count=len(labels.of), lines=self.lines(labels, {}))
         return Prompt("blocks", self._system, self.head + memory + question, labels)
 
-    def _in_stages(self, sample: int, stages: tuple[Stage, ...], share: float) -> tuple[Prompt, ...]:
+    def _in_stages(self, sample: int, stages: tuple[Stage, ...], memory_share: float) -> tuple[Prompt, ...]:
         labels = shuffled_labels([stage.key for stage in stages], "s", self.seed, sample, "stages")
         of_block = {block.id: labels.of[stage.key] for stage in stages for block in stage.blocks}
         by_key = {stage.key: stage for stage in stages}
         overview = "\n".join(
-            f"{label} {by_key[key].line(self.graph, len(stages), of_block, self.measured)}" for key, label in labels.of.items()
+            f"{label} {by_key[key].line(self.graph, len(stages), of_block, self.measured, self._time_of(by_key[key].blocks))}"
+            for key, label in labels.of.items()
         )
-        memory = self.attempts({label: tuple(block.id for block in by_key[key].blocks) for key, label in labels.of.items()}, share)
+        memory = self.attempts({label: tuple(block.id for block in by_key[key].blocks) for key, label in labels.of.items()}, memory_share)
         question = filled("stages", count=len(stages), lines=overview)
         first = Prompt("stages", self._system, self.head + memory + question, labels)
         return (
             first,
-            *(self._about_stage(sample, stage, labels, (of_block, overview), share) for stage in stages if len(stage.blocks) > 1),
+            *(self._about_stage(sample, stage, labels, (of_block, overview), memory_share) for stage in stages if len(stage.blocks) > 1),
         )
 
-    def _about_stage(self, sample: int, stage: Stage, stages: PromptLabels, around: tuple[Mapping[str, str], str], share: float) -> Prompt:
+    def _about_stage(
+        self, sample: int, stage: Stage, stages: PromptLabels, around: tuple[Mapping[str, str], str], memory_share: float
+    ) -> Prompt:
         of_block, overview = around
         labels = shuffled_labels([block.id for block in stage.blocks], "b", self.seed, sample, stage.key)
-        memory = self.attempts({label: (block,) for block, label in labels.of.items()}, share)
+        memory = self.attempts({label: (block,) for block, label in labels.of.items()}, memory_share)
         question = filled("stage", overview=overview, count=len(labels.of), stage=stages.of[stage.key], lines=self.lines(labels, of_block))
         return Prompt(stage.key, self._system, self.head + memory + question, labels)
 

@@ -38,6 +38,8 @@ class LLMSettings:
         real_names: Send module names. By default blocks are called b00, b01, ... and nothing of your naming leaves the machine.
         statistics: Measured figures to show beside each block: any of "weights", "taylor", "similarity". None: all of them if a model,
             calibration batches and a loss are at hand, otherwise none. (): none.
+        show_time: Show each block's share of the time of a run on this machine. The graph needs times (`proxyprune.with_times`); `prune`
+            and `search` add them.
         ask_advice: Also ask for advice: limits of the plan, each with a reason. `prune` measures each on calibration data, and keeps or
             drops it. It costs one more request.
         show_source: Show the model the source code of the blocks' classes when it is asked for advice. The code leaves the machine.
@@ -66,6 +68,7 @@ class LLMSettings:
     prompt_tokens: int = 6000
     real_names: bool = False
     statistics: tuple[str, ...] | None = None
+    show_time: bool = False
     ask_advice: bool = False
     show_source: bool = False
     max_cost_usd: float | None = None
@@ -125,7 +128,7 @@ class LLMSettings:
             found.append(f"max_samples ({self.max_samples}) must not be smaller than samples ({self.samples})")
         found += [
             f"{name} must be True or False, found {getattr(self, name)!r}"
-            for name in ("ask_advice", "show_source")
+            for name in ("ask_advice", "show_source", "show_time")
             if not isinstance(getattr(self, name), bool)
         ]
         if self.show_source is True and self.ask_advice is False:
