@@ -55,11 +55,20 @@ def _quotient(x: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def _to_unit_range(x: FloatArray) -> FloatArray:
-    return _quotient(x - x.min(), np.full_like(x, x.max() - x.min()))
+    return _spread(x, x - x.min(), x.max() - x.min())
 
 
 def _standardised(x: FloatArray) -> FloatArray:
-    return _quotient(x - x.mean(), np.full_like(x, x.std()))
+    return _spread(x, x - x.mean(), x.std())
+
+
+def _spread(x: FloatArray, distance: FloatArray, unit: np.float64) -> FloatArray:
+    """Return distances in a unit; 0 if the values of the group differ by rounding only."""
+    return distance / unit if unit > _ROUNDING * np.abs(x).max() else np.zeros_like(x)
+
+
+_ROUNDING = 1e-12
+"""Relative spread below which values count as equal."""
 
 
 OPERATORS: Mapping[str, Operator] = {
