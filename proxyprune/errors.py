@@ -11,6 +11,7 @@
     │   ├── UnreliableRankingError  a ranking says of itself that it should decide nothing
     │   ├── RuleError             a rule for an op cannot be registered, fails, or is missing
     │   ├── DataError             a data set is missing, or holds something that is no image
+    │   ├── FormulaError          a text is no formula for scores, or its values are not finite
     │   └── UnknownNameError      no scorer, block or group has this name  (also LookupError)
     ├── TraceError                the forward cannot be followed
     ├── ScoringError              a scorer could not do its work
@@ -86,6 +87,10 @@ class RuleError(InputError):
 
 class DataError(InputError):
     """A data set is missing, cannot be read, or holds something that is no image."""
+
+
+class FormulaError(InputError):
+    """A text is no formula for channel scores, exceeds a limit, or gives values that are not finite."""
 
 
 class UnknownNameError(InputError, LookupError):

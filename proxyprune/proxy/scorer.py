@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,9 @@ from proxyprune.errors import (
 )
 from proxyprune.proxy.answers.advice import ProposedAdvice
 from proxyprune.proxy.answers.agreement import Agreement, measure_agreement
+from proxyprune.proxy.answers.formula import ProposedFormula
 from proxyprune.proxy.prompt.advice_question import AdviceQuestion, advice_question
+from proxyprune.proxy.prompt.formula_question import FormulaQuestion
 from proxyprune.proxy.prompt.measured_figures import NEEDS_OF, measure
 from proxyprune.proxy.prompt.question import Question
 from proxyprune.proxy.prompt.survey import Survey
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from proxyprune.graph.model_graph import ModelGraph
 
 _NAMED = 6
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -152,24 +156,45 @@ class LLMScorer(LLMSettings):
             return ProposedAdvice(dropped=(f"no answer: {type(error).__name__}: {error}",))
 
     def _advice(self, asker: Asker, question: AdviceQuestion) -> ProposedAdvice:
-        """Ask, or replay; what came of it is recorded, so that a replay of an answer that did not count needs no answer."""
-        key = digest({"advice": asker.key(question, 0)})
-        problem: str | None = (asker.cache.load("runs", key) or {}).get("problem")
-        if asker.cache.replaying and problem is not None:
+        """Ask, or replay; an answer that did not count leaves its reason among `dropped`."""
+        answer, problem = self._answer_or_problem(asker, question)
+        if answer is None:
             return ProposedAdvice(dropped=(problem,))
-        if not (asker.recorded(question, 0) or asker.account.affordable([most_usage(asker.request(question))])):
-            return ProposedAdvice(dropped=(self._unaffordable(asker, question),))
-        try:
-            answer: Answer[ProposedAdvice] = asker.ask(question, 0)
-        except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
-            problem = f"no answer: {type(error).__name__}: {error}"
-            asker.cache.save("runs", key, {"problem": problem})
-            return ProposedAdvice(dropped=(problem,))
-        asker.cache.save("runs", key, {"problem": None})
         self._tell(Advised(len(answer.content.limits), answer.replayed, answer.usage, asker.account.spent_usd))
         return answer.content
 
-    def _unaffordable(self, asker: Asker, question: AdviceQuestion) -> str:
+    def write_formula(self, question: FormulaQuestion, context: ScoringContext) -> tuple[ProposedFormula | None, str]:
+        """Ask for a formula of channel scores. The cost limit holds for each question.
+
+        Returns:
+            The formula and ""; or None and why there is none: an answer that stays invalid, a refusal, or a question that costs too much.
+
+        Raises:
+            LLMError: If the model cannot be asked.
+        """
+        asker = self._asker(context)
+        with contextlib.closing(asker):
+            answer, problem = self._answer_or_problem(asker, question)
+        return (None, problem) if answer is None else (answer.content, "")
+
+    def _answer_or_problem(self, asker: Asker, question: Question[Content]) -> tuple[Answer[Content] | None, str]:
+        """Ask, or replay; what came of it is recorded, so that a replay of an answer that did not count needs no answer."""
+        key = digest({question.part: asker.key(question, 0)})
+        known: str | None = (asker.cache.load("runs", key) or {}).get("problem")
+        if asker.cache.replaying and known is not None:
+            return None, known
+        if not (asker.recorded(question, 0) or asker.account.affordable([most_usage(asker.request(question))])):
+            return None, self._unaffordable(asker, question)
+        try:
+            answer = asker.ask(question, 0)
+        except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
+            problem = f"no answer: {type(error).__name__}: {error}"
+            asker.cache.save("runs", key, {"problem": problem})
+            return None, problem
+        asker.cache.save("runs", key, {"problem": None})
+        return answer, ""
+
+    def _unaffordable(self, asker: Asker, question: Question[object]) -> str:
         price, spent = asker.account.price, asker.account.spent_usd or 0.0
         worst = 0.0 if price is None else price.of(most_usage(asker.request(question)))
         needed = f"the question may cost ${worst:.4g}; a limit of ${spent + worst:.4g} is enough"

@@ -1,5 +1,6 @@
 from .brief import Attempt as Attempt, Brief as Brief, NoiseInterval as NoiseInterval
 from .builtin.ablation import AblationScorer as AblationScorer
+from .builtin.formula import FormulaScorer as FormulaScorer
 from .builtin.magnitude import MagnitudeScorer as MagnitudeScorer, magnitude_l1 as magnitude_l1, magnitude_l2 as magnitude_l2
 from .builtin.obs import ObsScorer as ObsScorer
 from .builtin.random import RandomScorer as RandomScorer

@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, str] = {
     "taylor": "proxyprune.scoring.builtin.taylor:TaylorScorer",
     "ablation": "proxyprune.scoring.builtin.ablation:AblationScorer",
     "obs": "proxyprune.scoring.builtin.obs:ObsScorer",
+    "formula": "proxyprune.scoring.builtin.formula:FormulaScorer",
     "random": "proxyprune.scoring.builtin.random:RandomScorer",
     "tp_magnitude": "proxyprune.scoring.builtin.torch_pruning:tp_magnitude",
     "tp_lamp": "proxyprune.scoring.builtin.torch_pruning:tp_lamp",
@@ -114,15 +115,19 @@ def scorers() -> tuple[ScorerInfo, ...]:
 def find(name: str, options: Mapping[str, Any]) -> Scorer:
     """Load the scorer registered as `name` (or as "distribution:name") and make it with `options`.
 
+    A scorer with an attribute `argument`, the name of one of its options, also takes that option after "=": "formula=wg * norm(w)".
+
     Raises:
         UnknownNameError: If nothing is registered under that name; the message names the closest match.
         ScorerLoadError: If it is registered and cannot be loaded.
         InputError: If it does not take these options.
     """
+    name, sign, text = name.partition("=")
     entries = _entries()
     for entry in entries:
         if entry.qualified == name or (entry.name == name and entry.shadowed_by is None):
-            return _make(entry, _load(entry), options)
+            loaded = _load(entry)
+            return _make(entry, loaded, _with_argument(name, loaded, options, text) if sign else options)
     names = list(dict.fromkeys(entry.name for entry in entries))
     closest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{closest[0]}'? " if closest else ""
@@ -196,6 +201,16 @@ def _load(entry: _Entry) -> object:
             f"Scorer '{entry.name}' of {entry.origin} cannot be imported from '{entry.point.value}': {type(error).__name__}: {error}. "
             f"Repair or uninstall {entry.distribution}."
         ) from error
+
+
+def _with_argument(name: str, loaded: object, options: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return the options with the text that stands after "="."""
+    argument = getattr(loaded, "argument", None)
+    if not isinstance(argument, str):
+        raise InputError(f"Scorer '{name}' takes nothing after '=', found {text[:80]!r}. Write the name alone.")
+    if argument in options:
+        raise InputError(f"The option '{argument}' of scorer '{name}' is given twice: after '=', and among the options. Give it once.")
+    return {**options, argument: text}
 
 
 def _make(entry: _Entry, loaded: object, options: Mapping[str, Any]) -> Scorer:

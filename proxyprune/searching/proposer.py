@@ -96,10 +96,12 @@ class Proposal:
     Attributes:
         ranking: The ranking to plan.
         advice: Limits; one that no plan can follow is left out, with a note.
+        formula: The formula that the ranking comes from, or None.
     """
 
     ranking: Ranking
     advice: tuple[Advice, ...] = ()
+    formula: str | None = None
 
 
 CHEAP_REPEATS = 60

@@ -43,6 +43,7 @@ class Round:
         error: Why the round failed, or None.
         known: Number of rounds that the proposal followed from.
         advice: Limits that were proposed with the ranking, and that the plan follows.
+        formula: The formula that the ranking comes from, or None.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Round:
     error: str | None = None
     known: int = 0
     advice: tuple[Advice, ...] = ()
+    formula: str | None = None
 
     @property
     def measured(self) -> bool:

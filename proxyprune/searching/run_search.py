@@ -108,6 +108,12 @@ class SearchResult:
         return self.rounds[0].loss
 
     @property
+    def formula(self) -> str | None:
+        """The formula that the best network comes from; None if no formula was proposed for its plan."""
+        same = (entry.formula for entry in self.rounds if entry.key == self.best_round.key)
+        return next((formula for formula in same if formula is not None), None)
+
+    @property
     def measurements(self) -> int:
         """Rounds that were measured; duplicates are not."""
         return sum(entry.measured for entry in self.rounds)
@@ -124,6 +130,7 @@ class SearchResult:
             "best_round": self.best_round.index,
             "measurements": self.measurements,
             "duplicates": len(self.rounds) - self.measurements,
+            "formula": self.formula,
             "rounds": [{key: value for key, value in entry.to_dict().items() if key != "plan"} for entry in self.rounds],
             "plan": self.plan.to_dict(),
             "report": self.report.to_dict(),
@@ -221,8 +228,8 @@ def search(
         model: The network; it stays as it is.
         example_inputs: One tensor, a tuple of arguments, or a dict of named arguments; a batch of 1 makes costs per sample.
         target: Fraction of the base cost (0 < t < 1) or an absolute number ("3.4G").
-        proposer: "random", "evolution" or "coordinate"; or a scorer (by name or as an object), whose brief lists what was tried and
-            measured; or an object with the `Proposer` interface.
+        proposer: "random", "evolution", "coordinate" or "formula"; or a scorer (by name or as an object), whose brief lists what was
+            tried and measured; or an object with the `Proposer` interface.
         also: Further example calls, as for `trace`; every network is verified on all of them.
         rounds: Measurements to spend, the start included; a plan that was measured before costs none.
         patience: Stop after this many measurements without improvement; None spends them all.

@@ -54,6 +54,7 @@ class Draft:
         duplicate_of: The earlier round with the same plan, or None.
         seconds: Spent on proposing and planning.
         error: Why there is no plan, or None.
+        formula: The formula that the ranking comes from, or None.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Draft:
     duplicate_of: int | None
     seconds: float
     error: str | None = None
+    formula: str | None = None
 
     @property
     def to_measure(self) -> bool:
@@ -108,13 +110,14 @@ class SearchTask:
             proposed = proposer.propose(history) if history.rounds else history.start
         except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
             return draft(ranking=history.best.ranking, error=f"No proposal: {error}")
-        ranking, advice = (proposed.ranking, proposed.advice) if isinstance(proposed, Proposal) else (proposed, ())
-        ranking = replace(ranking, unreliable=None)  # measuring shows whether a ranking can be relied on
+        given = proposed if isinstance(proposed, Proposal) else Proposal(proposed)
+        empty = replace(empty, formula=given.formula)
+        ranking = replace(given.ranking, unreliable=None)  # measuring shows whether a ranking can be relied on
         try:
             plan = plan_for(self.graph, ranking, self.request, model=self.model)
         except (VerificationError, ScoringError) as error:
             return draft(ranking=ranking, error=str(error))
-        ranking, request, followed, plan = self._followed(ranking, advice, plan)
+        ranking, request, followed, plan = self._followed(ranking, given.advice, plan)
         key = key_of(plan)
         earlier = [(entry.key, entry.index) for entry in history.rounds[:known] if entry.measured]
         earlier += [(one.key, one.index) for one in batch if one.to_measure]
@@ -176,6 +179,7 @@ class SearchTask:
             error=draft.error,
             known=draft.known,
             advice=draft.advice,
+            formula=draft.formula,
         )
 
     def _round(self, draft: Draft, found: Measured | None, rounds: Sequence[Round]) -> Round:

@@ -207,6 +207,7 @@ def test_the_built_in_scorers_are_listed_first_and_work() -> None:
         "taylor": ("gradients",),
         "ablation": ("loss",),
         "obs": ("batches",),
+        "formula": ("gradients",),
         "random": (),
         **dict.fromkeys(("tp_magnitude", "tp_lamp", "tp_fpgm", "tp_bn_scale", "tp_random"), ("weights",)),
         **dict.fromkeys(("tp_taylor", "tp_hessian"), ("gradients",)),

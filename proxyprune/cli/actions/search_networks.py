@@ -19,7 +19,8 @@ from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.search_curve import plot_search
 from proxyprune.saving.destination import check_folder
 from proxyprune.saving.network_folder import save
-from proxyprune.searching import Proposer, Round, SearchResult, proposer_named, search
+from proxyprune.scoring.registry import find
+from proxyprune.searching import FormulaProposer, Proposer, Round, SearchResult, proposer_named, search
 from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 
 
@@ -31,14 +32,19 @@ def search_networks(
         check_plot_path(how.plot)
     check_folder(_folder(source, how))
     with output(as_json) as out:
-        proposer = _proposer(how.proposer, llm)
+        proposer = _proposer(how, llm)
         built = build(source, out)
         result = _search(built, proposer, request, how, recovery, out)
         _finish(built, result, how, out)
 
 
-def _proposer(name: str, llm: LLMOptions) -> Proposer:
+def _proposer(how: SearchOptions, llm: LLMOptions) -> Proposer:
     """Find the proposer before anything slow happens; a language model gets its options, which hold for every round."""
+    name = how.proposer
+    if how.writer is not None:
+        if name != "formula":
+            raise click.UsageError(f"--writer is asked for formulas, and proposer '{name}' proposes none. Use --proposer formula.")
+        return FormulaProposer(writer=find(how.writer, llm.scorer_options(how.writer)))  # type: ignore[arg-type]  # one of SCORERS
     if name in SCORERS:
         return ScorerProposer(scorer_named(name, llm).scorer)
     llm.refuse_any(f"proposer '{name}'")
@@ -100,5 +106,7 @@ def _finish(built: Built, result: SearchResult, how: SearchOptions, out: Output)
         plot_search(result, how.plot)
         plotted = (f"Plot: {how.plot}",)
     out.show(rounds_table(result), search_table(result), *remarks(result.graph, (*result.plan.notes, *result.notes)), *plotted)
+    if result.formula is not None:
+        out.text(f"\nThe best formula is: {result.formula}\nUse it on another network with --scorer 'formula={result.formula}'.")
     out.text(f"\nThe best network is in {folder}, the memory of the search in {_memory(built, how)}.")
     out.emit({**result.to_dict(), "graph": result.graph.to_dict(), "folder": str(folder), "memory": str(_memory(built, how))})

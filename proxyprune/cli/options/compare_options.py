@@ -65,8 +65,15 @@ _OPTIONS = (
 
 
 def listed_names(text: str) -> list[str]:
-    """Split names at commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """Split names at commas that stand outside of parentheses; a formula may have some inside."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 compare_options = gathered("what", CompareOptions, _OPTIONS)

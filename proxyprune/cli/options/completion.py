@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
-PROPOSERS = ("evolution", "coordinate", "random")
+PROPOSERS = ("evolution", "coordinate", "formula", "random")
 PRESETS = ("digits", "digits-small", "digits-class", "digits-dit", "fashion16", "fashion28", "fashion32", "ddpm-cifar10")
 SAMPLERS = ("ddim", "ddpm", "dpm++", "euler", "heun", "unipc", "flow")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from proxyprune.cli.options.completion import proposer_names, scorer_names
+from proxyprune.cli.options.llm import SCORERS
 from proxyprune.cli.options.shared import file_option, gathered, plot_option
 
 
@@ -17,6 +18,7 @@ class SearchOptions:
 
     Attributes:
         proposer: A proposer, or a scorer with memory.
+        writer: A language model that is asked for formulas, or None.
         start: Scorer of the first round, or None for the default.
         rounds: Measurements to spend.
         patience: Measurements without improvement after which to stop, or None.
@@ -29,6 +31,7 @@ class SearchOptions:
     """
 
     proposer: str
+    writer: str | None
     start: str | None
     rounds: int
     patience: int | None
@@ -48,7 +51,12 @@ _OPTIONS = (
         show_default=True,
         metavar="NAME",
         shell_complete=proposer_names,
-        help="evolution, coordinate, random, or a scorer, which sees what was measured.",
+        help="evolution, coordinate, formula, random, or a scorer, which sees what was measured.",
+    ),
+    click.option(
+        "--writer",
+        type=click.Choice(SCORERS),
+        help="With --proposer formula: a language model that is asked for a formula in every third round.",
     ),
     click.option(
         "--start",

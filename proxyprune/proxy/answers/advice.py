@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxyprune.proxy.answers.answer import document, invalid
+from proxyprune.proxy.answers.answer import document, invalid, one_line
 from proxyprune.support.checks import is_count, listed
 
 KEEP, FLOOR, SAME_WIDTH, REMOVE = KINDS = ("keep", "floor", "same_width", "remove")
@@ -19,7 +19,6 @@ MOST = 8
 """Entries that are read from one answer; each of them costs a cut, a refit and a measurement."""
 
 _PERCENT = tuple(range(0, 101, 10))
-_LONGEST_TEXT = 300
 _KEYS = frozenset(("kind", "targets", "least_percent", "reason"))
 
 
@@ -101,7 +100,7 @@ def read_advice(text: str, keys: Mapping[str, str], permitted: Mapping[str, froz
             dropped.append(f"entry {number} ({limit.kind}): more than {MOST} entries")
             continue
         limits.append(limit)
-    return ProposedAdvice(tuple(limits), _clean(data["data"]), tuple(dropped))
+    return ProposedAdvice(tuple(limits), one_line(data["data"]), tuple(dropped))
 
 
 def _limit(entry: Mapping[str, Any], keys: Mapping[str, str], permitted: Mapping[str, frozenset[str]]) -> tuple[ProposedLimit | None, str]:
@@ -117,7 +116,7 @@ def _limit(entry: Mapping[str, Any], keys: Mapping[str, str], permitted: Mapping
     least = entry["least_percent"] / 100
     if kind == FLOOR and not least:
         return None, "; ".join([*problems, "a floor of 0 % is none"])
-    return ProposedLimit(kind, targets, least if kind == FLOOR else None, _clean(entry["reason"])), "; ".join(problems)
+    return ProposedLimit(kind, targets, least if kind == FLOOR else None, one_line(entry["reason"])), "; ".join(problems)
 
 
 def _shape_problems(data: Any) -> list[str]:
@@ -139,11 +138,5 @@ def _entry_problems(entry: Any, name: str) -> list[str]:
     return found + ([] if isinstance(entry["reason"], str) else [f"{name}: 'reason' must be text."])
 
 
-def _clean(text: str) -> str:
-    """Return text of a model as one short printable line."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= _LONGEST_TEXT else line[:_LONGEST_TEXT] + "..."
-
-
 def _shown(labels: Sequence[str]) -> str:
-    return listed((_clean(label)[:20] for label in labels), 5)
+    return listed((one_line(label)[:20] for label in labels), 5)

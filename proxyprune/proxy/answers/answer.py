@@ -28,6 +28,7 @@ FEWEST_FOR_COPY = 6
 """Below this many blocks chance alone copies the list too often (5 blocks: 1 answer in 60; 6: 1 in 360), so nothing can be concluded."""
 
 _LONGEST_REPLY = 1_000_000
+_LONGEST_TEXT = 300
 _LISTED = 8
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -159,6 +160,12 @@ def _is_score(value: Any) -> bool:
 def invalid(problems: Sequence[str], wanted: str = "score map", *, is_json: bool = True) -> LLMInvalidAnswerError:
     """Return the error for an answer with problems."""
     return LLMInvalidAnswerError(f"The answer is no valid {wanted}: {' '.join(problems)}", problems=tuple(problems), is_json=is_json)
+
+
+def one_line(text: str) -> str:
+    """Return text of a model as one short printable line."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= _LONGEST_TEXT else line[:_LONGEST_TEXT] + "..."
 
 
 def _named(names: Sequence[str]) -> str:

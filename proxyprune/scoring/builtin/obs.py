@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from proxyprune.coupling.groups import ChannelGroup, Member
-from proxyprune.errors import InputError, ScoringError
+from proxyprune.errors import InputError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.scoring.contract import ScoringContext, model_given
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.tools.block_influence import REMOVAL_NOTE, BlockInfluence
-from proxyprune.scoring.tools.calibration import Calibration, untouched
 from proxyprune.scoring.tools.elimination import FloatArray, Readers, elimination_costs
+from proxyprune.scoring.tools.forward_passes import ForwardPasses
 from proxyprune.scoring.tools.input_moments import InputMoments, WatchedLayer, bytes_of, input_moments, usable
 from proxyprune.scoring.tools.layer_views import view_of
 from proxyprune.scoring.tools.scale import significant
-from proxyprune.support.seeds import derived_seed
-from proxyprune.tracing.model_call import call_arguments, on_device_of
 
 LARGEST_FEATURES = 1280
 """Convolutions with more features (input channels of a group times taps) are seen by input channel."""
@@ -75,7 +71,7 @@ class ObsScorer:
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:
         """Run the batches, once for each part of the layers that fits the memory, and remove the atoms of every group on paper."""
         model = model_given(self, context)
-        passes = _Passes(self.name, model, context)
+        passes = ForwardPasses(self.name, model, context)
         layers = usable(_candidates(graph, model), passes.first)
         influence = BlockInfluence(graph, model)
         with influence.measured():
@@ -102,53 +98,6 @@ class ObsScorer:
             seed=context.seed,
             notes=(f"Error after a refit, over {passes.count} calibration batches and {len(layers)} layers; no labels.", REMOVAL_NOTE),
         )
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """Runs of the network: through the loss if there is one, because it calls the network as it must; otherwise on the batch itself."""
-
-    scorer: str
-    model: nn.Module
-    context: ScoringContext
-
-    @property
-    def count(self) -> int:
-        return len(self.context.batches or ())
-
-    def first(self) -> None:
-        """Run the first batch."""
-        self._run(0)
-
-    def all(self) -> None:
-        """Run every batch."""
-        for index in range(self.count):
-            self._run(index)
-
-    def _run(self, index: int) -> None:
-        batches: Sequence[Any] = self.context.batches or ()
-        if self.context.loss_fn is not None:
-            calibration = Calibration(self.scorer, self.model, batches, self.context.loss_fn, self.context.seed)
-            with calibration.untouched(index), torch.no_grad():
-                calibration.finite(calibration.loss(index), index)
-            return
-        with untouched(self.model, derived_seed(self.context.seed, "batch", index)), torch.no_grad():
-            try:
-                args, kwargs = call_arguments(on_device_of(self.model, batches[index]))
-                self.model(*args[: _accepted(self.model)], **kwargs)
-            except Exception as error:
-                raise ScoringError(
-                    f"Scorer '{self.scorer}': the network raised {type(error).__name__} on batch {index}: {error}. Without a loss, batches "
-                    "are what the network is called with; pass loss_fn for others."
-                ) from error
-
-
-def _accepted(model: nn.Module) -> int | None:
-    """Return how many positional arguments a network takes, None for any number; labels often stand behind them in a batch."""
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return None
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,20 @@ def _coordinate() -> Proposer:
     return CoordinateProposer()
 
 
-PROPOSERS: Mapping[str, Callable[[], Proposer]] = {"random": RandomProposer, "evolution": _evolution, "coordinate": _coordinate}
-"""Proposers that are no scorers; every registered scorer is a proposer too. A scorer named "random" is reached as "proxyprune:random"."""
+def _formula() -> Proposer:
+    from proxyprune.searching.proposers.formula import FormulaProposer
+
+    return FormulaProposer()
+
+
+PROPOSERS: Mapping[str, Callable[[], Proposer]] = {
+    "random": RandomProposer,
+    "evolution": _evolution,
+    "coordinate": _coordinate,
+    "formula": _formula,
+}
+"""Proposers that are no scorers; every registered scorer is a proposer too. A scorer that has the name of a proposer, "random", is reached
+as "proxyprune:random"."""
 
 
 def proposer_named(name: str) -> Proposer:

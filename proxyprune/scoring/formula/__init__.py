@@ -1,0 +1,1 @@
+"""Formulas over features of channels: expressions, their text form, and their values."""
