@@ -5,7 +5,7 @@
     python benchmarks/frontier.py --scale large --seeds 0 1 2 --workers 12       # 32 pixels, 1.4 million parameters; minutes on a GPU
     python benchmarks/frontier.py --scale large --summary                # table, plot and JSON of what is there
 
-Every arm trains for the same compute. Each is then sampled with 8 to 50 steps of two samplers. An arm is worth its name where its curve
+Every arm trains for the same compute. Each is then sampled with 4 to 50 steps of two samplers. An arm is worth its name where its curve
 lies below that of the full model with fewer steps. One process trains and samples one arm of one seed; it resumes from its checkpoints, and
 each finished evaluation is a line of its own. With --minutes, arms that are not finished in time are left out and counted.
 """
@@ -66,7 +66,7 @@ _LARGE = _V | {
     "run.cpu": not GPU,
     "run.mixed_precision": "bf16" if GPU else "no",
 }
-STEPS: Mapping[str, Sequence[int]] = {"dpm++": (8, 10, 12, 16, 20, 25), "ddim": (10, 20, 30, 50)}
+STEPS: Mapping[str, Sequence[int]] = {"dpm++": (4, 6, 8, 10, 12, 16, 20, 25), "ddim": (10, 20, 30, 50)}
 SCALES: Mapping[str, Scale] = {
     "tiny": Scale(replace(TINY, common=dict(TINY.common) | {"noise.prediction": "v_prediction"}), NETWORK, {"dpm++": (3, 4)}, TINY_TRIALS),
     "small": Scale(Experiment(images=4000, sampling_batch=250, common=_V), NETWORK, STEPS, {}),

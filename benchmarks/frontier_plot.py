@@ -49,7 +49,7 @@ def draw(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], path: Path) ->
         axes.set_xscale("log")
         axes.set_yscale("log")
         low, high = axes.get_xlim()
-        ticks = [tick for tick in (3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 40, 50) if low <= tick <= high]
+        ticks = [tick for tick in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 40, 50) if low <= tick <= high]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         low, high = axes.get_ylim()
