@@ -24,7 +24,7 @@ from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
 from proxyprune.coupling.unreached import pin_unreached
 from proxyprune.errors import RuleError
-from proxyprune.tracing.nodes import is_tensor, is_unread, op_name, output_shapes
+from proxyprune.tracing.nodes import aliases_of, is_tensor, is_unread, op_name, output_shapes, writes_to
 from proxyprune.tracing.program import Program
 
 Choices = Mapping[tuple[str, str, int], int | None]
@@ -97,14 +97,14 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
             name = program.state.get(node.name)
             axes = start.leaves[name] if name is not None else fixed(_shape(node))
             walk.outputs[node], walk.zeros[node] = (axes,), name is not None
-            if name in program.trainable:
-                walk.weights.add(node)
+            if name is not None:
+                (walk.weights if name in program.trainable else walk.constants).add(node)
         elif node.op == "call_function":
             outcomes[node] = _outcome(walk, node)
             walk.outputs[node], walk.zeros[node] = outcomes[node].outputs, outcomes[node].zero
-            if _is_weight(walk, node):
-                walk.weights.add(node)
+            _note_origin(walk, node)
         elif node.op == "get_attr":
+            walk.constants.add(node)
             walk.outputs[node], walk.zeros[node] = (fixed(_shape(node)),), False
         elif node.op == "output":
             for result in node.all_input_nodes:
@@ -115,12 +115,20 @@ def _walk(program: Program, options: Options, start: _Start, choices: Choices | 
     return Walked(walk.labels, start.leaves, outcomes, unknown, registered), walk.factored
 
 
-def _is_weight(walk: Walk, node: Node) -> bool:
-    """Return True if an op returns a weight: it reads nothing else, or picks matrices from a stack of them by number (experts)."""
-    if op_name(node) in _LOOKUPS:
-        source = node.all_input_nodes[0]
-        return walk.is_weight(source) and len(walk.shape(source)) > 2
-    return bool(node.all_input_nodes) and all(map(walk.is_weight, node.all_input_nodes))
+def _note_origin(walk: Walk, node: Node) -> None:
+    """Note whether an op returns a weight or a constant.
+
+    A weight is made of parameters, and of constants such as the masks of `torch.nn.utils.prune`. A matrix that is picked by number from a
+    stack of them (experts) is a weight, whatever picks it. A buffer into which a signal is written is no constant any more.
+    """
+    sources, target = node.all_input_nodes, writes_to(node)
+    if op_name(node) in _LOOKUPS and walk.is_weight(sources[0]):
+        if len(walk.shape(sources[0])) > 2:
+            walk.weights.add(node)
+    elif sources and all(source in walk.weights or source in walk.constants for source in sources):
+        (walk.weights if any(map(walk.is_weight, sources)) else walk.constants).add(node)
+    elif target is not None:
+        walk.constants.difference_update(aliases_of(target))
 
 
 def _leaf(leaves: Mapping[str, tuple[Axis, ...]], key: str) -> Axis:

@@ -109,6 +109,11 @@ class AttributeProposals:
                 for name in dict.fromkeys((owner, owner.rpartition(".")[0])):
                     self._add_argument_scales(node, around.setdefault(name, {}), changed_only=True)
                     self._add_shape_scales(node, around[name])
+        for cut in self.prediction.cuts:  # a width that a module only reads is the size of no result in it
+            for parameter in self._names_of(cut.parameter):
+                owner = parameter.rpartition(".")[0]
+                for name in dict.fromkeys((owner, owner.rpartition(".")[0])):
+                    around.setdefault(name, {}).setdefault(cut.size, {})[len(cut.kept)] = None
         for name, module in self.modules.items():
             scales = around.get(name, {})
             if type(module).__module__.startswith("torch.nn.modules") or not scales:
@@ -133,6 +138,11 @@ class AttributeProposals:
     def ops(self, module: str) -> Sequence[Node]:
         """List the ops of a module, including those of its submodules."""
         return self.prediction.graph.program.calls_by_module.get(module, ())
+
+    def _names_of(self, parameter: str) -> Iterator[str]:
+        """Yield all names of a parameter that modules may share."""
+        yield parameter
+        yield from (alias for alias, name in self.prediction.graph.program.aliases.items() if name == parameter and alias != parameter)
 
     def _has_sizes(self, node: Node) -> bool:
         return bool(self.prediction.coupling.outcomes[node].sizes)

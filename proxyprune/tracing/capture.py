@@ -8,7 +8,6 @@ kernel is off, because its single op hides the projections.
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from proxyprune.tracing.preconditions import check_traceable
 from proxyprune.tracing.program import FurtherCall, Program
 from proxyprune.tracing.record import record
 from proxyprune.tracing.record_values import has_values, record_values
+from proxyprune.tracing.torch_logs import without_log_of_failures
 
 __all__ = ["ExampleInputs", "Program", "call_arguments", "capture", "evaluation", "on_device_of"]
 
@@ -44,17 +44,9 @@ def _without_log_of_failures() -> Iterator[None]:
 
     The warning about attributes that a forward assigns is silenced too: they are restored.
     """
-    logs = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
-    before = [log.disabled for log in logs]
-    for log in logs:
-        log.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*assigned during export")
-            yield
-    finally:
-        for log, disabled in zip(logs, before, strict=True):
-            log.disabled = disabled
+    with without_log_of_failures(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assigned during export")
+        yield
 
 
 def capture_all(model: nn.Module, example_inputs: ExampleInputs, also: Sequence[Call]) -> Program:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from proxyprune.tracing.module_state import copied, held_tensors
+from proxyprune.tracing.torch_logs import without_log_of_failures
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class EmptyTensors:
     @contextlib.contextmanager
     def by_default(self) -> Iterator[None]:
         """Make the tensors that code inside creates empty, too."""
-        with torch.device("meta") if self.mode is None else self.mode:
+        with torch.device("meta") if self.mode is None else self.mode, without_log_of_failures():
             yield
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune as masks
 from masking import assert_close
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -130,3 +131,33 @@ def test_what_weights_are_standardised_over_stays(kind):
     result = pp.prune(model, image, 0.8)
     assert {group.id for group in result.graph.prunable} == {"2.weight:0"}
     assert result.model(image).shape == (1, 4, 8, 8)
+
+
+def with_masks(model: nn.Module) -> nn.Module:
+    """Return the model with a mask of `torch.nn.utils.prune` over the weight of every layer."""
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            masks.l1_unstructured(layer, "weight", 0.3)
+    return model.eval()
+
+
+def convolutions() -> nn.Sequential:
+    """Return three convolutions with the same weights every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 4, 1))
+
+
+def test_masked_weights_are_cut_on_both_sides():
+    """A weight times its mask is a weight: inputs leave as well as outputs, and pruning equals slicing them by hand."""
+    image = torch.randn(1, 3, 8, 8)
+    result = pp.prune(with_masks(convolutions()), image, 0.5)
+    assert {group.id for group in result.graph.prunable} == {"0.bias:0", "2.bias:0"}
+    by_hand = with_masks(convolutions())
+    kept = {(cut.parameter, cut.dim): list(cut.kept) for cut in result.surgery.cuts}
+    with torch.no_grad():
+        first, second, third = (by_hand[index] for index in (0, 2, 4))
+        hidden = F.conv2d(image, first.weight_orig * first.weight_mask, first.bias, padding=1)[:, kept["0.bias", 0]].relu()
+        weight = (second.weight_orig * second.weight_mask)[:, kept["0.bias", 0]]
+        hidden = F.conv2d(hidden, weight, second.bias, padding=1)[:, kept["2.bias", 0]].relu()
+        expected = F.conv2d(hidden, (third.weight_orig * third.weight_mask)[:, kept["2.bias", 0]], third.bias)
+        torch.testing.assert_close(result.model(image), expected)

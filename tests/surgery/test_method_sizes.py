@@ -83,6 +83,38 @@ def test_a_block_is_fused_after_the_cut() -> None:
     assert model.block.channels == 16
 
 
+class Widening(nn.Module):
+    """Two branches from one width to another, which `fuse` adds up; the first width is the size of no result inside."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.wide, self.narrow = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the branches."""
+        return self.wide(x) + self.narrow(x)
+
+    def fuse(self) -> nn.Conv2d:
+        """Return one convolution that does the same."""
+        fused = nn.Conv2d(self.inputs, self.outputs, 3, padding=1)
+        with torch.no_grad():
+            fused.weight.copy_(self.wide.weight + nn.functional.pad(self.narrow.weight, (1, 1, 1, 1)))
+            fused.bias.copy_(self.wide.bias + self.narrow.bias)
+        return fused
+
+
+def test_a_width_that_a_block_only_reads_follows() -> None:
+    """`inputs` follows as well as `outputs`, so the block is fused after the cut."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Widening(16, 24), nn.ReLU(), nn.Conv2d(24, 4, 1))
+    result = pp.prune(randomise(model).eval(), X, 0.5)
+    block = result.model[2]
+    assert block.inputs == block.wide.in_channels < 16
+    assert block.outputs == block.wide.out_channels < 24
+    hidden = result.model[:2](X)
+    torch.testing.assert_close(block.fuse()(hidden), block(hidden), rtol=1e-4, atol=1e-4)
+
+
 def test_an_attribute_without_evidence_is_listed() -> None:
     """`limit` equals the width too, and no method uses it: it stays and is listed, where `channels` is not."""
     result = pp.prune(randomise(Stack(Reparameterised(16))).eval(), X, 0.5)

@@ -295,6 +295,26 @@ def test_a_data_dependent_branch_is_named_without_a_dump(capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
+class Halves(nn.Module):
+    """Two parts of constant sizes, and a tensor made on the CPU, so that runs without data use fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.left, self.right = nn.Linear(8, 16), nn.Linear(10, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Split, and add both parts up."""
+        first, second = torch.split(self.enter(x) + torch.ones(1, device="cpu"), [10, 6], dim=-1)
+        return self.left(first) + self.right(second)
+
+
+def test_probes_that_fail_print_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A forward that does not follow a cut is pinned with the reason; torch's stack traces of the attempts are not logged."""
+    graph = pp.trace(Halves(), X)
+    assert any("split_with_sizes" in (group.pinned or "") for group in graph.groups)
+    assert not caplog.records
+
+
 def test_other_failures_of_a_trace_are_not_put_down_to_data() -> None:
     """A detour over NumPy has nothing to do with branches, so the message does not mention any."""
     with pytest.raises(TraceError, match="cannot run on tensors without values") as caught:

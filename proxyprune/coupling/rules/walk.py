@@ -40,6 +40,8 @@ class Walk:
         factored: The ambiguous reshapes met while scouting.
         outputs: Axes of every output of the nodes passed so far.
         zeros: Whether their values are zero at every dropped position.
+        weights: Nodes whose values are made of parameters, and of constants.
+        constants: Nodes whose values are made of buffers and constants alone.
         held: Reductions that are statistics of a hand-written norm.
     """
 
@@ -51,6 +53,7 @@ class Walk:
     outputs: dict[Node, tuple[Axes, ...]] = field(default_factory=dict)
     zeros: dict[Node, bool] = field(default_factory=dict)
     weights: set[Node] = field(default_factory=set)
+    constants: set[Node] = field(default_factory=set)
     held: set[Node] = field(default_factory=set)
 
     def shape(self, node: Node) -> tuple[int, ...]:
@@ -62,7 +65,7 @@ class Walk:
         return self.outputs[node][0]
 
     def is_weight(self, node: Node) -> bool:
-        """Whether a node's value is made of parameters alone."""
+        """Whether a node's value is made of parameters, and of constants such as masks over them."""
         return node in self.weights
 
     def zero(self, node: Node | None) -> bool:
