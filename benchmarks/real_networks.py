@@ -7,6 +7,8 @@ journal when it is measured, so that a run that was stopped goes on where it was
     python benchmarks/real_networks.py --networks minilm --scorers wanda,magnitude --ratios 0.8,0.5 --draws 1
     python benchmarks/real_networks.py --scorers auto --draws 1                # scorer="auto", chosen with compensation
     python benchmarks/real_networks.py --scorers obs --steps 4                 # in four steps, compensated after each
+    python benchmarks/real_networks.py --scorers FLAP,GRAIL                    # peers; the head of real_peers.py lists them
+    python benchmarks/real_networks.py --scorers block_influence --mode depth
     python benchmarks/real_networks.py --networks minilm --scorers wanda --ratios 0.8,0.6 --uniform none,config,layers --merge
     python benchmarks/real_networks.py --from-journal                          # table and JSON of what is measured already
 """
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, environment, print_table, save
+from real_peers import PEERS, peer_cut
 from real_subjects import NETWORKS, RealNetwork
 
 import proxyprune as pp
@@ -50,12 +53,26 @@ class Cell:
         return {"network": self.network, "draw": self.draw, "scorer": self.scorer, "ratio": self.ratio}
 
 
-def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, cell: Cell, uniform: str) -> dict[str, Any]:
-    """Cut to one ratio, with `uniform` as in `pp.prune` or "none" for free widths, and judge with and without compensation."""
+@dataclass(frozen=True)
+class Shape:
+    """What of a network is cut.
+
+    Attributes:
+        mode: As in `pp.prune`.
+        uniform: As in `pp.prune`, or "none" for free widths.
+    """
+
+    mode: str
+    uniform: str
+
+
+def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, cell: Cell, shape: Shape) -> dict[str, Any]:
+    """Cut to one ratio, and judge with and without compensation."""
     from proxyprune.api import prune_ranked
     from proxyprune.planning.request import PlanRequest
 
-    request = PlanRequest.of(cell.ratio, metric=subject.budget, keep=subject.keep, uniform=False if uniform == "none" else uniform)
+    uniform = False if shape.uniform == "none" else shape.uniform
+    request = PlanRequest.of(cell.ratio, metric=subject.budget, keep=subject.keep, uniform=uniform, mode=shape.mode)
     cut = prune_ranked(subject.model, subject.example, graph, ranking, request)
     without = subject.judge(cut.model)
     started = time.perf_counter()
@@ -76,6 +93,21 @@ def measured(subject: RealNetwork, ranking: pp.Ranking, graph: pp.ModelGraph, ce
         "buffer_bytes": found.buffer_bytes,
         "seconds": seconds,
     }
+
+
+def by_peer(subject: RealNetwork, graph: pp.ModelGraph, cell: Cell) -> dict[str, Any]:
+    """Cut as a peer does; "without" is its cut, "with" the network after its own repair. Whatever it raises becomes the cell's error."""
+    started = time.perf_counter()
+    entry = {**cell.as_key(), "metric": subject.metric, "peer": True, "refitted": None, "layers": None}
+    try:
+        found = peer_cut(cell.scorer, subject, graph, cell.ratio, cell.draw)
+        without = subject.judge(found.cut)
+        repaired = without if found.final is found.cut else subject.judge(found.final)
+    except Exception as error:  # noqa: BLE001  another method's failure is a result here
+        text = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:160]}"
+        return {**entry, "error": text, "seconds": time.perf_counter() - started}
+    share = found.params / graph.params if subject.budget == "params" else found.macs / graph.macs
+    return {**entry, "share": share, "without": without, "with": repaired, "seconds": time.perf_counter() - started}
 
 
 def in_one_call(subject: RealNetwork, cell: Cell, scorer: str, steps: int) -> dict[str, Any]:
@@ -114,9 +146,10 @@ def in_one_call(subject: RealNetwork, cell: Cell, scorer: str, steps: int) -> di
     }
 
 
-def labelled(scorer: str, steps: int, uniform: str) -> str:
+def labelled(scorer: str, steps: int, shape: Shape) -> str:
     """Return the name of an arm: its scorer, and each option that is not the default."""
-    return scorer + ("" if steps == 1 else f", {steps} steps") + ("" if uniform == "none" else f", uniform {uniform}")
+    mode = "" if shape.mode == "width" else f", {shape.mode}"
+    return scorer + mode + ("" if steps == 1 else f", {steps} steps") + ("" if shape.uniform == "none" else f", uniform {shape.uniform}")
 
 
 def merged(name: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +173,16 @@ def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace,
     for scorer in asked.scorers.split(","):
         ranking = None
         for uniform, ratio in product(asked.uniform.split(","), map(float, asked.ratios.split(","))):
-            label = labelled(scorer, asked.steps, uniform)
+            shape = Shape(asked.mode, uniform)
+            label = labelled(scorer, asked.steps, shape)
             known = done.get((name, draw, label, ratio))
             if known is not None:
                 yield known
+                continue
+            if scorer in PEERS:
+                entry = by_peer(subject, graph, Cell(name, draw, label, ratio))
+                journal.append(entry)
+                yield entry
                 continue
             if scorer == "auto" or asked.steps > 1:
                 entry = in_one_call(subject, Cell(name, draw, label, ratio), scorer, asked.steps)
@@ -155,7 +194,7 @@ def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace,
                 batches, loss_fn = subject.batches, subject.loss_fn
                 ranking = pp.score(graph, scorer, model=subject.model, batches=batches, loss_fn=loss_fn, seed=draw)
                 scoring = time.perf_counter() - started
-            entry = {**measured(subject, ranking, graph, Cell(name, draw, label, ratio), uniform), "scoring_seconds": scoring}
+            entry = {**measured(subject, ranking, graph, Cell(name, draw, label, ratio), shape), "scoring_seconds": scoring}
             journal.append(entry)
             yield entry
 
@@ -163,7 +202,7 @@ def cells(subject: RealNetwork, name: str, draw: int, asked: argparse.Namespace,
 def rows(entries: list[Mapping[str, Any]], unpruned: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, Any]]:
     """One row for each cell and text."""
     for entry in entries:
-        for text, value in entry["without"].items():
+        for text, value in entry.get("without", {}).items():
             yield {
                 "network": entry["network"],
                 "draw": entry["draw"],
@@ -174,7 +213,7 @@ def rows(entries: list[Mapping[str, Any]], unpruned: Mapping[str, Mapping[str, f
                 "unpruned": unpruned[entry["network"]].get(text),
                 "without": value,
                 "with": entry["with"][text],
-                "refitted": f"{entry['refitted']}/{entry['layers']}",
+                "refitted": None if entry["layers"] is None else f"{entry['refitted']}/{entry['layers']}",
                 "seconds": entry["seconds"],
             }
 
@@ -192,6 +231,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluated on each text")
     parser.add_argument("--steps", type=int, default=1, help="cuts, with a compensation after each")
+    parser.add_argument("--mode", default="width", choices=("width", "depth", "both"))
     parser.add_argument("--uniform", default="none", help="none, config or layers; several between commas")
     parser.add_argument("--merge", action="store_true", help="keep the cells of the JSON file that are not measured")
     parser.add_argument("--from-journal", action="store_true", help="measure nothing; table and JSON of the cells in the journal")

@@ -57,6 +57,9 @@ class RealNetwork:
         higher: True if a larger figure is better.
         budget: Metric of the budget, "params" or "macs".
         judge: Pruned network -> figures by text or data set.
+        keep: Modules that stay as they are.
+        whole: Layers that torch-pruning must leave whole, because what they make is judged or reshaped.
+        stack: Module that lists the layers of a transformer; empty where there is none.
     """
 
     name: str
@@ -69,6 +72,8 @@ class RealNetwork:
     budget: str
     judge: Callable[[nn.Module], dict[str, float]] = field(repr=False)
     keep: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    stack: str = ""
 
 
 def folder_of(package: str) -> Path:
@@ -144,7 +149,8 @@ def smollm2(draw: int, tokens: int) -> RealNetwork:
 
     batches = tuple(rows(learn, 64 * 256, 256).split(4))
     example = {"input_ids": batches[0][:1, :32], "use_cache": False}
-    return RealNetwork("SmolLM2-135M", model, example, batches, loss_fn, "perplexity", False, "params", judge)
+    told: Any = {"whole": ("lm_head", "model.embed_tokens"), "stack": "model.layers"}
+    return RealNetwork("SmolLM2-135M", model, example, batches, loss_fn, "perplexity", False, "params", judge, **told)
 
 
 def minilm(draw: int, tokens: int) -> RealNetwork:
@@ -182,7 +188,8 @@ def minilm(draw: int, tokens: int) -> RealNetwork:
 
     batches = batched(learn, 128)
     example = {name: value[:1] for name, value in batches[0].items()}
-    return RealNetwork("MiniLM-L6", model, example, batches, loss_fn, "cosine", True, "macs", judge, keep=("pooler",))
+    told: Any = {"keep": ("pooler",), "whole": ("encoder.layer.5.output.dense", "pooler.dense"), "stack": "encoder.layer"}
+    return RealNetwork("MiniLM-L6", model, example, batches, loss_fn, "cosine", True, "macs", judge, **told)
 
 
 def crepe(draw: int, tokens: int) -> RealNetwork:
@@ -219,7 +226,8 @@ def crepe(draw: int, tokens: int) -> RealNetwork:
         found = candidate(batch)
         return functional.binary_cross_entropy(found, (found.detach() > 0.5).to(found.dtype))
 
-    return RealNetwork("CREPE tiny", model, batches[0][:1], batches, loss_fn, "same pitch", True, "macs", judge)
+    whole = ("classifier", "conv6")
+    return RealNetwork("CREPE tiny", model, batches[0][:1], batches, loss_fn, "same pitch", True, "macs", judge, whole=whole)
 
 
 def voices(count: int, seed: int) -> Tensor:

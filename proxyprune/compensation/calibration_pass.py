@@ -104,7 +104,7 @@ def survey(networks: Networks, readers: Sequence[Reader], data: CalibrationData)
     def watch(reader: Reader) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             calls[reader.name] = calls.get(reader.name, 0) + 1
-            value = _input(args, kwargs)
+            value = first_tensor((args, tuple(kwargs.values())))
             if value is None or not isinstance(output, Tensor) or not computes_its_product(module, reader.view, value, output):
                 foreign.add(reader.name)
 
@@ -172,10 +172,10 @@ def paired_moments(
 
     def record(reader: Reader) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = _input(args, kwargs)
+            value = first_tensor((args, tuple(kwargs.values())))
             assert value is not None  # the survey has seen this layer
             linear = reader.view.exact and not hasattr(module, "kernel_size")
-            weights = _weights(output) if how.weighted and linear else None
+            weights = inverse_square_norms(output) if how.weighted and linear else None
             target = reader.target(value, output)
             if how.from_dense:
                 moments[reader.name][half].add(reader.dense_features(value), target, weights)
@@ -188,7 +188,7 @@ def paired_moments(
 
     def add(reader: Reader) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = _input(args, kwargs)
+            value = first_tensor((args, tuple(kwargs.values())))
             if value is not None and waiting[reader.name]:
                 target, weights = waiting[reader.name].popleft()
                 moments[reader.name][half].add(reader.view.inputs(module, value), target, weights)
@@ -210,12 +210,38 @@ def paired_moments(
     return moments
 
 
-def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    return next((tensor for tensor in tensors_of((args, tuple(kwargs.values()))) if tensor.is_floating_point()), None)
+def run_until(model: nn.Module, last: str, data: CalibrationData, index: int, hooks: Mapping[str, Hook]) -> Tensor | None:
+    """Run a network on one batch up to the first call of a module.
+
+    Args:
+        model: The network.
+        last: The module.
+        data: Batches.
+        index: Which batch.
+        hooks: Forward hooks of other modules.
+
+    Returns:
+        The first tensor of the module's output, or None if it is not called.
+    """
+    found: list[Tensor | None] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        found.append(first_tensor(output))
+        raise _Reached
+
+    watched = [(model.get_submodule(name), hook) for name, hook in hooks.items()]
+    with hooked([*watched, (model.get_submodule(last), stop)]), contextlib.suppress(_Reached):
+        data.run(model, index)
+    return found[0] if found else None
 
 
-def _weights(output: Tensor) -> Tensor:
-    """Inverse squared norm of the dense output at each position, with mean 1.
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the first floating-point tensor in nested containers."""
+    return next((tensor for tensor in tensors_of(value) if tensor.is_floating_point()), None)
+
+
+def inverse_square_norms(output: Tensor) -> Tensor:
+    """Return the inverse squared norm of an output at each position, with mean 1.
 
     A norm that follows makes all positions alike in size; without the weights a few huge ones would decide the fit.
     """

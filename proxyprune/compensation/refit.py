@@ -16,6 +16,7 @@ from proxyprune.compensation.norm_statistics import batch_norms, reestimated
 from proxyprune.compensation.readers import Networks, Reader, find_readers
 from proxyprune.compensation.report import LOSS, OUTPUT_ERROR, CompensationReport, RefittedLayer
 from proxyprune.compensation.ridge import Solution, ridge
+from proxyprune.compensation.substitutes import NO_GAIN, NO_LAYER, NOT_ONCE, Substitute, find_gaps, substitute_moments, substitutes_of
 from proxyprune.errors import InputError, MissingNeedError
 from proxyprune.support.nested import tensors_of
 
@@ -179,12 +180,13 @@ def refit(
     settings = settings or CompensationSettings()
     found = find_readers(networks, largest_features=settings.largest_features)
     skipped = dict(found.skipped)
-    skipped |= {entry.module: "it was removed, and no parameter stands for it" for entry in networks.surgery.removed_blocks}
     with _undone_on_error() as changes, measuring(networks.dense, networks.pruned):
         seen = survey(networks, found.readers, data)
         rounds = [waves_of(seen.readers, settings.buffer_bytes, settings.waves if source == PRUNED else 1) for source in settings.sources]
-        best = _best_round(networks, data, rounds, changes, _Plan(settings, seen.once, advance))
-        verdict = _judged(networks, data, changes, best.value)
+        plan = _Plan(settings, seen.once, advance)
+        best = _best_round(networks, data, rounds, changes, plan)
+        replaced = _replaced(networks, data, changes, plan, best.value)
+        verdict = _judged(networks, data, changes, replaced.value)
     for module, name, value in verdict.statistics:  # `measuring` restored the buffers
         changes.put(module, name, value)
     return CompensationReport(
@@ -195,11 +197,12 @@ def refit(
         tried=_finite(verdict.tried),
         fit_batches=(count + 1) // 2,
         held_out_batches=count // 2,
-        layers=tuple(replace(entry, refitted=entry.refitted and verdict.refitted) for entry in best.layers.values()),
-        skipped=skipped | dict(seen.skipped),
+        layers=tuple(replace(entry, refitted=entry.refitted and verdict.refitted) for entry in {**best.layers, **replaced.layers}.values()),
+        skipped=skipped | dict(seen.skipped) | replaced.skipped,
         norms=verdict.norms,
         buffer_bytes=max((sum(2 * reader.sizes().bytes for reader in wave) for own in rounds for wave in own), default=0),
-        passes=sum(map(len, rounds)),
+        passes=sum(map(len, rounds)) + replaced.passes,
+        substitutes=replaced.substitutes if verdict.refitted else {},
     )
 
 
@@ -232,6 +235,56 @@ def _best_round(
     return best
 
 
+@dataclass(frozen=True)
+class _Replaced:
+    """Layers that were refitted to take the place of removed blocks.
+
+    Attributes:
+        value: Measure of the network afterwards.
+        layers: What was done with each layer.
+        substitutes: Removed block -> layers that do what it did.
+        skipped: Removed block -> why none do.
+        passes: Runs of both networks over all batches.
+    """
+
+    value: float
+    layers: dict[str, RefittedLayer]
+    substitutes: dict[str, tuple[str, ...]]
+    skipped: dict[str, str]
+    passes: int = 0
+
+
+def _replaced(networks: Networks, data: CalibrationData, changes: _Changes, plan: _Plan, value: float) -> _Replaced:
+    """Refit the layers before removed blocks, first block first, and keep each refit that lowers the measure of the network."""
+    removed = [entry.module for entry in networks.surgery.removed_blocks]
+    if not removed:
+        return _Replaced(value, {}, {}, {})
+    layers: dict[str, RefittedLayer] = {}
+    done: dict[str, tuple[str, ...]] = {}
+    skipped = dict.fromkeys(removed, NOT_ONCE)
+    passes = 0
+    for gap in find_gaps(networks, data):
+        found = substitutes_of(networks, gap, data, largest_features=plan.settings.largest_features)
+        skipped |= dict.fromkeys(gap.blocks, NO_GAIN if found else NO_LAYER)
+        for layer in found:
+            before = changes.values()
+            note = _within(lambda share, text: plan.advance(1.0, text), passes, passes + 1, len(data.batches))
+            moments = substitute_moments(networks, layer, data, weighted=plan.settings.weighted, advance=note)
+            passes += 1
+            entry = _refitted(layer, *moments, changes)
+            after = measured(networks, data) if entry.refitted else math.inf
+            kept = entry.refitted and after < value
+            if kept:
+                value = after
+                done |= {block: (*done.get(block, ()), layer.name) for block in gap.blocks}
+            else:
+                changes.set(before)
+            if kept or layer.name not in layers:
+                layers[layer.name] = replace(entry, refitted=kept)
+    left = {block: why for block, why in skipped.items() if block not in done}
+    return _Replaced(value, layers, done, left, passes)
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -255,7 +308,7 @@ def waves_of(readers: Sequence[Reader], buffer_bytes: int, fewest: int) -> tuple
     return tuple(map(tuple, waves))
 
 
-def _refitted(reader: Reader, fit: Moments, held_out: Moments, changes: _Changes) -> RefittedLayer:
+def _refitted(reader: Reader | Substitute, fit: Moments, held_out: Moments, changes: _Changes) -> RefittedLayer:
     """Solve one layer for every strength, and write the solution with the least held-out error if it beats the layer as cut."""
     module = reader.pruned
     size = reader.total(held_out.target_square)

@@ -48,6 +48,7 @@ class CompensationReport:
         norms: Batch norms whose running statistics were estimated again.
         buffer_bytes: Most memory that the sums took at a time.
         passes: Runs of both networks over all batches.
+        substitutes: Removed block -> layers before it that were refitted to yield what it yielded.
     """
 
     measure: str
@@ -62,11 +63,20 @@ class CompensationReport:
     norms: tuple[str, ...] = ()
     buffer_bytes: int = 0
     passes: int = 0
+    substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def refitted(self) -> tuple[str, ...]:
         """Names of the layers that have refitted weights."""
         return tuple(entry.layer for entry in self.layers if entry.refitted)
+
+    @property
+    def _concerned(self) -> str:
+        return "read a cut group or stand before a removed block" if self.substitutes else "read a cut group"
+
+    @property
+    def _pairs(self) -> list[str]:
+        return [f"{' and '.join(layers)} for {block}" for block, layers in self.substitutes.items()]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,7 +85,7 @@ class CompensationReport:
         changed = f"{self.measure} on {self.held_out_batches} held-out batch{plural}"
         if self.accepted:
             lines = [
-                f"Compensation refitted {len(self.refitted)} of {counted(len(self.layers), 'layer')} that read a cut group: "
+                f"Compensation refitted {len(self.refitted)} of {counted(len(self.layers), 'layer')} that {self._concerned}: "
                 f"{changed} {figure(self.before)} before, {figure(self.after)} after."
             ]
         elif self.layers or self.norms:
@@ -85,6 +95,10 @@ class CompensationReport:
             lines = ["Compensation found no layer that it can refit; the weights are as cut."]
         if self.norms and self.accepted:
             lines.append(f"Running statistics of {counted(len(self.norms), 'batch norm')} were estimated again.")
+        if self.substitutes:
+            lines.append(
+                f"Layers before {counted(len(self.substitutes), 'removed block')} do what these did: {listed(self._pairs, _LISTED)}."
+            )
         reasons: dict[str, list[str]] = {}
         for name, why in self.skipped.items():
             reasons.setdefault(why, []).append(name)

@@ -237,7 +237,7 @@ def compensation(result: Result) -> Section | None:
         ("verdict", "the refitted weights were kept" if found.accepted else "no help: every weight is as the cut left it"),
     )
     parts: list[Part] = [Details(details)]
-    parts += [Table(f"{counted(len(rows), 'layer')} that read a cut group", columns, tuple(rows))] if rows else []
+    parts += [Table(f"{counted(len(rows), 'layer')} that could be refitted", columns, tuple(rows))] if rows else []
     parts += [Remarks(tuple(f"{name} was not compensated: {why}." for name, why in found.skipped.items()))] if found.skipped else []
     lead = "The error is that of the layer's output, relative to its square, on batches that the fit did not see."
     return Section("compensation", "Compensation", lead, tuple(parts))
