@@ -23,12 +23,14 @@ from proxyprune.errors import (
 from proxyprune.proxy.answers.advice import ProposedAdvice
 from proxyprune.proxy.answers.agreement import Agreement, measure_agreement
 from proxyprune.proxy.answers.formula import ProposedFormula
+from proxyprune.proxy.answers.widths import ProposedWidths
 from proxyprune.proxy.prompt.advice_question import AdviceQuestion, advice_question
 from proxyprune.proxy.prompt.formula_question import FormulaQuestion
 from proxyprune.proxy.prompt.measured_figures import NEEDS_OF, measure
 from proxyprune.proxy.prompt.question import Question
 from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.proxy.prompt.templates import VERSION
+from proxyprune.proxy.prompt.widths_question import GroupWidths, widths_question
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
 from proxyprune.proxy.service.exchange import Provider, Usage
 from proxyprune.proxy.service.response_formats import ResponseFormats
@@ -147,7 +149,9 @@ class LLMScorer(LLMSettings):
         asker.account.charge(self._spent[0] if self._spent and not asker.cache.replaying else Usage())
         try:
             with contextlib.closing(asker):
-                return self._advice(asker, question)
+                found = self._advice(asker, question)
+            self._spent[:] = [asker.account.usage]
+            return found
         except LLMReplayMissError:
             raise
         except LLMError as error:
@@ -162,6 +166,23 @@ class LLMScorer(LLMSettings):
             return ProposedAdvice(dropped=(problem,))
         self._tell(Advised(len(answer.content.limits), answer.replayed, answer.usage, asker.account.spent_usd))
         return answer.content
+
+    def propose_widths(self, graph: ModelGraph, context: ScoringContext, groups: Mapping[str, GroupWidths]) -> ProposedWidths:
+        """Ask for exact widths, after the ranking. The cost limit holds for both together.
+
+        An answer that stays invalid, a refusal or a truncated answer is no width, with the reason among `dropped`.
+
+        Raises:
+            LLMError: If the model cannot be asked.
+        """
+        question = widths_question(self._survey(graph, context, self._shown(context)), groups)
+        if not question.labels.of:
+            return ProposedWidths(dropped=("no channel group has a choice, so nobody was asked",))
+        asker = self._asker(context)
+        asker.account.charge(self._spent[0] if self._spent and not asker.cache.replaying else Usage())
+        with contextlib.closing(asker):
+            answer, problem = self._answer_or_problem(asker, question)
+        return ProposedWidths(dropped=(problem,)) if answer is None else answer.content
 
     def write_formula(self, question: FormulaQuestion, context: ScoringContext) -> tuple[ProposedFormula | None, str]:
         """Ask for a formula of channel scores. The cost limit holds for each question.

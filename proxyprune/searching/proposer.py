@@ -32,6 +32,7 @@ class History:
         mode: "width", "depth" or "both".
         start: The one-shot ranking of round 0, with its channel scores.
         rounds: All rounds so far, the start first.
+        widths: Channels that each prunable group may have, ascending.
     """
 
     graph: ModelGraph = field(repr=False)
@@ -39,6 +40,7 @@ class History:
     mode: str
     start: Ranking = field(repr=False)
     rounds: tuple[Round, ...]
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def best(self) -> Round:
@@ -97,11 +99,14 @@ class Proposal:
         ranking: The ranking to plan.
         advice: Limits; one that no plan can follow is left out, with a note.
         formula: The formula that the ranking comes from, or None.
+        widths: Exact widths in channels by group, the most important first. The solver keeps the budget: a width that its group cannot
+            have, and the last ones that no plan can have beside the others, are left out, with a note.
     """
 
     ranking: Ranking
     advice: tuple[Advice, ...] = ()
     formula: str | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 CHEAP_REPEATS = 60

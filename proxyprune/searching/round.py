@@ -44,6 +44,7 @@ class Round:
         known: Number of rounds that the proposal followed from.
         advice: Limits that were proposed with the ranking, and that the plan follows.
         formula: The formula that the ranking comes from, or None.
+        exact_widths: Widths in channels that were proposed for channel groups, and that the plan has.
     """
 
     index: int
@@ -59,6 +60,7 @@ class Round:
     known: int = 0
     advice: tuple[Advice, ...] = ()
     formula: str | None = None
+    exact_widths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:

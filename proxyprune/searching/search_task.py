@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from proxyprune.applying.apply import apply
 from proxyprune.errors import (
-    InputError,
-    KeepPatternError,
     LLMInvalidAnswerError,
     LLMRefusalError,
     LLMTruncatedError,
     ScoringError,
-    TargetError,
     VerificationError,
 )
 from proxyprune.graph.build import trace_like
@@ -31,12 +29,11 @@ from proxyprune.pruning.advice import Advice
 from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring import ScoringContext
 from proxyprune.scoring.ranking import Ranking
+from proxyprune.searching.exact_widths import NO_PLAN, planned_widths, possible_widths
 from proxyprune.searching.measurement import Measured, Measurement, measured_in_processes
 from proxyprune.searching.proposer import History, Proposal, Proposer
 from proxyprune.searching.round import BETTER, DUPLICATE, FAILED, START, WORSE, Round, kept_shares, key_of
 from proxyprune.tracing.capture import ExampleInputs
-
-_NO_PLAN = (TargetError, VerificationError, KeepPatternError, InputError)
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class Draft:
         seconds: Spent on proposing and planning.
         error: Why there is no plan, or None.
         formula: The formula that the ranking comes from, or None.
+        widths: Proposed widths that the plan has.
     """
 
     index: int
@@ -68,6 +66,7 @@ class Draft:
     seconds: float
     error: str | None = None
     formula: str | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def to_measure(self) -> bool:
@@ -89,7 +88,11 @@ class SearchTask:
 
     def history(self, start: Ranking, rounds: Sequence[Round]) -> History:
         """Return what a proposer sees."""
-        return History(self.graph, self.context, self.request.mode, start, tuple(rounds))
+        return History(self.graph, self.context, self.request.mode, start, tuple(rounds), self._possible_widths)
+
+    @cached_property
+    def _possible_widths(self) -> Mapping[str, tuple[int, ...]]:
+        return possible_widths(self.graph, self.request.limits)
 
     def drafts(self, proposer: Proposer, start: Ranking, before: Sequence[Round], size: int) -> list[Draft]:
         """Return the next proposals, all of which follow from the rounds before them."""
@@ -118,11 +121,15 @@ class SearchTask:
         except (VerificationError, ScoringError) as error:
             return draft(ranking=ranking, error=str(error))
         ranking, request, followed, plan = self._followed(ranking, given.advice, plan)
+        pinned = planned_widths(
+            request, plan, given.widths, self._possible_widths, lambda asked: plan_for(self.graph, ranking, asked, model=self.model)
+        )
+        request, plan, ranking = pinned.request, pinned.plan, replace(ranking, notes=(*ranking.notes, *pinned.notes))
         key = key_of(plan)
         earlier = [(entry.key, entry.index) for entry in history.rounds[:known] if entry.measured]
         earlier += [(one.key, one.index) for one in batch if one.to_measure]
         same = next((place for found, place in earlier if found == key), None)
-        return draft(ranking=ranking, request=request, advice=followed, plan=plan, key=key, duplicate_of=same)
+        return draft(ranking=ranking, request=request, advice=followed, widths=pinned.widths, plan=plan, key=key, duplicate_of=same)
 
     def _followed(
         self, ranking: Ranking, advice: Sequence[Advice], plan: PrunePlan
@@ -133,7 +140,7 @@ class SearchTask:
             try:
                 tried = entry.followed(request)
                 plan = plan_for(self.graph, ranking, tried, model=self.model)
-            except _NO_PLAN as error:
+            except NO_PLAN as error:
                 notes.append(f"Advice to {entry} was left out: {error}")
                 continue
             request = tried
@@ -180,6 +187,7 @@ class SearchTask:
             known=draft.known,
             advice=draft.advice,
             formula=draft.formula,
+            exact_widths=draft.widths,
         )
 
     def _round(self, draft: Draft, found: Measured | None, rounds: Sequence[Round]) -> Round:

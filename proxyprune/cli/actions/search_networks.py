@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,12 +43,15 @@ def search_networks(
 def _proposer(how: SearchOptions, llm: LLMOptions) -> Proposer:
     """Find the proposer before anything slow happens; a language model gets its options, which hold for every round."""
     name = how.proposer
+    if how.ask_widths and name not in SCORERS:
+        raise click.UsageError(f"--ask-widths asks a language model, and proposer '{name}' asks none. Use --proposer {', '.join(SCORERS)}.")
     if how.writer is not None:
         if name != "formula":
             raise click.UsageError(f"--writer is asked for formulas, and proposer '{name}' proposes none. Use --proposer formula.")
         return FormulaProposer(writer=find(how.writer, llm.scorer_options(how.writer)))  # type: ignore[arg-type]  # one of SCORERS
     if name in SCORERS:
-        return ScorerProposer(scorer_named(name, llm).scorer)
+        scorer: Any = scorer_named(name, llm).scorer
+        return ScorerProposer(replace(scorer, ask_widths=True) if how.ask_widths else scorer)
     llm.refuse_any(f"proposer '{name}'")
     return proposer_named(name)
 

@@ -19,6 +19,7 @@ class SearchOptions:
     Attributes:
         proposer: A proposer, or a scorer with memory.
         writer: A language model that is asked for formulas, or None.
+        ask_widths: Also ask a language model for exact widths.
         start: Scorer of the first round, or None for the default.
         rounds: Measurements to spend.
         patience: Measurements without improvement after which to stop, or None.
@@ -32,6 +33,7 @@ class SearchOptions:
 
     proposer: str
     writer: str | None
+    ask_widths: bool
     start: str | None
     rounds: int
     patience: int | None
@@ -57,6 +59,11 @@ _OPTIONS = (
         "--writer",
         type=click.Choice(SCORERS),
         help="With --proposer formula: a language model that is asked for a formula in every third round.",
+    ),
+    click.option(
+        "--ask-widths",
+        is_flag=True,
+        help="With a proposer that asks a language model: also ask for exact widths of channel groups; the solver keeps the budget.",
     ),
     click.option(
         "--start",

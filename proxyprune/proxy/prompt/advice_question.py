@@ -97,12 +97,12 @@ def advice_question(survey: Survey, sources: Mapping[str, str]) -> AdviceQuestio
 
 def _question(survey: Survey, sources: Mapping[str, str], blocks_share: float, groups_share: float, code_share: float) -> AdviceQuestion:
     graph = survey.graph
-    listed = _costliest(graph.blocks, [block.macs for block in graph.blocks], blocks_share)
+    listed = costliest(graph.blocks, [block.macs for block in graph.blocks], blocks_share)
     blocks = shuffled_labels([block.id for block in listed], "b", survey.seed, PART, "blocks")
-    wide = _costliest(graph.prunable, [group.width for group in graph.prunable], groups_share)
+    wide = costliest(graph.prunable, [group.width for group in graph.prunable], groups_share)
     groups = shuffled_labels([group.id for group in wide], "g", survey.seed, PART, "groups")
     by_id = graph.by_id
-    saved = _savings(survey)
+    saved = savings_of_half(survey)
     lines = "\n".join(_group_line(label, by_id[key], blocks, saved[key]) for key, label in groups.of.items())
     missing = len(graph.blocks) - len(listed)
     attempts = survey.attempts({label: (block,) for block, label in blocks.of.items()})
@@ -121,14 +121,14 @@ def _question(survey: Survey, sources: Mapping[str, str], blocks_share: float, g
     return AdviceQuestion(user, blocks, groups, removable)
 
 
-def _costliest(entries: Sequence[Any], cost: Sequence[int], share: float) -> list[Any]:
+def costliest(entries: Sequence[Any], cost: Sequence[int], share: float) -> list[Any]:
     """Return a share of the entries, those that cost most, in their own order."""
     count = round(share * len(entries))
     chosen = sorted(range(len(entries)), key=lambda index: (-cost[index], index))[:count]
     return [entries[index] for index in sorted(chosen)]
 
 
-def _savings(survey: Survey) -> dict[str, str]:
+def savings_of_half(survey: Survey) -> dict[str, str]:
     """Return the share of the MACs that leaves with half of each group, all other widths whole."""
     graph, full = survey.graph, survey.graph.cost.full
     found = {}

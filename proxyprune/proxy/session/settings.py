@@ -40,6 +40,7 @@ class LLMSettings:
             calibration batches and a loss are at hand, otherwise none. (): none.
         show_time: Show each block's share of the time of a run on this machine. The graph needs times (`proxyprune.with_times`); `prune`
             and `search` add them.
+        ask_widths: In a search, also ask for exact widths of channel groups in every round. The solver keeps the budget.
         ask_advice: Also ask for advice: limits of the plan, each with a reason. `prune` measures each on calibration data, and keeps or
             drops it. It costs one more request.
         show_source: Show the model the source code of the blocks' classes when it is asked for advice. The code leaves the machine.
@@ -70,6 +71,7 @@ class LLMSettings:
     statistics: tuple[str, ...] | None = None
     show_time: bool = False
     ask_advice: bool = False
+    ask_widths: bool = False
     show_source: bool = False
     max_cost_usd: float | None = None
     price_per_million: tuple[float, float] | None = None
@@ -128,7 +130,7 @@ class LLMSettings:
             found.append(f"max_samples ({self.max_samples}) must not be smaller than samples ({self.samples})")
         found += [
             f"{name} must be True or False, found {getattr(self, name)!r}"
-            for name in ("ask_advice", "show_source", "show_time")
+            for name in ("ask_advice", "ask_widths", "show_source", "show_time")
             if not isinstance(getattr(self, name), bool)
         ]
         if self.show_source is True and self.ask_advice is False:
