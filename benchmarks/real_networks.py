@@ -255,6 +255,7 @@ def main() -> None:
                 found += cells(subject, name, draw, asked, journal)
     columns = ("network", "draw", "scorer", "ratio", "on", "measure", "unpruned", "without", "with", "refitted", "seconds")
     print_table("Cut networks, without and with compensation", columns, list(rows(found, unpruned)))
+    found = [{"tokens": asked.tokens, **entry} for entry in found]
     content = {**environment(), "tokens": asked.tokens, "unpruned": unpruned, "cells": found}
     save(asked.name, merged(asked.name, content) if asked.merge else content)
 
