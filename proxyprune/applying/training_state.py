@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from proxyprune.errors import InputError, PlanMismatchError
 from proxyprune.support.wrapped_names import unwrapped
-from proxyprune.surgery.perform import share_of_norm, slice_tensor
+from proxyprune.surgery.perform import scaled_gain, slice_tensor
 from proxyprune.surgery.surgery import Cut, Surgery
 from proxyprune.tracing.names import is_inside
 
@@ -196,7 +196,8 @@ def _carry_named(state: Mapping[str, Tensor], surgery: Surgery, model: nn.Module
             done[place] = _sliced(tensor, cuts.get(source, ()), name)
             if source in gains and gains[source].direction in state:
                 direction = gains[source].direction
-                done[place] = done[place] * share_of_norm(state[direction], cuts.get(direction, ()), gains[source].dim)
+                scaled = scaled_gain(done[place], state[direction], cuts.get(direction, ()), gains[source].dim)
+                done[place] = done[place] if scaled is None else scaled
         carried[name] = done[place]
         if model is not None:
             if name not in successors:

@@ -119,7 +119,7 @@ def _note_origin(walk: Walk, node: Node) -> None:
     """Note whether an op returns a weight or a constant.
 
     A weight is made of parameters, and of constants such as the masks of `torch.nn.utils.prune`. A matrix that is picked by number from a
-    stack of them (experts) is a weight, whatever picks it. A buffer into which a signal is written is no constant any more.
+    stack of them (experts) is a weight, whatever picks it. A buffer into which a signal is written is a signal.
     """
     sources, target = node.all_input_nodes, writes_to(node)
     if op_name(node) in _LOOKUPS and walk.is_weight(sources[0]):

@@ -18,6 +18,7 @@ from proxyprune.surgery.find_pass_through import find_pass_through
 from proxyprune.surgery.perform import rewire
 from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import AttributeChange, Surgery
+from proxyprune.surgery.weight_gains import rescaled_gains
 from proxyprune.tracing.model_call import Call
 from proxyprune.tracing.skeleton import EmptyTensors, skeleton
 
@@ -26,7 +27,7 @@ def obvious_surgery(model: nn.Module, prediction: Prediction, evidence: Attribut
     """Return the surgery with the attribute changes that need no search, for a prediction that removes no block."""
     changes = obvious_changes(AttributeProposals(prediction, model), evidence)
     attributes = (*layer_attributes(model, prediction), *changes)
-    return Surgery(prediction.cuts, attributes, rescaled=prediction.rescaled)
+    return Surgery(prediction.cuts, attributes, rescaled=rescaled_gains(prediction))
 
 
 def has_no_values(model: nn.Module) -> bool:
@@ -94,7 +95,7 @@ def _search(
 ) -> FoundSurgery:
     removed = find_pass_through(skeleton(model, run.empty), prediction, run) if prediction.removed else ()
     attributes = tuple(layer_attributes(model, prediction))
-    base = Surgery(prediction.cuts, attributes, removed, prediction.rescaled)
+    base = Surgery(prediction.cuts, attributes, removed, rescaled_gains(prediction))
     proposals, calls = AttributeProposals(prediction, model), predicted_calls(prediction)
     start = (*obvious_changes(proposals, evidence), *wanted)
 

@@ -96,20 +96,31 @@ def _replacements(model: nn.Module, surgery: Surgery) -> dict[int, Tensor]:
         cuts.setdefault(entry.parameter, [])
     replacements = {id(tensors[name]): _sliced(tensors[name], own) for name, own in cuts.items()}
     for entry in surgery.rescaled:
-        share = share_of_norm(tensors[entry.direction], cuts.get(entry.direction, ()), entry.dim)
         gain = replacements[id(tensors[entry.parameter])]
-        gain.data = gain.data * share  # not in place: a gain that is not cut shares its storage with the original
+        scaled = scaled_gain(gain.data, tensors[entry.direction], cuts.get(entry.direction, ()), entry.dim)
+        gain.data = gain.data if scaled is None else scaled  # not in place: a gain that is not cut shares its storage with the original
     return replacements
 
 
-def share_of_norm(direction: Tensor, cuts: Sequence[Cut], dim: int) -> Tensor:
-    """Return how much of a direction's norm stays, for every entry along `dim` that stays, in the shape of the gain."""
+def scaled_gain(gain: Tensor, direction: Tensor, cuts: Sequence[Cut], dim: int) -> Tensor | None:
+    """Return a gain times the share of its direction's norm that stays.
+
+    Args:
+        gain: One entry for each entry along `dim` that stays, in any shape, or one number.
+        direction: The whole parameter that is normalised.
+        cuts: Cuts of the direction.
+        dim: Dimension that the gain runs along; -1 for a norm over everything.
+
+    Returns:
+        None if the gain has another number of entries.
+    """
     whole = direction.detach()
     along = [cut for cut in cuts if cut.dim == dim]
     norms = [
         torch.norm_except_dim(tensor, 2, dim) for tensor in (slice_tensor(whole, cuts), slice_tensor(whole, along) if dim >= 0 else whole)
     ]
-    return norms[0] / norms[1].clamp_min(torch.finfo(norms[1].dtype).tiny)
+    share = norms[0] / norms[1].clamp_min(torch.finfo(norms[1].dtype).tiny)
+    return gain * share.reshape(gain.shape) if share.numel() == gain.numel() else gain * share if share.dim() == 0 else None
 
 
 def rewire(model: nn.Module, surgery: Surgery) -> None:

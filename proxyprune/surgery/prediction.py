@@ -17,8 +17,7 @@ from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.outcome import CommonDivisor, Size
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.graph.structure import ResidualPath
-from proxyprune.surgery.surgery import Cut, Rescaled
-from proxyprune.tracing.nodes import arguments, op_name, tensor_argument
+from proxyprune.surgery.surgery import Cut
 
 
 @dataclass(frozen=True)
@@ -85,19 +84,6 @@ class Prediction:
                     kept = tuple(self.positions(axis).tolist())
                     cuts.append(Cut(name, dim, len(axis), kept))
         return tuple(cuts)
-
-    @cached_property
-    def rescaled(self) -> tuple[Rescaled, ...]:
-        """Gains of weight normalisation whose direction loses entries that its norm counts."""
-        found: dict[str, Rescaled] = {}
-        for node in self.graph.program.calls:
-            if op_name(node) == "aten._weight_norm" and not self.is_removed(node):
-                direction, gain = (self.graph.program.state[tensor_argument(node, position).name] for position in (0, 1))
-                dim = int(arguments(node)["dim"])
-                axes = self.coupling.parameter_axes[direction]
-                if any(axis is not None and k != dim and self.size(axis) != len(axis) for k, axis in enumerate(axes)):
-                    found[gain] = Rescaled(gain, direction, dim)
-        return tuple(found.values())
 
     def _removed_with(self, name: str) -> bool:
         return any(name.startswith(f"{block}.") for block in self.removed)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torch.nn.utils.prune as masks
 from masking import assert_close
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import proxyprune as pp
 
@@ -161,3 +161,60 @@ def test_masked_weights_are_cut_on_both_sides():
         hidden = F.conv2d(hidden, weight, second.bias, padding=1)[:, kept["2.bias", 0]].relu()
         expected = F.conv2d(hidden, (third.weight_orig * third.weight_mask)[:, kept["2.bias", 0]], third.bias)
         torch.testing.assert_close(result.model(image), expected)
+
+
+class ByHand(nn.Conv2d):
+    """Weight normalisation by hand, in three ways."""
+
+    def __init__(self, inputs: int, outputs: int, way: str) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.way = way
+        self.gain = nn.Parameter(0.5 + torch.rand(outputs) if way == "normalize" else 0.5 + torch.rand(outputs, 1, 1, 1))
+
+    def effective(self) -> Tensor:
+        """Return the weight that the convolution uses."""
+        if self.way == "norm":
+            return self.gain * self.weight / torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
+        if self.way == "squares":
+            return self.weight * (self.gain * torch.rsqrt(self.weight.square().sum((1, 2, 3), keepdim=True) + 1e-12))
+        return (self.gain[:, None] * F.normalize(self.weight.flatten(1), dim=1)).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.effective(), self.bias, padding=1)
+
+
+@pytest.mark.parametrize("way", ["norm", "squares", "normalize"])
+def test_weights_that_code_normalises_by_hand_keep_their_values(way: str, tmp_path):
+    """The gain is scaled however the norm is written, so kept weights are those of the unpruned network; saving and loading keep them."""
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(ByHand(3, 16, way), nn.ReLU(), ByHand(16, 24, way), nn.ReLU(), ByHand(24, 4, way)).eval()
+
+    model, image = build(), torch.randn(1, 3, 8, 8)
+    result = pp.prune(model, image, 0.5)
+    kept = {(cut.parameter, cut.dim): torch.tensor(cut.kept) for cut in result.surgery.cuts}
+    assert kept.keys() >= {("2.weight", 1), ("4.weight", 1)}
+    for index in (0, 2, 4):
+        expected = model[index].effective()
+        for dim in (0, 1):
+            if (f"{index}.weight", dim) in kept:
+                expected = expected.index_select(dim, kept[f"{index}.weight", dim])
+        torch.testing.assert_close(result.model[index].effective(), expected)
+    pp.save(result, tmp_path / "pruned")
+    assert torch.equal(pp.load(tmp_path / "pruned", build)(image), result.model(image))
+    carried = pp.carry_state(model.state_dict(), result.surgery, result.model)
+    assert all(torch.allclose(tensor, result.model.state_dict()[name]) for name, tensor in carried.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*deprecated")
+@pytest.mark.parametrize("norm", [spectral_norm, torch.nn.utils.spectral_norm])
+def test_spectral_normalisation_pins_its_layer_and_leaves_the_rest(norm):
+    """A cut would change the norm, and no gain makes up for it: the layer stays whole, costs nothing unknown, and others are cut."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3), nn.ReLU(), norm(nn.Conv2d(16, 16, 3)), nn.ReLU(), nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 4, 1)
+    image = torch.randn(1, 3, 8, 8)
+    result = pp.prune(nn.Sequential(*layers).eval(), image, 0.95, inplace=True)
+    assert {group.id for group in result.graph.prunable} == {"4.weight:0"}
+    assert any("normalised over" in reason for reason in result.report.pinned.values())
+    assert result.report.uncosted_ops == ()

@@ -15,6 +15,7 @@ from proxyprune.coupling.rules.walk import Rule, Walk, kept_whole, ops, product_
 from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, position_of, tensor_argument
 
 SCALED = "is summed over between two signals, which are usually scaled by its size, in"
+STANDARDISED = "is a dimension that weights are normalised over, so that kept ones would change, in"
 NOT_ZERO = "is summed over, where dropped values are not zero, in"
 
 
@@ -61,9 +62,16 @@ def addmm(walk: Walk, node: Node) -> Outcome:
 def matmul(walk: Walk, node: Node) -> Outcome:
     """matmul, mm, bmm, mv, dot: the last dimension of the first meets the second-to-last of the second.
 
-    A product with a vector on the right is named as uncosted: the reference counter, like the literature, has no formula for it.
+    A product with a vector on the right is named as uncosted: the reference counter, like the literature, has no formula for it. Of a
+    weight and a buffer, it estimates the norm of the weight (spectral normalisation), which is part of no sample's cost. The weight is
+    divided by this norm and has no gain that could make up for a cut.
     """
-    return _product(walk, node, tensor_argument(node, 0), tensor_argument(node, 1))
+    left, right = tensor_argument(node, 0), tensor_argument(node, 1)
+    outcome = _product(walk, node, left, right)
+    if not outcome.costed and any(walk.is_weight(a) and walk.is_constant(b) for a, b in ((left, right), (right, left))):
+        walk.pin([walk.axes(left)[-1], walk.axes(right)[-1]], node, STANDARDISED)
+        return replace(outcome, costed=True)
+    return outcome
 
 
 def _product(walk: Walk, node: Node, left: Node, right: Node) -> Outcome:

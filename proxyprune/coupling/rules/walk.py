@@ -68,6 +68,10 @@ class Walk:
         """Whether a node's value is made of parameters, and of constants such as masks over them."""
         return node in self.weights
 
+    def is_constant(self, node: Node) -> bool:
+        """Whether a node's value is made of buffers and constants alone."""
+        return node in self.constants
+
     def zero(self, node: Node | None) -> bool:
         """Whether a node's value is zero at every dropped position; an absent tensor is."""
         return node is None or self.zeros.get(node, False)
