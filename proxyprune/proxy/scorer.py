@@ -6,17 +6,14 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from proxyprune.errors import (
     InputError,
     LLMError,
-    LLMInvalidAnswerError,
-    LLMRefusalError,
     LLMReplayMissError,
-    LLMTruncatedError,
     MissingNeedError,
     ProxyPruneError,
 )
@@ -34,14 +31,15 @@ from proxyprune.proxy.prompt.widths_question import GroupWidths, widths_question
 from proxyprune.proxy.service.endpoint import ANTHROPIC, OPENAI, Endpoint, Hosted, endpoint_of
 from proxyprune.proxy.service.exchange import Provider, Usage
 from proxyprune.proxy.service.response_formats import ResponseFormats
-from proxyprune.proxy.session.ask import Answer, Asker, cut_prompt
+from proxyprune.proxy.session.ask import Asker, cut_prompt
 from proxyprune.proxy.session.audit import Audit
-from proxyprune.proxy.session.cache import Cache, digest
+from proxyprune.proxy.session.cache import Cache
 from proxyprune.proxy.session.deadline import Deadline
 from proxyprune.proxy.session.events import Advised, Asked, Event, Finished, Planned
-from proxyprune.proxy.session.price import Account, CostEstimate, Price, estimate, most_usage, price_of, with_question
+from proxyprune.proxy.session.price import Account, CostEstimate, Price, estimate, price_of, with_question
 from proxyprune.proxy.session.sample import AnswerSampler, Samples
 from proxyprune.proxy.session.settings import STATISTICS, LLMSettings
+from proxyprune.proxy.session.single_question import answer_or_problem
 from proxyprune.scoring.contract import ScoringContext, check_needs
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.scoring.registry import find
@@ -50,8 +48,6 @@ if TYPE_CHECKING:
     from proxyprune.graph.model_graph import ModelGraph
 
 _NAMED = 6
-
-Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ class LLMScorer(LLMSettings):
 
     def _advice(self, asker: Asker, question: AdviceQuestion) -> ProposedAdvice:
         """Ask, or replay; an answer that did not count leaves its reason among `dropped`."""
-        answer, problem = self._answer_or_problem(asker, question)
+        answer, problem = answer_or_problem(asker, question)
         if answer is None:
             return ProposedAdvice(dropped=(problem,))
         self._tell(Advised(len(answer.content.limits), answer.replayed, answer.usage, asker.account.spent_usd))
@@ -181,7 +177,7 @@ class LLMScorer(LLMSettings):
         asker = self._asker(context)
         asker.account.charge(self._spent[0] if self._spent and not asker.cache.replaying else Usage())
         with contextlib.closing(asker):
-            answer, problem = self._answer_or_problem(asker, question)
+            answer, problem = answer_or_problem(asker, question)
         return ProposedWidths(dropped=(problem,)) if answer is None else answer.content
 
     def write_formula(self, question: FormulaQuestion, context: ScoringContext) -> tuple[ProposedFormula | None, str]:
@@ -195,31 +191,8 @@ class LLMScorer(LLMSettings):
         """
         asker = self._asker(context)
         with contextlib.closing(asker):
-            answer, problem = self._answer_or_problem(asker, question)
+            answer, problem = answer_or_problem(asker, question)
         return (None, problem) if answer is None else (answer.content, "")
-
-    def _answer_or_problem(self, asker: Asker, question: Question[Content]) -> tuple[Answer[Content] | None, str]:
-        """Ask, or replay; what came of it is recorded, so that a replay of an answer that did not count needs no answer."""
-        key = digest({question.part: asker.key(question, 0)})
-        known: str | None = (asker.cache.load("runs", key) or {}).get("problem")
-        if asker.cache.replaying and known is not None:
-            return None, known
-        if not (asker.recorded(question, 0) or asker.account.affordable([most_usage(asker.request(question))])):
-            return None, self._unaffordable(asker, question)
-        try:
-            answer = asker.ask(question, 0)
-        except (LLMInvalidAnswerError, LLMRefusalError, LLMTruncatedError) as error:
-            problem = f"no answer: {type(error).__name__}: {error}"
-            asker.cache.save("runs", key, {"problem": problem})
-            return None, problem
-        asker.cache.save("runs", key, {"problem": None})
-        return answer, ""
-
-    def _unaffordable(self, asker: Asker, question: Question[object]) -> str:
-        price, spent = asker.account.price, asker.account.spent_usd or 0.0
-        worst = 0.0 if price is None else price.of(most_usage(asker.request(question)))
-        needed = f"the question may cost ${worst:.4g}; a limit of ${spent + worst:.4g} is enough"
-        return f"not asked: ${spent:.4g} of the limit is spent, and {needed}"
 
     def _advice_question(self, survey: Survey, context: ScoringContext) -> AdviceQuestion:
         if not self.show_source:
