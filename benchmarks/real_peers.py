@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from proxyprune.applying.apply import apply
 from proxyprune.compensation.calibration_pass import CalibrationData, Pass, measuring, paired_moments, survey
 from proxyprune.compensation.moments import Moments
 from proxyprune.compensation.readers import Networks, Reader, find_readers
+from proxyprune.compensation.refit import BUFFER_BYTES, waves_of
 from proxyprune.compensation.ridge import ridge
 from proxyprune.coupling.groups import ChannelGroup, Member
 from proxyprune.planning.importance import best_atoms
@@ -279,18 +280,18 @@ def _cut(subject: RealNetwork, graph: pp.ModelGraph, kept: Mapping[str, Sequence
     return PruneResult(applied.model, plan, pp.Ranking({}, "peer"), make_report(graph, plan), applied.surgery, graph, subject.example)
 
 
-def _moments(subject: RealNetwork, networks: Networks, readers: Sequence[Reader], seed: int) -> Mapping[str, Moments]:
-    """Sum what the unpruned layers read and yield over all batches, unweighted."""
+def _summed(subject: RealNetwork, networks: Networks, readers: Sequence[Reader], seed: int) -> Iterator[tuple[Reader, Moments]]:
+    """Yield the sums over all batches of what the unpruned layers read and yield, unweighted."""
     data = _data(subject, seed)
     how = Pass(from_dense=True, weighted=False, may_stop=False)
-    pairs = paired_moments(networks, readers, data, how, lambda done: None)
-    found = {}
-    for name, (first, second) in pairs.items():
-        for attribute in ("gram", "cross", "feature_sum", "target_sum", "target_square", "weight"):
-            setattr(first, attribute, getattr(first, attribute) + getattr(second, attribute))
-        first.positions += second.positions
-        found[name] = first
-    return found
+    for wave in waves_of(readers, BUFFER_BYTES, 1):
+        pairs = paired_moments(networks, wave, data, how, lambda done: None)
+        for reader in wave:
+            both, other = pairs.pop(reader.name)
+            for attribute in ("gram", "cross", "feature_sum", "target_sum", "target_square", "weight"):
+                setattr(both, attribute, getattr(both, attribute) + getattr(other, attribute))
+            both.positions += other.positions
+            yield reader, both
 
 
 def _read(subject: RealNetwork, result: PruneResult, seed: int) -> tuple[Networks, tuple[Reader, ...]]:
@@ -303,8 +304,7 @@ def _with_grail(subject: RealNetwork, result: PruneResult, seed: int) -> nn.Modu
     networks, readers = _read(subject, result, seed)
     with measuring(networks.dense, networks.pruned):
         strength = 0.0 if subject.metric == "perplexity" else 1e-3
-        for reader in readers:  # one at a time: the sums of all are large
-            moments = _moments(subject, networks, [reader], seed)[reader.name]
+        for reader, moments in _summed(subject, networks, readers, seed):
             start = torch.zeros_like(reader.start(reader.pruned.get_parameter("weight").detach()))
             weight = reader.weights(ridge(moments, start, strength, intercept=False).slope)
             with torch.no_grad():
@@ -317,8 +317,7 @@ def _with_mean_bias(subject: RealNetwork, result: PruneResult, seed: int) -> nn.
     networks, readers = _read(subject, result, seed)
     shifts: dict[str, Tensor] = {}
     with measuring(networks.dense, networks.pruned):
-        for reader in readers:
-            moments = _moments(subject, networks, [reader], seed)[reader.name]
+        for reader, moments in _summed(subject, networks, readers, seed):
             weight = moments.weight.unsqueeze(1)
             start = reader.start(reader.pruned.get_parameter("weight").detach())
             missing = moments.target_sum / weight - torch.einsum("gf,gft->gt", moments.feature_sum / weight, start)

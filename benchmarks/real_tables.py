@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from common import RESULTS
@@ -30,32 +31,28 @@ def arms(cells: Cells) -> list[str]:
     return [*ours, *dict.fromkeys(cell["scorer"] for cell in cells if cell.get("peer"))]
 
 
-def rows(cells: Cells, text: str, ratios: Iterable[float], digits: int) -> list[str]:
-    """Lines of one table: for each ratio the share that is left, and the figures as cut and repaired."""
+def rows(cells: Cells, text: str, digits: int) -> list[str]:
+    """Lines of one table: the figures as cut and repaired, and how many draws there are."""
     lines = []
     for arm in arms(cells):
-        columns = []
-        for ratio in ratios:
-            own = [cell for cell in cells if cell["scorer"] == arm and cell["ratio"] == ratio]
-            failed = [cell["error"] for cell in own if "error" in cell]
-            good = [cell for cell in own if "error" not in cell]
-            pairs = [spread([cell[key][text] for cell in good], digits) for key in ("without", "with")]
-            columns += [failed[0].partition(":")[0], ""] if failed and not good else pairs
-        lines.append(f"| {arm} | {' | '.join(columns)} |")
+        own = [cell for cell in cells if cell["scorer"] == arm]
+        good = [cell for cell in own if "error" not in cell]
+        columns = [spread([cell[key][text] for cell in good], digits) for key in ("without", "with")]
+        if good and all(cell["with"] == cell["without"] for cell in good):
+            columns[1] = ""
+        lines.append(f"| {arm} | {' | '.join(columns) if good else own[0]['error'].partition(':')[0] + ' |'} | {len(own)} |")
     return lines
 
 
 def main() -> None:
-    """Print one table for each network and text."""
+    """Print one table for each network, text and ratio."""
     content = json.loads((RESULTS / "real_networks.json").read_text(encoding="utf-8"))
-    for network in dict.fromkeys(cell["network"] for cell in content["cells"]):
+    for network, texts in content["unpruned"].items():
         cells = [cell for cell in content["cells"] if cell["network"] == network]
-        ratios = sorted({cell["ratio"] for cell in cells}, reverse=True)
-        for text, unpruned in content["unpruned"][network].items():
-            print(f"\n{network}, {text}, unpruned {unpruned:.2f}\n")
-            print("| arm |" + "".join(f" {ratio:g}, as cut | {ratio:g}, repaired |" for ratio in ratios))
-            print("|---|" + "---|---|" * len(ratios))
-            print("\n".join(rows(cells, text, ratios, 1 if unpruned > 10.0 else 3)))
+        for ratio, (text, unpruned) in product(sorted({cell["ratio"] for cell in cells}, reverse=True), texts.items()):
+            print(f"\n{network} at {ratio:g}, {text}, unpruned {unpruned:.4g}\n")
+            print("| arm | as cut | repaired | draws |\n|---|---|---|---|")
+            print("\n".join(rows([cell for cell in cells if cell["ratio"] == ratio], text, 1 if unpruned > 10.0 else 3)))
 
 
 if __name__ == "__main__":
