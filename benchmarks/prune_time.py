@@ -51,30 +51,14 @@ SETS: dict[str, Callable[[], Iterator[Candidate]]] = {
 }
 NETWORKS = (
     "torchvision/raft_small",
-    "torchvision/raft_large",
     "torchvision/ssd300_vgg16",
-    "torchvision/ssdlite320_mobilenet_v3_large",
-    "torchvision/retinanet_resnet50_fpn",
     "torchvision/swin_s",
-    "torchvision/swin_v2_b",
-    "torchvision/maxvit_t",
-    "timm/cait_xxs24_224",
     "timm/coat_tiny",
-    "timm/crossvit_tiny_240",
-    "timm/davit_tiny",
     "timm/efficientformerv2_s0",
-    "timm/gcvit_xxtiny",
     "timm/halonet_h1",
-    "timm/nest_tiny",
     "timm/xcit_nano_12_p8_224",
     "transformers/dpt",
-    "transformers/levit",
     "transformers/mask2former",
-    "transformers/maskformer",
-    "transformers/olmo_hybrid",
-    "transformers/qwen3_5_moe",
-    "transformers/recurrent_gemma",
-    "transformers/table-transformer",
 )
 
 
@@ -203,8 +187,20 @@ def measured(candidate: Candidate, profile: int, before: str | None) -> dict[str
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         earlier = json.loads(lines[-1]) if lines else {}
         row = {f"before_{key}": earlier.get(key) for key in ("trace_s", "prune_s", "digest")}
+        described = subprocess.run(["git", "-C", before, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
+        row["before_commit"] = described.stdout.strip()
     outcome = run_isolated(lambda put: put(measure(candidate, profile)), LIMITS)
     return (dict(outcome.result) or {"network": candidate.key, "outcome": outcome.problem}) | row
+
+
+def _put(name: str, row: dict[str, Any]) -> None:
+    """Add a row to the file of results, or replace that of the same network; each has the commit that it was measured at."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    around = environment()
+    known = {earlier["network"]: earlier for earlier in rows} | {row["network"]: row | {"commit": around.pop("commit")}}
+    order = [key for key in NETWORKS if key in known] + sorted(set(known) - set(NETWORKS))
+    save(name, {"target": TARGET, "rows": [known[key] for key in order]} | around)
 
 
 def main() -> None:
@@ -217,6 +213,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     import_torchvision()
+    name = "prune_time_table" if options.table else "prune_time"
     rows = []
     for candidate in tabulated() if options.table else candidates(options.only):
         row = measured(candidate, options.profile, options.before)
@@ -224,13 +221,12 @@ def main() -> None:
             print(row.pop("profile"))
         print(json.dumps(row), flush=True)
         rows.append(row)
+        if not options.rows and not options.profile:
+            _put(name, row)
     if options.rows:
         return
     columns = ("network", "before_trace_s", "before_prune_s", "trace_s", "prune_s", "amendments", "outcome")
     print_table("CPU seconds on one core", columns, rows)
-    if options.only == "*" and not options.profile:
-        name = "prune_time_table" if options.table else "prune_time"
-        save(name, {"target": TARGET, "rows": rows} | environment())
 
 
 if __name__ == "__main__":
