@@ -10,7 +10,7 @@ split across segments plain array operations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -61,6 +61,14 @@ class Classes:
         return np.where(pinned[self.of], -1, self.of)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A position in the record of relations: the number of pins and of edges before it."""
+
+    pins: int
+    edges: int
+
+
 @dataclass
 class AxisLabels:
     """Collects labels and the relations between them while a program is walked."""
@@ -72,6 +80,7 @@ class AxisLabels:
     _right: list[LabelArray] = field(default_factory=list)
     _pins: list[tuple[LabelArray, str]] = field(default_factory=list)
     _pinned: set[int] = field(default_factory=set)  # ids of the arrays in _pins, which keeps them alive
+    _queried: dict[int, LabelArray] = field(default_factory=dict)  # arguments of `may_shrink`, by id
 
     def fresh(self, size: int) -> Axis:
         """Return new labels, one for each position; a dimension of size 1 has nothing to cut and is fixed."""
@@ -89,7 +98,42 @@ class AxisLabels:
 
     def may_shrink(self, axis: Axis) -> bool:
         """Return False if an axis is fixed or was pinned as a whole; True says nothing about what is still to come."""
-        return axis is not None and id(axis) not in self._pinned
+        if axis is None:
+            return False
+        self._queried[id(axis)] = axis
+        return id(axis) not in self._pinned
+
+    @property
+    def mark(self) -> Mark:
+        """Return the end of the record."""
+        return Mark(len(self._pins), len(self._left))
+
+    def copied(self) -> AxisLabels:
+        """Return a copy in which more can be recorded."""
+        copy = self.with_relations(self.mark, self.mark, AxisLabels())
+        assert copy is not None  # no relation was replaced
+        return copy
+
+    def with_relations(self, start: Mark, end: Mark, others: AxisLabels) -> AxisLabels | None:
+        """Return the labels with the relations of `others` in place of those between two marks.
+
+        Returns:
+            None if `may_shrink` was called for an axis that is pinned by only one of the two. Later relations may then differ.
+        """
+        replaced = {id(axis) for axis, _ in self._pins[start.pins : end.pins]}
+        if any(number in self._queried for number in replaced ^ others._pinned):
+            return None
+        pins = [*self._pins[: start.pins], *others._pins, *self._pins[end.pins :]]
+        return replace(
+            self,
+            divisible=list(self.divisible),
+            heads=list(self.heads),
+            _left=[*self._left[: start.edges], *others._left, *self._left[end.edges :]],
+            _right=[*self._right[: start.edges], *others._right, *self._right[end.edges :]],
+            _pins=pins,
+            _pinned={id(axis) for axis, _ in pins},
+            _queried=dict(self._queried),
+        )
 
     def equate(self, first: Axis, second: Axis, where: str) -> None:
         """Positions leave pairwise together; a labelled position that meets a fixed one is pinned."""

@@ -8,15 +8,16 @@ belongs together then is put into groups by `proxyprune.coupling.grouping`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 from torch.fx import Node
 
-from proxyprune.coupling.axes import FIXED, Axis, AxisLabels
+from proxyprune.coupling.axes import FIXED, Axis, AxisLabels, Mark
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.grouping import Walked, form_groups
-from proxyprune.coupling.low_rank import pin_adapters
+from proxyprune.coupling.low_rank import Adapter, adapters, pin_adapters
 from proxyprune.coupling.module_relations import relate
 from proxyprune.coupling.options import Amendments, Options
 from proxyprune.coupling.outcome import Outcome
@@ -28,38 +29,79 @@ from proxyprune.tracing.nodes import aliases_of, is_tensor, is_unread, op_name, 
 from proxyprune.tracing.program import Program
 
 Choices = Mapping[tuple[str, str, int], int | None]
+_ChoicesKey = tuple[tuple[tuple[tuple[str, str, int], int | None], ...] | None, ...]
 
 
 def couple(program: Program, options: Options, model: nn.Module, amendments: Amendments) -> Coupling:
-    """Find the channel groups of a program.
+    """Find the channel groups of a program; see `Coupler.couple`."""
+    return Coupler(program, options).couple(model, amendments)
 
-    Args:
-        program: The traced model.
+
+_WALKS_KEPT = 4
+
+
+@dataclass(eq=False)
+class Coupler:
+    """Finds the channel groups of one program, for any amendments.
+
+    Amendments are relations between parameters, recorded before any rule runs. The only way in which a rule reads relations is
+    `AxisLabels.may_shrink`. A walk is therefore reused for other amendments, unless they change an answer of `may_shrink`.
+
+    Attributes:
+        program: The traced model, with the programs of further calls.
         options: How norm and convolution groups may shrink.
-        model: The traced module, for the few classes in `adapters`.
-        amendments: Dimensions to pin or to tie, found by probing.
     """
-    scout, factored = _walk_all(program, options, _start(program, model, amendments), [None] * len(program.programs), model)
-    if not any(factored):
-        return form_groups(program, scout, options)
-    walked, _ = _walk_all(program, options, _start(program, model, amendments), _choose(scout.labels, factored), model)
-    return form_groups(program, walked, options)
 
+    program: Program
+    options: Options
+    _walks: dict[_ChoicesKey, _WalkedFrom] = field(default_factory=dict, repr=False)
 
-def _walk_all(
-    program: Program, options: Options, start: _Start, choices: Sequence[Choices | None], model: nn.Module
-) -> tuple[Walked, list[list[Factored]]]:
-    """Walk the program and those of further calls with the same labels, so that a cut is valid for all of them."""
-    walks = [_walk(one, options, start, chosen) for one, chosen in zip(program.programs, choices, strict=True)]
-    pin_unreached(program, model, start.leaves, start.labels, [walked.outcomes for walked, _ in walks])
-    if options.adapter_ranks == "keep":
-        pin_adapters(program, start.leaves, start.labels)
-    first, *others = (walked for walked, _ in walks)
-    unknown = dict.fromkeys(name for walked, _ in walks for name in walked.unsupported_ops)
-    registered = dict.fromkeys(name for walked, _ in walks for name in walked.registered_ops)
-    further = tuple(walked.outcomes for walked in others)
-    joint = replace(first, unsupported_ops=tuple(unknown), registered_ops=tuple(registered), further=further)
-    return joint, [factored for _, factored in walks]
+    def couple(self, model: nn.Module, amendments: Amendments) -> Coupling:
+        """Find the channel groups.
+
+        Args:
+            model: The traced module, the same in every call; for the few classes in `module_relations`.
+            amendments: Dimensions to pin or to tie, found by probing.
+        """
+        scout = self._walked(model, amendments, [None] * len(self.program.programs))
+        factored = scout.factored
+        if not any(factored):
+            return form_groups(self.program, self._joint(scout, model), self.options)
+        chosen = _choose(self._joint(scout, model).labels, factored)
+        return form_groups(self.program, self._joint(self._walked(model, amendments, chosen), model), self.options)
+
+    def _walked(self, model: nn.Module, amendments: Amendments, choices: Sequence[Choices | None]) -> _WalkedFrom:
+        """Walk the program and those of further calls with the same labels, so that a cut is valid for all of them."""
+        key = tuple(None if chosen is None else tuple(chosen.items()) for chosen in choices)
+        known = self._walks.pop(key, None)
+        walked = None if known is None else known.amended(amendments)
+        if walked is None:
+            walked = self._walk_all(model, amendments, choices)
+        self._walks[key] = walked  # the latest is last
+        while len(self._walks) > _WALKS_KEPT:
+            del self._walks[next(iter(self._walks))]
+        return walked
+
+    def _walk_all(self, model: nn.Module, amendments: Amendments, choices: Sequence[Choices | None]) -> _WalkedFrom:
+        start, before, after = _start(self.program, model, amendments)
+        walks = [_walk(one, self.options, start, chosen) for one, chosen in zip(self.program.programs, choices, strict=True)]
+        return _WalkedFrom(start, before, after, [walked for walked, _ in walks], [factored for _, factored in walks])
+
+    def _joint(self, walk: _WalkedFrom, model: nn.Module) -> Walked:
+        """Return the walks as one, with what follows from all of them pinned."""
+        labels, leaves = walk.start.labels.copied(), walk.start.leaves
+        pin_unreached(self.program, model, leaves, labels, [walked.outcomes for walked in walk.walks])
+        if self.options.adapter_ranks == "keep":
+            pin_adapters(self._adapters, leaves, labels)
+        first, *others = walk.walks
+        unknown = dict.fromkeys(name for walked in walk.walks for name in walked.unsupported_ops)
+        registered = dict.fromkeys(name for walked in walk.walks for name in walked.registered_ops)
+        further = tuple(walked.outcomes for walked in others)
+        return replace(first, labels=labels, unsupported_ops=tuple(unknown), registered_ops=tuple(registered), further=further)
+
+    @cached_property
+    def _adapters(self) -> tuple[Adapter, ...]:
+        return tuple(adapters(self.program))
 
 
 @dataclass(frozen=True)
@@ -70,22 +112,56 @@ class _Start:
     leaves: Mapping[str, tuple[Axis, ...]]
 
 
+@dataclass(frozen=True)
+class _WalkedFrom:
+    """Walks, with the amendments that they began with: the relations of `start.labels` between two marks."""
+
+    start: _Start
+    before: Mark
+    after: Mark
+    walks: Sequence[Walked]
+    factored: Sequence[Sequence[Factored]]
+
+    def amended(self, amendments: Amendments) -> _WalkedFrom | None:
+        """Return the same walks with other amendments; None if the rules must run again."""
+        if any(walked.registered_ops for walked in self.walks):  # registered rules may depend on anything
+            return None
+        others = AxisLabels()
+        _amend(self.start.leaves, others, amendments)
+        labels = self.start.labels.with_relations(self.before, self.after, others)
+        if labels is None:
+            return None
+        after = Mark(self.before.pins + others.mark.pins, self.before.edges + others.mark.edges)
+        walks = [replace(walked, labels=labels) for walked in self.walks]
+        return replace(self, start=replace(self.start, labels=labels), after=after, walks=walks)
+
+
 _LOOKUPS = frozenset({"aten.index", "aten.index_select"})
 
 
-def _start(program: Program, model: nn.Module, amendments: Amendments) -> _Start:
-    """Label every dimension of every parameter and floating-point buffer; integers (indices, counters) are never cut."""
+def _start(program: Program, model: nn.Module, amendments: Amendments) -> tuple[_Start, Mark, Mark]:
+    """Label every dimension of every parameter and floating-point buffer; integers (indices, counters) are never cut.
+
+    Returns:
+        The labels, and the marks between which the amendments were recorded.
+    """
     labels = AxisLabels()
     leaves = {
         name: fixed(shape) if name in program.integers else tuple(labels.fresh(size) for size in shape)
         for name, shape in program.shapes.items()
     }
     relate(model, program, leaves, labels)
+    before = labels.mark
+    _amend(leaves, labels, amendments)
+    return _Start(labels, leaves), before, labels.mark
+
+
+def _amend(leaves: Mapping[str, tuple[Axis, ...]], labels: AxisLabels, amendments: Amendments) -> None:
+    """Record amendments."""
     for key, reason in amendments.pins.items():
         labels.pin(_leaf(leaves, key), reason)
     for first, second in amendments.ties:
         labels.equate(_leaf(leaves, first), _leaf(leaves, second), f"a forward that takes {first} and {second} for one width")
-    return _Start(labels, leaves)
 
 
 def _walk(program: Program, options: Options, start: _Start, choices: Choices | None) -> tuple[Walked, list[Factored]]:
@@ -195,7 +271,7 @@ def _fits(node: Node, outcome: Outcome) -> bool:
     )
 
 
-def _choose(labels: AxisLabels, factored: list[list[Factored]]) -> list[dict[tuple[str, str, int], int | None]]:
+def _choose(labels: AxisLabels, factored: Sequence[Sequence[Factored]]) -> list[dict[tuple[str, str, int], int | None]]:
     """Which factor of every ambiguous reshape may shrink, for each program.
 
     A class of labels that one reshape lets shrink, or keeps, does so in all of them.

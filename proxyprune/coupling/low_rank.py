@@ -6,7 +6,7 @@ layer's. A rank is chosen with the training that the adapter is for, and other c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -60,9 +60,9 @@ class _Product:
     out: int
 
 
-def pin_adapters(program: Program, leaves: Mapping[str, tuple[Axis, ...]], labels: AxisLabels) -> None:
-    """Pin the inner ranks of all adapters."""
-    for adapter in adapters(program):
+def pin_adapters(found: Iterable[Adapter], leaves: Mapping[str, tuple[Axis, ...]], labels: AxisLabels) -> None:
+    """Pin the inner ranks of adapters."""
+    for adapter in found:
         for name, dim in (adapter.down, adapter.up):
             labels.pin(leaves[name][dim], REASON)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from proxyprune.coupling.axes import Axis
-from proxyprune.coupling.couple import couple
+from proxyprune.coupling.couple import Coupler, couple
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.coupling.options import Amendments, Options
@@ -42,7 +42,24 @@ _ON_VALUES = (
 
 def analyse(model: nn.Module, program: Program, options: Options, amendments: Amendments) -> ModelGraph:
     """Couple, price and cut into blocks; `amendments` are what probing found out."""
-    coupling = couple(program, options, model, amendments)
+    coupler = Coupler(program, options)
+    return _with_blocks(model, coupler, amendments, coupler.couple(model, amendments))
+
+
+def regrouped(model: nn.Module, graph: ModelGraph, amendments: Amendments) -> ModelGraph:
+    """Return a graph with other amendments: new channel groups, but blocks and cost of the old ones, which `completed` replaces."""
+    coupling = graph.coupler.couple(model, amendments)
+    return replace(graph, groups=coupling.groups, coupling=coupling, amendments=amendments)
+
+
+def completed(model: nn.Module, graph: ModelGraph) -> ModelGraph:
+    """Return a graph that `regrouped` returned, with blocks and cost that fit its groups."""
+    return _with_blocks(model, graph.coupler, graph.amendments, graph.coupling)
+
+
+def _with_blocks(model: nn.Module, coupler: Coupler, amendments: Amendments, coupling: Coupling) -> ModelGraph:
+    """Find blocks and cost for a coupling."""
+    program, options = coupler.program, coupler.options
     finder = BlockFinder(program, model)
     others = [BlockFinder(call.program, model) for call in program.further]
     for name in list(finder.residual_paths):
@@ -67,6 +84,7 @@ def analyse(model: nn.Module, program: Program, options: Options, amendments: Am
         cost=cost,
         program=program,
         coupling=coupling,
+        coupler=coupler,
         options=options,
         amendments=amendments,
         registered_ops=coupling.registered_ops,

@@ -15,6 +15,7 @@ from proxyprune.support.summary import Summary
 if TYPE_CHECKING:
     import networkx as nx
 
+    from proxyprune.coupling.couple import Coupler
     from proxyprune.coupling.coupling import Coupling
     from proxyprune.coupling.options import Amendments, Options
     from proxyprune.graph.cost import CostModel
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from proxyprune.tracing.program import Program
 
 
-_NOT_PICKLED = ("program", "coupling", "residual_paths", "further_residual_paths", "blueprint")
+_NOT_PICKLED = ("program", "coupling", "coupler", "residual_paths", "further_residual_paths", "blueprint")
 
 
 class _NotPickled:
@@ -48,6 +49,7 @@ class ModelGraph(Structure):
         cost: Exact MACs and parameters for any widths.
         program: The ATen program behind it (internal, as are the rest; needed to apply a plan).
         coupling: Axis classes and rule outcomes.
+        coupler: Couples the program with other amendments.
         options: How norm and convolution groups may shrink.
         residual_paths: Removable block -> the tensors that take the place of its results.
         amendments: What probing found out: dimensions to pin or to tie.
@@ -59,6 +61,7 @@ class ModelGraph(Structure):
     cost: CostModel = field(repr=False)
     program: Program = field(repr=False)
     coupling: Coupling = field(repr=False)
+    coupler: Coupler = field(repr=False, compare=False)
     options: Options
     residual_paths: Mapping[str, tuple[ResidualPath, ...]] = field(repr=False)
     amendments: Amendments = field(repr=False)

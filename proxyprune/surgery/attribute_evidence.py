@@ -8,8 +8,9 @@ value, as an assertion does.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from proxyprune.graph.build import calls_of
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.surgery.attribute_proposals import Path
+from proxyprune.surgery.attribute_proposals import Path, plain_objects
+from proxyprune.surgery.attribute_reads import ReadsInside, reads_of
 from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments
-from proxyprune.surgery.perform import set_attribute
+from proxyprune.surgery.perform import set_attribute, stored_value
 from proxyprune.surgery.surgery import AttributeChange
 from proxyprune.surgery.unpruned_runs import UnprunedRuns
 from proxyprune.tracing.dispatch import RunAborted, WholeOps
@@ -37,6 +39,8 @@ class Use(Enum):
 
 _Key = tuple[type[nn.Module], Path]
 """Class of a module, and an attribute path."""
+
+_EVERYTHING = ReadsInside(everything=True)
 
 
 class AttributeEvidence:
@@ -57,6 +61,7 @@ class AttributeEvidence:
         self.runs = UnprunedRuns(model, graph, example_inputs)
         self._model = model
         self._known: dict[_Key, Use] = {}
+        self._inside: dict[int, ReadsInside] = {}
 
     def uses(self, changes: Sequence[AttributeChange]) -> dict[AttributeChange, Use]:
         """Return how the forward uses each of the attributes."""
@@ -78,7 +83,14 @@ class AttributeEvidence:
 
     def may_be_read(self, module: str, path: Path) -> bool:
         """Return False if the forward never reads an attribute, so that its value cannot matter."""
-        return self._reads is None or (module, path[0]) in self._reads
+        if self._reads is None:
+            return True
+        return (module, path[0]) in self._reads and (len(path) == 1 or self._may_read_inside(module, path))
+
+    def _may_read_inside(self, module: str, path: Path) -> bool:
+        """Return False for an attribute of an object (a config) that no code reads, in any module that holds the object."""
+        holder = stored_value(self._skeleton.get_submodule(module), path[0])
+        return self._inside.get(id(holder), _EVERYTHING).may_read(path[1])
 
     def _is_read(self, change: AttributeChange) -> bool:
         return self._reads is not None and (change.module, change.path[0]) in self._reads
@@ -93,16 +105,23 @@ class AttributeEvidence:
             if isinstance(module, nn.MultiheadAttention) or not type(module).__module__.startswith("torch.nn.modules")
         }
         classes = {name: type(module) for name, module in modules.items()}
-        for name, module in modules.items():
-            module.__class__ = _recording_reads(classes[name], name, reads)
-        try:
-            self.runs.faithful.call(self._skeleton, WholeOps(), self.runs.calls)  # which repeats the ops of earlier runs
-        except Exception:  # noqa: BLE001  the forward cannot run without data, so nothing is known about its reads
-            return None
-        finally:
+        with contextlib.ExitStack() as stack:
+            holders = self._own_holders(modules.values())
             for name, module in modules.items():
-                module.__class__ = classes[name]
+                module.__class__ = _recording_reads(classes[name], name, reads)
+                stack.callback(setattr, module, "__class__", classes[name])
+            self._inside = {id(holder): stack.enter_context(reads_of(holder)) for holder in holders}
+            try:
+                self.runs.faithful.call(self._skeleton, WholeOps(), self.runs.calls)  # which repeats the ops of earlier runs
+            except Exception:  # noqa: BLE001  the forward cannot run without data, so nothing is known about its reads
+                return None
         return frozenset(reads)
+
+    def _own_holders(self, modules: Iterable[nn.Module]) -> list[Any]:
+        """List the objects with integers that modules of the skeleton hold, without those that the caller's model holds too."""
+        shared = {id(holder) for module in self._model.modules() for holder in plain_objects(module)}
+        holders = {id(holder): holder for module in modules for holder in plain_objects(module)}
+        return [holder for number, holder in holders.items() if number not in shared]
 
     def _use(self, change: AttributeChange) -> Use:
         """Run the forward with the attribute changed."""
@@ -127,13 +146,13 @@ def evidence_for(model: nn.Module, graph: ModelGraph, example_inputs: ExampleInp
 
 
 def _recording_reads(kind: type[nn.Module], name: str, reads: set[tuple[str, str]]) -> type[nn.Module]:
-    """Return a subclass that notes which attributes are read."""
+    """Return a subclass that records which attributes are read. It keeps the name of the class, by which libraries look classes up."""
 
     def read(self: nn.Module, attribute: str) -> Any:
         reads.add((name, attribute))
         return kind.__getattribute__(self, attribute)
 
-    return type(kind.__name__, (kind,), {"__getattribute__": read})
+    return type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
 class _SizeWatcher(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped

@@ -225,6 +225,11 @@ def integer_attributes(module: nn.Module) -> Iterator[tuple[Path, Value]]:
                     yield (name, inner), plain(item)
 
 
+def plain_objects(module: nn.Module) -> Iterator[Any]:
+    """List the objects whose integers `integer_attributes` lists."""
+    return (value for name, value in vars(module).items() if not name.startswith("_") and not _is_sizes(value) and _is_plain_object(value))
+
+
 def _is_sizes(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return 0 < len(value) <= 16 and all(isinstance(item, int) and not isinstance(item, bool) for item in value)

@@ -29,7 +29,7 @@ from proxyprune.surgery.prediction import Prediction
 from proxyprune.tracing.dispatch import NumbersWritten, ReportedDevice, RunAborted, WholeOps
 from proxyprune.tracing.empty_ops import EmptyOps
 from proxyprune.tracing.model_call import Call, TrainingCall, as_if_exporting, call_arguments, evaluation, failing_module
-from proxyprune.tracing.module_stack import module_stack
+from proxyprune.tracing.module_stack import ModuleStack, module_stack
 from proxyprune.tracing.nodes import output_shapes
 from proxyprune.tracing.program import Program
 from proxyprune.tracing.skeleton import EmptyTensors, empty_inputs
@@ -55,23 +55,29 @@ class DryRun:
         """The device of the example inputs; None when they hold no tensor."""
         return next((tensor.device for tensor in tensors_of(call_arguments(self.example_inputs))), None)
 
-    def compare(self, model: nn.Module, calls: Sequence[PredictedCall], extra: frozenset[int] = frozenset()) -> Difference | None:
+    def compare(
+        self, model: nn.Module, calls: Sequence[PredictedCall], extra: frozenset[int] = frozenset(), modules: ModuleStack | None = None
+    ) -> Difference | None:
         """Return the first difference between a skeleton's forward and the predicted calls, or None.
 
         Args:
             model: The skeleton, pruned.
             calls: What it must do.
             extra: As for `Observer`.
+            modules: A stack that tracks the skeleton's modules, for many runs of one skeleton.
         """
-        with module_stack(model) as modules:
-            observer = Observer(calls, modules, extra)
-            try:
-                self.call(model, observer, calls)
-            except RunAborted:
-                return observer.difference
-            except Exception as error:  # noqa: BLE001  any exception of the user's forward is a difference, reported by the caller
-                observer.failed(failing_module(model, error), error)
-            return observer.ended()
+        if modules is None:
+            with module_stack(model) as modules:
+                return self.compare(model, calls, extra, modules)
+        modules.restart()
+        observer = Observer(calls, modules, extra)
+        try:
+            self.call(model, observer, calls)
+        except RunAborted:
+            return observer.difference
+        except Exception as error:  # noqa: BLE001  any exception of the user's forward is a difference, reported by the caller
+            observer.failed(failing_module(model, error), error)
+        return observer.ended()
 
     def line_up(self, model: nn.Module, calls: Sequence[PredictedCall]) -> LinedUp:
         """Match the calls of an unpruned skeleton's forward with the traced ones.

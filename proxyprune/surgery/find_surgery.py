@@ -20,6 +20,7 @@ from proxyprune.surgery.prediction import Prediction
 from proxyprune.surgery.surgery import AttributeChange, Surgery
 from proxyprune.surgery.weight_gains import rescaled_gains
 from proxyprune.tracing.model_call import Call
+from proxyprune.tracing.module_stack import module_stack
 from proxyprune.tracing.skeleton import EmptyTensors, skeleton
 
 
@@ -101,8 +102,11 @@ def _search(
 
     def search(extra: frozenset[int]) -> tuple[Surgery, Difference | None]:
         pruned = _pruned_skeleton(model, prediction, base, run.empty)
-        attempt = AttributeSearch(proposals, pruned, lambda blank: run.compare(blank, calls, extra), start, evidence.may_be_read)
-        difference = attempt.run()
+        with module_stack(pruned) as modules:
+            attempt = AttributeSearch(
+                proposals, pruned, lambda blank: run.compare(blank, calls, extra, modules), start, evidence.may_be_read
+            )
+            difference = attempt.run()
         return replace(base, attributes=(*attributes, *attempt.changes)), difference
 
     known = evidence.runs.extra(run)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from proxyprune.coupling.groups import ChannelGroup, Member
-from proxyprune.graph.build import analyse, calls_of
+from proxyprune.graph.build import calls_of, completed, regrouped
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.surgery.attribute_evidence import AttributeEvidence, evidence_for
 from proxyprune.surgery.comparison import Difference
@@ -40,11 +40,12 @@ def probe_groups(
     """
     evidence = evidence or evidence_for(model, graph, example_inputs)
     difference = _probe(model, example_inputs, graph, evidence)
+    found = graph
     for _ in range(2 * len(graph.prunable) + 2):
         if difference is None:
-            return graph
-        graph, difference = amend(model, example_inputs, graph, difference, evidence)
-    return graph
+            break
+        found, difference = amend(model, example_inputs, found, difference, evidence)
+    return graph if found is graph else completed(model, found)
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,18 @@ def amend(
 ) -> tuple[ModelGraph, Finding | None]:
     """One amendment that gets the forward further, and what is found then."""
     for ties in _possible_ties(graph, finding):
-        tied = analyse(model, graph.program, graph.options, replace(graph.amendments, ties=(*graph.amendments.ties, *ties)))
+        tied = regrouped(model, graph, replace(graph.amendments, ties=(*graph.amendments.ties, *ties)))
         found = _probe(model, example_inputs, tied, evidence)
         if len(tied.prunable) >= 1 and (found is None or found.progress > finding.progress):
             return tied, found
     module = finding.difference.module or "the model"
     reason = f"is not followed by the forward of {module}: {finding.difference.message}"
     for group in finding.groups[:_PINS_TRIED] if len(finding.groups) > 1 else ():  # one may be enough
-        pinned = with_pins(model, graph, (group,), reason)
+        pinned = _pinned(model, graph, (group,), reason)
         found = _probe(model, example_inputs, pinned, evidence)
         if found is None or found.progress > finding.progress:
             return pinned, found
-    pinned = with_pins(model, graph, finding.groups, reason)
+    pinned = _pinned(model, graph, finding.groups, reason)
     return pinned, _probe(model, example_inputs, pinned, evidence)
 
 
@@ -141,13 +142,18 @@ def _same_size(graph: ModelGraph, first: str, second: str) -> bool:
 
 def with_pins(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reason: str) -> ModelGraph:
     """Return the graph with some groups pinned, and with them the groups that stand at the same place in other layers."""
+    return completed(model, _pinned(model, graph, groups, reason))
+
+
+def _pinned(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reason: str) -> ModelGraph:
+    """Return the graph with some groups pinned, with the blocks and the cost of the old groups."""
     places = {_place(graph.by_id[group]) for group in groups}
     alike = [group for group in graph.prunable if _place(group) in places]
     pins = dict(graph.amendments.pins)
     for group in alike:
         first = group.members[0]
         pins[f"{first.parameter}:{first.dim}"] = reason
-    return analyse(model, graph.program, graph.options, replace(graph.amendments, pins=pins))
+    return regrouped(model, graph, replace(graph.amendments, pins=pins))
 
 
 def _place(group: ChannelGroup) -> tuple[str, int]:

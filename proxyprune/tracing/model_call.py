@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,20 @@ def evaluation(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Eval mode (or training mode), no autograd and no fused attention inside; every module's own mode is put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    for module, _ in modes:
-        module.training = training
+    _set_modes((module, training) for module, _ in modes)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in modes:
+        _set_modes(modes)
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Set the mode of each module; modules that have it already are skipped, because setting an attribute of a module is slow."""
+    for module, mode in modes:
+        if module.training is not mode:
             module.training = mode
 
 

@@ -23,6 +23,11 @@ class ModuleStack:
     names: list[str] = field(default_factory=lambda: [""])
     calls: Counter[str] = field(default_factory=Counter)
 
+    def restart(self) -> None:
+        """Clear the names and counts of the last run; an aborted run leaves its modules on the stack."""
+        self.names[:] = [""]
+        self.calls.clear()
+
     @property
     def innermost(self) -> str:
         """Name of the module whose forward issues the next op."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo import NETWORKS
 
 import proxyprune as pp
+from proxyprune.surgery.attribute_evidence import evidence_for
 
 
 def llama(key_value_heads: int) -> nn.Module:
@@ -104,3 +105,64 @@ def test_a_width_that_only_another_method_reads_is_listed() -> None:
     result = pp.prune(nn.Sequential(Described()), torch.randn(1, 3, 8, 8), 0.6)
     assert result.model[0].channels == 16
     assert set(result.report.not_followed) == {"0.channels"}
+
+
+class LooksItselfUp(nn.Module):
+    """Keeps what its layers computed, by the name of its class, as the output capture of transformers does; a config holds its sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = transformers.PretrainedConfig(heads=6, unread=6, width=24)
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if str(self.__class__) != str(LooksItselfUp):
+            raise LookupError(str(self.__class__))
+        batch, length, _ = x.shape
+        q, k, v = (part.view(batch, length, self.config.heads, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_a_class_that_is_looked_up_by_its_name_gives_evidence() -> None:
+    """Reads are noted under the name of the class, and inside a config too: a number that nobody reads there is never tried."""
+    model, x = nn.Sequential(LooksItselfUp()), torch.randn(1, 5, 24)
+    (evidence,) = evidence_for(model, pp.trace(model, x, probe=False), x)
+    assert [evidence.may_be_read("0", ("config", name)) for name in ("heads", "unread", "width")] == [True, False, False]
+    result = pp.prune(model, x, 0.6)
+    assert result.model[0].config.heads < 6
+    assert result.model[0].config.unread == 6
+
+
+class Uncopyable:
+    """Sizes in an object that no copy of the model can have; it lists the classes that it had when it was read."""
+
+    def __init__(self) -> None:
+        self.heads, self.classes = 6, []
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    @property
+    def seen_heads(self) -> int:
+        """Return the number of heads."""
+        self.classes.append(type(self))
+        return self.heads
+
+
+class SharedSizes(nn.Module):
+    """A layer whose object of sizes is the caller's in every copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.linear = Uncopyable(), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).unflatten(-1, (self.sizes.seen_heads, -1)).flatten(-2)
+
+
+def test_an_object_that_copies_share_with_the_caller_keeps_its_class() -> None:
+    """Reads inside an object of the caller's model are not recorded, so that it has its class during every run."""
+    model, x = nn.Sequential(SharedSizes()), torch.randn(1, 5, 24)
+    (evidence,) = evidence_for(model, pp.trace(model, x, probe=False), x)
+    assert [evidence.may_be_read("0", ("sizes", name)) for name in ("heads", "unread")] == [True, True]
+    assert set(model[0].sizes.classes) == {Uncopyable}

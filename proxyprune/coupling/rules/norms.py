@@ -78,7 +78,7 @@ def _is_zero(walk: Walk, node: Node, axes: Axes, normalised: tuple[int, ...]) ->
     """Zero where the affine part is; a dropped position of any other dimension would still get the bias."""
     members = _members(node, ("weight", "bias"))
     others = [axis for dim, axis in enumerate(axes) if dim not in normalised]
-    return bool(members) and not walk.open(others) and all(walk.zero(member) for member in members)
+    return bool(members) and all(walk.zero(member) for member in members) and not walk.open(others)
 
 
 def weight_norm(walk: Walk, node: Node) -> Outcome:

@@ -19,7 +19,6 @@ from proxyprune.coupling.rules.walk import (
     ops,
     product_is_zero,
     sizes_of,
-    spans,
     sum_is_zero,
     written_in_place,
 )
@@ -137,8 +136,7 @@ def broadcast_tensors(walk: Walk, node: Node) -> Outcome:
     """broadcast_tensors(tensors): each is stretched to the common shape."""
     tensors, shapes = node.all_input_nodes, output_shapes(node)
     axes = broadcast(walk, node, tensors, shapes[0])
-    whole = all(spans(walk, tensor, shapes[0], offset) for tensor in tensors for offset in walk.open(axes))
-    return Outcome(outputs=(axes,) * len(shapes), zero=whole and all(walk.zero(tensor) for tensor in tensors))
+    return Outcome(outputs=(axes,) * len(shapes), zero=sum_is_zero(walk, axes, shapes[0], tensors))
 
 
 def filled(walk: Walk, node: Node) -> Outcome:

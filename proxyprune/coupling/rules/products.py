@@ -40,9 +40,9 @@ def _optional(node: Node, name: str) -> Node | None:
 
 def _affine_is_zero(walk: Walk, leading: Axes, data: Node, weight: Node, bias: Node | None) -> bool:
     """W x + b is zero where W and b are; where x is too, but for the bias."""
-    if walk.open(leading) and not (walk.zero(data) and bias is None):
+    if not (walk.zero(weight) and walk.zero(bias)):
         return False
-    return walk.zero(weight) and walk.zero(bias)
+    return (walk.zero(data) and bias is None) or not walk.open(leading)
 
 
 def addmm(walk: Walk, node: Node) -> Outcome:
@@ -92,11 +92,10 @@ def _product_is_zero(walk: Walk, operands: tuple[Node, Node], shape: tuple[int, 
     """Zero where a row (from the left), a column (from the right) or a batch entry (from either that has it) was dropped."""
     batch, rows, columns = axes
     zeros = [operand for operand in operands if walk.zero(operand)]
-    if (walk.open(rows) and not walk.zero(operands[0])) or (walk.open(columns) and not walk.zero(operands[1])):
+    if not zeros or (not walk.zero(operands[0]) and walk.open(rows)) or (not walk.zero(operands[1]) and walk.open(columns)):
         return False
     matrix = shape[: len(batch)]
-    open_batch = walk.open(batch)
-    return bool(zeros) and all(any(_has_batch(walk, operand, matrix, offset) for operand in zeros) for offset in open_batch)
+    return not walk.any_open(batch, lambda offset: any(_has_batch(walk, operand, matrix, offset) for operand in zeros))
 
 
 def _has_batch(walk: Walk, operand: Node, batch: tuple[int, ...], offset: int) -> bool:
@@ -183,8 +182,9 @@ def _einstein_sum(walk: Walk, node: Node, operands: Sequence[Node], terms: Seque
         if letter not in kept and not any(map(walk.is_weight, holders)):
             walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, SCALED)
     axes = tuple(letters.axes.get(letter) for letter in kept)
-    free = [letter for letter, axis in zip(kept, axes, strict=True) if walk.labels.may_shrink(axis)]
-    zero = any(map(walk.zero, operands)) and all(any(map(walk.zero, letters.holders(walk, letter))) for letter in free)
+    zero = any(map(walk.zero, operands)) and not walk.any_open(
+        axes, lambda offset: any(map(walk.zero, letters.holders(walk, kept[-offset])))
+    )
     return Outcome(outputs=(axes,), macs=_einstein_macs(walk, letters, operands, kept), zero=zero, costed=len(operands) <= 2)
 
 

@@ -85,6 +85,14 @@ class Walk:
         """Dimensions that may shrink, as far as is known by now, counted from the right: 1 is the last one."""
         return [offset for offset, axis in enumerate(reversed(axes), start=1) if self.labels.may_shrink(axis)]
 
+    def any_open(self, axes: Sequence[Axis], unless: Callable[[int], bool]) -> bool:
+        """Return True if a dimension may shrink for which `unless` does not hold; `unless` receives offsets as `open` returns them.
+
+        `may_shrink` is called only for dimensions that decide the result, because a call limits how far a walk can be reused.
+        """
+        offsets = range(1, len(axes) + 1)
+        return any(not unless(offset) and self.labels.may_shrink(axes[-offset]) for offset in offsets)
+
     def pin(self, axes: Sequence[Axis], node: Node, reason: str) -> None:
         """Pin axes; the reason ends in where: 'is rolled in' ... 'aten.roll in blocks.0'."""
         for axis in axes:
@@ -152,14 +160,15 @@ def broadcast(walk: Walk, node: Node, tensors: Sequence[Node], shape: Sequence[i
 
 def sum_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Sequence[Node]) -> bool:
     """Return zeros of a broadcast sum: at dropped positions where every summand is zero, along every dimension that may shrink."""
-    offsets = walk.open(axes)
-    return all(walk.zero(tensor) and all(spans(walk, tensor, shape, offset) for offset in offsets) for tensor in tensors)
+    if not all(walk.zero(tensor) for tensor in tensors):
+        return False
+    return not walk.any_open(axes, lambda offset: all(spans(walk, tensor, shape, offset) for tensor in tensors))
 
 
 def product_is_zero(walk: Walk, axes: Axes, shape: Sequence[int], tensors: Sequence[Node]) -> bool:
     """Return zeros of a broadcast product: at dropped positions where some factor is zero, along every dimension that may shrink."""
     zeros = [tensor for tensor in tensors if walk.zero(tensor)]
-    return bool(zeros) and all(any(spans(walk, tensor, shape, offset) for tensor in zeros) for offset in walk.open(axes))
+    return bool(zeros) and not walk.any_open(axes, lambda offset: any(spans(walk, tensor, shape, offset) for tensor in zeros))
 
 
 def written_in_place(walk: Walk, node: Node, outcome: Outcome) -> Outcome:
