@@ -18,8 +18,11 @@ from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import InputError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.network_times import with_times
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.budget import Budget, Target, parse_budget
 from proxyprune.planning.plan import PrunePlan
+from proxyprune.planning.price import bases_of
 from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.result import PruneResult, make_report
 from proxyprune.scoring.contract import NEEDS, LossFunction
@@ -75,6 +78,7 @@ class PruningTask:
         recovery: Recovery | None = None,
         seed: int = 0,
         show_source: bool = True,
+        timing: Timing | None = None,
         **keywords: Unpack[TaskKeywords],
     ) -> PruningTask:
         """Trace a network and hold out data.
@@ -88,6 +92,7 @@ class PruningTask:
             recovery: The short fine-tuning; None takes 50 steps.
             seed: All randomness follows from it.
             show_source: Whether the assistant may read the source code of blocks.
+            timing: Batch, threads, dtype, and eager or compiled, for targets of time. Plans meet these by prediction.
             keywords: `PlanKeywords` (mode, metric, round_to, keep, floors, ceilings, remove, allocation, accept_uncosted,
                 accept_unreliable), `TraceKeywords` (norm_groups, conv_groups) and `DataKeywords` (batches, loss_fn, held_out,
                 training_loss_fn). Without batches or a loss, nothing is measured except time.
@@ -100,17 +105,19 @@ class PruningTask:
         given = picked(DataKeywords, keywords)
         data = Data.of(**given) if given.get("batches") is not None and given.get("loss_fn") is not None else None
         graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
+        if goal.needs_times:
+            graph = with_times(graph, model, example_inputs, timing)
         return cls(model, example_inputs, graph, goal, data, quality, recovery or Recovery(50), seed, show_source)
 
     @cached_property
-    def budget(self) -> Budget:
-        """The goal's budget in whole MACs or parameters."""
-        return self.budget_of(self.goal)
+    def budgets(self) -> dict[str, Budget]:
+        """The goal's budgets by metric, in whole MACs, parameters or nanoseconds."""
+        return self.budgets_of(self.goal)
 
-    def budget_of(self, request: PlanRequest) -> Budget:
-        """Return the budget of a request in whole MACs or parameters."""
-        base = self.graph.params if request.metric == "params" else self.graph.macs
-        return parse_budget(request.target, base=base, metric=request.metric)
+    def budgets_of(self, request: PlanRequest) -> dict[str, Budget]:
+        """Return the budgets of a request by metric, in whole MACs, parameters or nanoseconds."""
+        bases = bases_of(self.graph, tuple(request.targets))
+        return {metric: parse_budget(target, base=bases[metric], metric=metric) for metric, target in request.targets.items()}
 
     @cached_property
     def scorers(self) -> tuple[str, ...]:
@@ -180,6 +187,7 @@ class PruningTask:
     def identity(self) -> dict[str, Any]:
         """Return what a session belongs to, as plain JSON types."""
         data = None if self.data is None else data_digest((self.data.batches, self.data.held_out))
+        times = self.graph.cost.time
         return {
             "model_class": self.graph.model_class,
             "fingerprint": self.graph.fingerprint,
@@ -191,6 +199,7 @@ class PruningTask:
             "recovery_steps": self.recovery.steps,
             "learning_rate": self.recovery.learning_rate,
             "seed": self.seed,
+            **({"times": dict(times.settings)} if self.goal.needs_times and times is not None else {}),
         }
 
     def _required(self, deadline: Deadline) -> Data:

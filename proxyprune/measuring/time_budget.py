@@ -52,6 +52,19 @@ def prune_to_time(
     return _recorded(request, attempts.results[chosen], measured)
 
 
+def measured_as_planned(request: PlanRequest, result: PruneResult, measure: Callable[[PruneResult, Enough], TimedTurns]) -> PruneResult:
+    """Return a result with its measured time, and with a note if that misses the target; nothing is planned again.
+
+    Args:
+        request: What was asked for, with a target of time among its targets.
+        result: The network, whose plan has a predicted time.
+        measure: As for `prune_to_time`.
+    """
+    attempts = _Attempts(request, lambda asked: result, measure)
+    trials = [trial for trial in (attempts.attempt(None),) if trial is not None]
+    return _recorded(request, result, attempts.measured(trials, 0))
+
+
 class _Attempts:
     """The results and measurements of a request, one for each trial."""
 
@@ -91,7 +104,7 @@ class _Attempts:
         nanoseconds = min(max(1, limit), plans[0].base_nanoseconds - 1)
         if any(plan is not None and plan.target_nanoseconds == nanoseconds for plan in plans):
             return None
-        return replace(self._request, target={**self._request.targets, "time": f"{nanoseconds}ns"})
+        return self._request.within_time(nanoseconds)
 
     def _target(self, turns: TimedTurns) -> float:
         """Return the target as a share of the unpruned network's time; a duration as a share of what was measured beside it."""

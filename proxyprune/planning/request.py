@@ -174,6 +174,10 @@ class PlanRequest:
         """Return the same request with one more keep pattern."""
         return replace(self, limits=replace(self.limits, keep=(*self.limits.keep, name)))
 
+    def within_time(self, nanoseconds: int) -> PlanRequest:
+        """Return the same request with another limit of predicted time."""
+        return replace(self, target={**self.targets, "time": f"{nanoseconds}ns"})
+
     def brief(self, given: Brief | None = None) -> Brief:
         """Return a brief for a scorer, with the goal of this request filled in.
 

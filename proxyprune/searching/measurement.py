@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _pickled(measurement: Measurement) -> bytes:
 
     graph = measurement.graph
     further = [call.inputs for call in graph.program.further]
-    parts = (measurement.model, measurement.inputs, measurement.data, measurement.recovery, measurement.seed)
+    parts = (measurement.model, measurement.inputs, measurement.data, measurement.recovery, measurement.seed, graph.cost.time)
     modules = _model_files()
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
@@ -144,8 +144,9 @@ def _model_files() -> list[Any]:
 def _unpickled(content: bytes) -> Measurement:
     import pickle
 
-    model, inputs, data, recovery, seed, further, options, amendments = pickle.loads(content)
+    model, inputs, data, recovery, seed, times, further, options, amendments = pickle.loads(content)
     graph = analyse(model, capture_all(model, inputs, further), options, amendments)
+    graph = replace(graph, cost=replace(graph.cost, time=times))
     return Measurement(model, inputs, graph, data, recovery, seed)
 
 

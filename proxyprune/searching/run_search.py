@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -22,11 +22,15 @@ from proxyprune.errors import (
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, weights_digest
 from proxyprune.measuring.journal import Journal, opened
+from proxyprune.measuring.network_times import with_times
+from proxyprune.measuring.time_budget import measured_as_planned
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.budget import Target
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.planning.request import PlanKeywords, PlanRequest
 from proxyprune.result import PruneResult, Report
 from proxyprune.scoring import Brief, Scorer, ScoringContext, score
+from proxyprune.scoring.contract import shows_time
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.searching.proposer import Proposer
 from proxyprune.searching.proposers.by_name import proposer_named
@@ -182,9 +186,10 @@ class _Diary:
     journal: Journal | None
     progress: Callable[[Round], None] | None
 
-    def note_start(self, first: Ranking, base_loss: float) -> None:
+    def note_start(self, first: Ranking, base_loss: float, limit: int | None) -> None:
         if self.journal is not None:
-            self.journal.append({"what": "start", "ranking": first.to_dict(), "base_loss": base_loss})
+            corrected = {} if limit is None else {"time_limit_nanoseconds": limit}
+            self.journal.append({"what": "start", "ranking": first.to_dict(), "base_loss": base_loss, **corrected})
 
     def note(self, entry: Round) -> None:
         if self.journal is not None:
@@ -216,6 +221,7 @@ def search(
     seed: int = 0,
     jobs: int = 1,
     batch: int | None = None,
+    timing: Timing | None = None,
     progress: Callable[[Round], None] | None = None,
     **keywords: Unpack[SearchKeywords],
 ) -> SearchResult:
@@ -241,6 +247,8 @@ def search(
         jobs: Processes that measure at the same time. Model, loss and batches must survive pickling.
         batch: Proposals that are made from the same rounds and may be measured at the same time; None: `jobs`. The result depends on
             it, and not on `jobs`.
+        timing: Batch, threads, dtype, and eager or compiled, for targets of time. The limit of predicted time is corrected by measuring
+            the start's network, holds for every round, and is kept in the memory. The best network is measured in turns at the end.
         progress: Called with every round, remembered ones included.
         keywords: `DataKeywords` (batches, loss_fn, held_out, training_loss_fn), `PlanKeywords` (mode, metric, round_to, keep, floors,
             ceilings, remove, allocation, uniform, accept_uncosted, accept_unreliable) and `TraceKeywords` (norm_groups, conv_groups,
@@ -262,20 +270,26 @@ def search(
     data = Data.of(**picked(DataKeywords, keywords))
     opening = start if start is not None else chosen.scorer if isinstance(chosen, ScorerProposer) else DEFAULT_START
     graph = trace(model, example_inputs, also=also, **picked(TraceKeywords, keywords))
+    if request.needs_times or shows_time(opening) or (isinstance(chosen, ScorerProposer) and shows_time(chosen.scorer)):
+        graph = with_times(graph, model, example_inputs, timing)
     base_loss = _finite_loss(model, data, seed)
     brief = request.brief(Brief(base_loss=base_loss))
     context = ScoringContext(model, example_inputs, tuple(data.batches), data.loss_fn, seed, brief)
-    task = SearchTask(model, example_inputs, graph, data, recovery or Recovery(), request, context)
+    task = SearchTask(model, example_inputs, graph, data, recovery or Recovery(), request, context, timing)
     header = _header(task, chosen, opening, batch)
     with contextlib.nullcontext() if memory is None else opened(memory, "search", header, resume=resume) as journal:
         diary = _Diary(journal, progress)
-        first, done = _begun(task, opening, diary, base_loss)
-        stopped = _go_on(task, chosen, first, done, _End(rounds, patience, chosen.repeats, batch, jobs), diary)
+        first, done, limit = _begun(task, opening, diary, base_loss)
+        bounded = task if limit is None else replace(task, request=request.within_time(limit))
+        stopped = _go_on(bounded, chosen, first, done, _End(rounds, patience, chosen.repeats, batch, jobs), diary)
     best = task.history(first, done).best
     if best.loss is None:
         raise ScoringError(f"None of {len(done)} rounds gave a network with a finite loss; the first said: {done[0].error}")
     notes = () if data.note is None else (data.note,)
-    return SearchResult(task.rebuilt(best), best, tuple(done), base_loss, stopped, chosen.name, notes)
+    result = task.rebuilt(best)
+    if "time" in request.targets:
+        result = measured_as_planned(request, result, task.time_of)
+    return SearchResult(result, best, tuple(done), base_loss, stopped, chosen.name, notes)
 
 
 def _finite_loss(model: nn.Module, data: Data, seed: int) -> float:
@@ -286,9 +300,9 @@ def _finite_loss(model: nn.Module, data: Data, seed: int) -> float:
     return loss
 
 
-def _begun(task: SearchTask, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round]]:
-    """Return the start's ranking, made now or remembered, and the rounds that are in the memory."""
-    first, done = _remembered(diary.journal, base_loss)
+def _begun(task: SearchTask, opening: str | Scorer, diary: _Diary, base_loss: float) -> tuple[Ranking, list[Round], int | None]:
+    """Return the start's ranking and the limit of time, made now or remembered, and the rounds that are in the memory."""
+    first, done, limit = _remembered(diary.journal, base_loss)
     if first is None:
         context = task.context
         first = score(
@@ -301,10 +315,11 @@ def _begun(task: SearchTask, opening: str | Scorer, diary: _Diary, base_loss: fl
             example_inputs=task.inputs,
             brief=context.brief,
         )
-        diary.note_start(first, base_loss)
+        limit = task.time_limit(first) if "time" in task.request.targets else None
+        diary.note_start(first, base_loss, limit)
     for entry in done:
         diary.show(entry)
-    return first, done
+    return first, done, limit
 
 
 def _go_on(task: SearchTask, proposer: Proposer, first: Ranking, done: list[Round], end: _End, diary: _Diary) -> str:
@@ -366,19 +381,21 @@ def _header(task: SearchTask, proposer: Proposer, opening: str | Scorer, batch: 
         "proposer": proposer.name,
         "start": opening if isinstance(opening, str) else opening.name,
         **({"batch": batch} if batch > 1 else {}),
+        **({"timing": (task.timing or Timing()).to_dict()} if task.request.needs_times else {}),
     }
 
 
-def _remembered(journal: Journal | None, base_loss: float) -> tuple[Ranking | None, list[Round]]:
-    """Return the start's ranking and the rounds in a memory."""
+def _remembered(journal: Journal | None, base_loss: float) -> tuple[Ranking | None, list[Round], int | None]:
+    """Return the start's ranking, the rounds in a memory, and the limit of time."""
     entries = () if journal is None else journal.entries
     if not entries or journal is None:
-        return None, []
+        return None, [], None
     try:
         if entries[0]["what"] != "start":
             raise ValueError("the first entry is not the start")
         known = float(entries[0]["base_loss"])
         first = Ranking.from_dict(entries[0]["ranking"])
+        limit = None if "time_limit_nanoseconds" not in entries[0] else int(entries[0]["time_limit_nanoseconds"])
         done = [Round.from_dict(entry["round"]) for entry in entries[1:]]
     except (KeyError, TypeError, ValueError, ProxyPruneError) as error:
         raise JournalError(f"The memory '{journal.path}' is damaged ({type(error).__name__}: {error}). Start with another file.") from error
@@ -387,4 +404,4 @@ def _remembered(journal: Journal | None, base_loss: float) -> tuple[Ranking | No
             f"The memory '{journal.path}' was made with another loss: the unpruned network had {known:.6g} on the held-out batches, now it "
             f"has {base_loss:.6g}. Use the same loss_fn and data, or another file."
         )
-    return first, done
+    return first, done, limit

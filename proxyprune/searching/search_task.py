@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from proxyprune.api import prune_ranked
 from proxyprune.applying.apply import apply
 from proxyprune.errors import (
     LLMInvalidAnswerError,
@@ -22,6 +23,9 @@ from proxyprune.errors import (
 from proxyprune.graph.build import trace_like
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.measuring.held_out import Data, Recovery, recovered
+from proxyprune.measuring.time_budget import Enough, prune_to_time
+from proxyprune.measuring.timed_run import TimedTurns, timed_in_turns
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.planning.planner import plan_for
 from proxyprune.planning.request import PlanRequest
@@ -85,6 +89,28 @@ class SearchTask:
     recovery: Recovery
     request: PlanRequest
     context: ScoringContext
+    timing: Timing | None = None
+
+    def time_limit(self, start: Ranking) -> int | None:
+        """Return the limit of predicted time with which the start's network meets the target of time by measurement.
+
+        None if the network cannot be cut; the limit is then the target itself.
+        """
+        ranking = replace(start, unreliable=None)
+        try:
+            result = prune_to_time(
+                self.request,
+                lambda asked: prune_ranked(self.model, self.inputs, self.graph, ranking, asked),
+                self.time_of,
+                accept_missed=True,
+            )
+        except (VerificationError, ScoringError):
+            return None
+        return None if result.plan.time is None else result.plan.time.target_nanoseconds
+
+    def time_of(self, result: PruneResult, enough: Enough) -> TimedTurns:
+        """Time a network in turns with the unpruned one."""
+        return timed_in_turns(self.model, result.model, self.inputs, self.timing, enough=enough)
 
     def history(self, start: Ranking, rounds: Sequence[Round]) -> History:
         """Return what a proposer sees."""

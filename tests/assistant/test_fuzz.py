@@ -154,7 +154,7 @@ def test_any_call_ends_in_an_answer_or_our_error(tmp_path, monkeypatch):
     fine = [tool for (tool, _), answer in zip(calls, answers, strict=True) if not answer.is_error]
     assert {tool: fine.count(tool) for tool in TOOLS if fine.count(tool) < 3} == {}, "every tool must be reached"
     assert len(plans) > 10
-    assert all(plan.macs <= task.budget.limit for plan in plans)
+    assert all(plan.macs <= task.budgets["macs"].limit for plan in plans)
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
     logged = "".join(path.read_text() for path in Path(tmp_path / "work").rglob("*.json*"))
     assert "a-secret-of-the-operator" not in logged

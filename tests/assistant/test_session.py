@@ -193,7 +193,7 @@ class TestGuards:
     def test_no_plan_above_the_budget(self, session):
         """A larger target is rejected, and every plan is within the session's."""
         assert "above the session's budget" in failed(session, "plan", target=0.7)
-        assert answered(session, "plan", target=0.5)["macs"] <= session.task.budget.limit
+        assert answered(session, "plan", target=0.5)["macs"] <= session.task.budgets["macs"].limit
 
     def test_the_session_limits_stay(self, tmp_path):
         """A bound that the operator set cannot be changed by a call."""

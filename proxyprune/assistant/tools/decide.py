@@ -68,16 +68,19 @@ def check_within_budget(task: PruningTask, made: PrunePlan) -> None:
     Raises:
         AssistantError: If it does.
     """
-    spent = made.params if task.budget.metric == "params" else made.macs
-    if spent > task.budget.limit:
-        raise AssistantError(f"The plan costs {spent:,} {task.budget.unit}, above the budget of {task.budget.limit:,}. It is not used.")
+    for metric, budget in task.budgets.items():
+        spent = {"macs": made.macs, "params": made.params, "time": 0 if made.time is None else made.time.nanoseconds}[metric]
+        if spent > budget.limit:
+            raise AssistantError(f"The plan costs {spent:,} {budget.unit}, above the budget of {budget.limit:,}. It is not used.")
 
 
 def plan_summary(task: PruningTask, made: PrunePlan) -> dict[str, Any]:
     """Return cost, widths and removed blocks of a plan."""
+    timed = {} if made.time is None else {"nanoseconds": made.time.nanoseconds, "share_of_time": round(made.time.ratio, 6)}
     return {
         "macs": made.macs,
         "params": made.params,
+        **timed,
         "share_of_macs": round(made.macs / made.base_macs, 6) if made.base_macs else 1.0,
         "share_of_params": round(made.params / made.base_params, 6) if made.base_params else 1.0,
         "mode": made.mode,
@@ -116,6 +119,8 @@ def _request(task: PruningTask, arguments: PlanArguments) -> PlanRequest:
         ceilings=_tightened("ceiling", goal.limits.ceilings, arguments.ceilings),
         round_to=goal.limits.round_to if arguments.round_to is None else arguments.round_to,
     )
+    if arguments.target is not None and len(goal.targets) > 1:
+        raise InputError(f"The session has several budgets ({', '.join(goal.targets)}), which hold for every plan. Leave target out.")
     request = replace(
         goal,
         target=goal.target if arguments.target is None else arguments.target,
@@ -124,12 +129,13 @@ def _request(task: PruningTask, arguments: PlanArguments) -> PlanRequest:
         limits=limits,
         uniform=goal.uniform or arguments.uniform,
     )
-    asked = task.budget_of(request)
-    if asked.limit > task.budget.limit:
-        raise TargetError(
-            f"Target {arguments.target!r} allows {asked.limit:,} {asked.unit}, above the session's budget of {task.budget.limit:,}. "
-            "Ask for that or less."
-        )
+    for metric, asked in task.budgets_of(request).items():
+        limit = task.budgets[metric].limit
+        if asked.limit > limit:
+            raise TargetError(
+                f"Target {arguments.target!r} allows {asked.limit:,} {asked.unit}, above the session's budget of {limit:,}. "
+                "Ask for that or less."
+            )
     return request
 
 

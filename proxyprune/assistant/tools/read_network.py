@@ -26,10 +26,12 @@ def describe(context: CallContext, arguments: DescribeArguments) -> dict[str, An
     if arguments.block is not None:
         block = _block(graph, arguments.block)
         return {**block_dict(block), "channel_groups": [_group(graph.by_id[group]) for group in block.groups]}
-    goal, budget = context.task.goal, context.task.budget
+    goal, budgets = context.task.goal, context.task.budgets
+    base = _alone({metric: budget.base for metric, budget in budgets.items()})
+    limit = _alone({metric: budget.limit for metric, budget in budgets.items()})
     return {
         "model_class": graph.model_class,
-        "goal": {"metric": budget.metric, "base": budget.base, "at_most": budget.limit, "mode": goal.mode, "keep": list(goal.limits.keep)},
+        "goal": {"metric": goal.metric, "base": base, "at_most": limit, "mode": goal.mode, "keep": list(goal.limits.keep)},
         "scorers": list(context.task.scorers),
         "one_shot_plan": ONE_SHOT,
         "can_measure": _measurable(context),
@@ -56,7 +58,7 @@ def source(context: CallContext, arguments: SourceArguments) -> dict[str, Any]:
 
 def price(context: CallContext, arguments: PriceArguments) -> dict[str, Any]:
     """Return what widths would cost, rounded to what the channel groups allow; nothing is planned."""
-    graph, budget = context.task.graph, context.task.budget
+    graph, budgets = context.task.graph, context.task.budgets
     removed = [_removable(graph, name) for name in arguments.remove]
     atoms = graph.cost.full.copy()
     widths = {}
@@ -64,17 +66,25 @@ def price(context: CallContext, arguments: PriceArguments) -> dict[str, Any]:
         atoms[index] = _allowed_atoms(group, wanted)
         widths[group.id] = [group.width, int(atoms[index]) * group.atom_channels]
     macs, params = graph.cost.macs(atoms, removed), graph.cost.params(atoms, removed)
-    spent = params if budget.metric == "params" else macs
+    time = None if graph.cost.time is None else graph.cost.time.total(atoms, removed)
+    spent = {"macs": macs, "params": params, "time": time or 0}
+    over = {metric: max(0, spent[metric] - budget.limit) for metric, budget in budgets.items()}
     return {
         "macs": macs,
         "params": params,
         "share_of_macs": round(macs / graph.macs, 6) if graph.macs else 1.0,
         "share_of_params": round(params / graph.params, 6) if graph.params else 1.0,
-        "within_budget": spent <= budget.limit,
-        "over_budget_by": max(0, spent - budget.limit),
+        **({} if time is None else {"nanoseconds": time}),
+        "within_budget": not any(over.values()),
+        "over_budget_by": _alone(over),
         "widths": widths,
         "blocks": _block_shares(graph, atoms, removed),
     }
+
+
+def _alone(by_metric: dict[str, int]) -> int | dict[str, int]:
+    """Return the amount of the only metric, or amounts by metric."""
+    return next(iter(by_metric.values())) if len(by_metric) == 1 else by_metric
 
 
 def _block(graph: ModelGraph, name: str) -> Block:

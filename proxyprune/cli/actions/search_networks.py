@@ -15,19 +15,28 @@ from proxyprune.cli.options.shared import ModelOptions, RecoveryOptions
 from proxyprune.cli.output.console import Output, output
 from proxyprune.cli.output.measured_tables import rounds_table, search_table
 from proxyprune.cli.output.tables import remarks
+from proxyprune.measuring.timing import Timing
 from proxyprune.modelfile import split_spec
 from proxyprune.planning.request import PlanRequest
 from proxyprune.plots.figure import check_plot_path
 from proxyprune.plots.search_curve import plot_search
 from proxyprune.saving.destination import check_folder
 from proxyprune.saving.network_folder import save
+from proxyprune.scoring.contract import shows_time
 from proxyprune.scoring.registry import find
 from proxyprune.searching import FormulaProposer, Proposer, Round, SearchResult, proposer_named, search
 from proxyprune.searching.proposers.scorer_proposer import ScorerProposer
 
 
 def search_networks(
-    source: ModelOptions, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, *, as_json: bool
+    source: ModelOptions,
+    request: PlanRequest,
+    how: SearchOptions,
+    recovery: RecoveryOptions,
+    llm: LLMOptions,
+    *,
+    timing: Timing,
+    as_json: bool,
 ) -> None:
     """Search, save the best network, and print the rounds."""
     if how.plot is not None:
@@ -36,7 +45,9 @@ def search_networks(
     with output(as_json) as out:
         proposer = _proposer(how, llm)
         built = build(source, out)
-        result = _search(built, proposer, request, how, recovery, out)
+        if request.needs_times or (isinstance(proposer, ScorerProposer) and shows_time(proposer.scorer)):
+            built.timed(built.trace(out), timing)  # filled here, where a bar can be shown
+        result = _search(built, proposer, request, how, recovery, timing, out)
         _finish(built, result, how, out)
 
 
@@ -57,7 +68,7 @@ def _proposer(how: SearchOptions, llm: LLMOptions) -> Proposer:
 
 
 def _search(
-    built: Built, proposer: Proposer, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, out: Output
+    built: Built, proposer: Proposer, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, timing: Timing, out: Output
 ) -> SearchResult:
     with out.bar(f"Searching with {proposer.name}", how.rounds, "measurements") as advance:
 
@@ -81,6 +92,7 @@ def _search(
             seed=built.source.seed,
             jobs=how.jobs,
             batch=how.batch,
+            timing=timing,
             progress=show,
             **request.keywords(),
             **built.measured_with(),
@@ -110,7 +122,9 @@ def _finish(built: Built, result: SearchResult, how: SearchOptions, out: Output)
     if how.plot is not None:
         plot_search(result, how.plot)
         plotted = (f"Plot: {how.plot}",)
-    out.show(rounds_table(result), search_table(result), *remarks(result.graph, (*result.plan.notes, *result.notes)), *plotted)
+    measured = result.report.time
+    timed = () if measured is None else (f"• {measured.sentence}. Target: {measured.target_ratio:.1%}.",)
+    out.show(rounds_table(result), search_table(result), *timed, *remarks(result.graph, (*result.plan.notes, *result.notes)), *plotted)
     if result.formula is not None:
         out.text(f"\nThe best formula is: {result.formula}\nUse it on another network with --scorer 'formula={result.formula}'.")
     out.text(f"\nThe best network is in {folder}, the memory of the search in {_memory(built, how)}.")

@@ -10,6 +10,7 @@ from proxyprune.assistant.folder import SessionFolder
 from proxyprune.cli.options.session_options import SessionOptions
 from proxyprune.cli.options.shared import ModelOptions, RecoveryOptions
 from proxyprune.errors import InputError
+from proxyprune.measuring.timing import Timing
 from proxyprune.modelfile import load_model_file, split_spec
 from proxyprune.planning.request import PlanRequest
 
@@ -17,14 +18,14 @@ RECOVERY_STEPS = 50
 """Updates of a recovery, when the command line does not say."""
 
 
-def serve_assistant(source: ModelOptions, request: PlanRequest, how: SessionOptions, recovery: RecoveryOptions) -> None:
+def serve_assistant(source: ModelOptions, request: PlanRequest, how: SessionOptions, recovery: RecoveryOptions, timing: Timing) -> None:
     """Serve a session on a model file; the network is built at the first call."""
     workspace = how.workspace or Path(f"{split_spec(source.model)[0].stem}-session")
     SessionFolder.at(workspace)
     with contextlib.ExitStack() as opened:
 
         def open_session() -> Session:
-            task = _task(source, request, how, recovery)
+            task = _task(source, request, how, recovery, timing)
             return opened.enter_context(Session.open(task, workspace, _bounds(how)))
 
         serve(open_session)
@@ -38,7 +39,7 @@ def serve_replay(how: SessionOptions) -> None:
     serve(lambda: replay)
 
 
-def _task(source: ModelOptions, request: PlanRequest, how: SessionOptions, recovery: RecoveryOptions) -> PruningTask:
+def _task(source: ModelOptions, request: PlanRequest, how: SessionOptions, recovery: RecoveryOptions, timing: Timing) -> PruningTask:
     file = load_model_file(source.model, seed=source.seed)
     return PruningTask.of(
         file.build_model(source.weights),
@@ -48,6 +49,7 @@ def _task(source: ModelOptions, request: PlanRequest, how: SessionOptions, recov
         recovery=recovery.recovery(RECOVERY_STEPS),
         seed=source.seed,
         show_source=how.show_source,
+        timing=timing,
         also=file.also_inputs(),
         **source.trace_keywords,
         **request.keywords(),

@@ -7,6 +7,8 @@ import click
 from proxyprune.cli.command import Command, traceback_option
 from proxyprune.cli.options.session_options import SessionOptions, session_options
 from proxyprune.cli.options.shared import ModelOptions, RecoveryOptions, optional_model_options, plan_options, recovery_options
+from proxyprune.cli.options.timing import timing_options
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
 
 
@@ -14,9 +16,10 @@ from proxyprune.planning.request import PlanRequest
 @optional_model_options
 @plan_options
 @session_options
+@timing_options
 @recovery_options
 @traceback_option
-def mcp(source: ModelOptions | None, request: PlanRequest, how: SessionOptions, recovery: RecoveryOptions) -> None:
+def mcp(source: ModelOptions | None, request: PlanRequest, how: SessionOptions, timing: Timing, recovery: RecoveryOptions) -> None:
     """Serve tools to an assistant over the Model Context Protocol.
 
     An assistant starts this command and talks to it over stdin and stdout. It can describe, score, price, plan, measure, compare and apply,
@@ -29,4 +32,4 @@ def mcp(source: ModelOptions | None, request: PlanRequest, how: SessionOptions, 
     if source is None:
         serve_replay(how)
     else:
-        serve_assistant(source, request, how, recovery)
+        serve_assistant(source, request, how, recovery, timing)

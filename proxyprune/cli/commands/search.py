@@ -15,6 +15,8 @@ from proxyprune.cli.options.shared import (
     plan_options,
     recovery_options,
 )
+from proxyprune.cli.options.timing import timing_options
+from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
 
 
@@ -24,10 +26,17 @@ from proxyprune.planning.request import PlanRequest
 @search_options
 @recovery_options
 @llm_options
+@timing_options
 @json_option
 @traceback_option
 def search(
-    source: ModelOptions, request: PlanRequest, how: SearchOptions, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool
+    source: ModelOptions,
+    request: PlanRequest,
+    how: SearchOptions,
+    recovery: RecoveryOptions,
+    llm: LLMOptions,
+    timing: Timing,
+    as_json: bool,
 ) -> None:
     """Search for the best network of a budget by measuring proposals.
 
@@ -38,4 +47,4 @@ def search(
         raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
     from proxyprune.cli.actions.search_networks import search_networks
 
-    search_networks(source, request, how, recovery, llm, as_json=as_json)
+    search_networks(source, request, how, recovery, llm, timing=timing, as_json=as_json)
