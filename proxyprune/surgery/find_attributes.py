@@ -144,7 +144,7 @@ class AttributeSearch:
         singles: list[tuple[Proposal, ...]] = [(candidate,) for candidate in candidates]
         pairs = itertools.islice(itertools.combinations(candidates, 2), _PAIRS_TRIED)
         tried: set[frozenset[tuple[tuple[str, Path], Value]]] = set()
-        for trial in itertools.chain(singles, pairs):
+        for trial in itertools.chain(singles, pairs, self._of_one_size(candidates)):
             if len({(proposal.module, proposal.path) for proposal in trial}) < len(trial):
                 continue
             everywhere = [*trial, *(other for proposal in trial for other in self._carried_over(proposal))]
@@ -162,6 +162,13 @@ class AttributeSearch:
                 set_attribute(self.modules[proposal.module], proposal.path, value)
             self._set_paths = set_before
         return difference
+
+    def _of_one_size(self, candidates: Sequence[Proposal]) -> Iterator[tuple[Proposal, ...]]:
+        """Yield attributes of one module that state the same size, which an op may take several times (parts of equal size)."""
+        alike: dict[tuple[str, Value, Value], dict[Path, Proposal]] = {}
+        for each in filter(self._matters, candidates):
+            alike.setdefault((each.module, self._current(each.module, each.path), each.after), {}).setdefault(each.path, each)
+        yield from (tuple(trial.values()) for trial in alike.values() if len(trial) > 1)
 
     def _matters(self, proposal: Proposal) -> bool:
         return self._may_be_read is None or self._may_be_read(proposal.module, proposal.path)

@@ -150,3 +150,30 @@ def test_an_op_without_a_rule_is_reported_and_pins() -> None:
     (group,) = [group for group in graph.groups if group.id == "first.weight:0"]
     assert group.pinned is not None
     assert "trapezoid" in group.pinned
+
+
+class EqualParts(nn.Module):
+    """Attention whose forward splits parts of equal size, each stated by its own attribute, and uses that size as a constant too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.key_heads, self.value_heads, self.joint = 32, 4, 4, 96
+        self.key_width, self.value_width, self.head_width = 32, 32, 8
+        self.q, self.k, self.v, self.out = nn.Linear(20, 32), nn.Linear(20, 32), nn.Linear(20, 32), nn.Linear(32, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joint = torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+        joint = nn.functional.pad(joint, (0, 0, 0, 32 - joint.shape[1])).view(joint.shape[0], 32, -1)[:, : x.shape[1]]
+        parts = torch.split(joint, [self.key_width, self.key_width, self.value_width], -1)
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.head_width).transpose(1, 2) for part in parts)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_attributes_that_one_op_takes_together_follow_together() -> None:
+    """No single change of an attribute helps a split into equal parts; all attributes of that size are changed at once."""
+    model = nn.Sequential(nn.Linear(6, 20), EqualParts(), nn.Linear(20, 3)).eval()
+    graph = pp.trace(model, torch.randn(1, 5, 6))
+    assert "1.q.weight:0" in {group.id for group in graph.prunable}
+    attention = pp.prune(model, torch.randn(1, 5, 6), 0.6, ceilings={"1.q.weight:0": 16}).model[1]
+    assert attention.key_width == attention.value_width == attention.q.out_features == 16
+    assert (attention.head_width, attention.hidden) == (8, 32)
