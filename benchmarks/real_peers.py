@@ -333,9 +333,16 @@ def _by_torch_pruning(peer: str, subject: RealNetwork, graph: pp.ModelGraph, rat
     base = graph.params if subject.budget == "params" else graph.macs
     low, high = 0.0, 0.95
     best: tuple[int, PeerCut] | None = None
+    whole = copy.deepcopy(subject.model).eval()
+    if peer == "torch-pruning-taylor":
+        for batch in subject.batches:
+            torch.autograd.backward(subject.loss_fn(whole, batch) / len(subject.batches))
     for _ in range(_TORCH_PRUNING_BISECTIONS):
         share = (low + high) / 2
-        model = _torch_pruned(peer, subject, share)
+        model = copy.deepcopy(whole)
+        for own, source in zip(model.parameters(), whole.parameters(), strict=True):
+            own.grad = source.grad  # a copy of a parameter has no gradient
+        model = _torch_pruned(peer, subject, model, share)
         _called(model, subject.example)
         counted = pp.trace(model, subject.example, probe=False)
         cost = counted.params if subject.budget == "params" else counted.macs
@@ -356,13 +363,9 @@ def _called(model: nn.Module, example: Any) -> None:
         _ = model(**example) if isinstance(example, Mapping) else model(example)
 
 
-def _torch_pruned(peer: str, subject: RealNetwork, share: float) -> nn.Module:
+def _torch_pruned(peer: str, subject: RealNetwork, model: nn.Module, share: float) -> nn.Module:
     import torch_pruning
 
-    model = copy.deepcopy(subject.model).eval()
-    if peer == "torch-pruning-taylor":
-        for batch in subject.batches:
-            torch.autograd.backward(subject.loss_fn(model, batch) / len(subject.batches))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = torch_pruning.pruner.BasePruner(
