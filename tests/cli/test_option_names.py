@@ -26,6 +26,8 @@ COMMAND_ONLY = {
     ),
     **dict.fromkeys(("timed", "time_batch", "time_threads", "time_dtype", "time_compiled", "time_repeats"), "fields of timing"),
     **dict.fromkeys(("recovery_steps", "learning_rate"), "fields of recovery"),
+    "ask_widths": "a field of the proposing language model's settings",
+    "writer": "an argument of the formula proposer",
 }
 PYTHON_ONLY = {
     **dict.fromkeys(("example_inputs", "also", "batches", "loss_fn", "held_out", "training_loss_fn", "quality"), "in the model file"),
@@ -48,6 +50,7 @@ LLM = {
 LLM_PYTHON = {
     "model": "--llm-model",
     "observer": "an object of a program",
+    "ask_widths": "an option of search, which alone takes widths",
     **dict.fromkeys(("centre", "concurrency", "retries", "backoff_seconds", "max_retry_after_seconds"), "rarely changed"),
 }
 

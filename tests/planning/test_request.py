@@ -51,6 +51,7 @@ KEYWORDS: dict[Callable[..., Any], set[str]] = {
         "resume",
         "mode",
         "accept_unreliable",
+        "timing",
         "seed",
         "progress",
         "also",
