@@ -50,7 +50,7 @@ def computed(pipeline: StepAdaptivePipeline, steps: int) -> tuple[Tensor, float]
         nonlocal calls
         calls += 1
 
-    lasts = [pipeline.experts[index].transformer_blocks[-1].attn1 for index in range(len(pipeline.experts))]  # type: ignore[union-attr, index]
+    lasts = [pipeline.experts[index].transformer_blocks[-1].attn1 for index in range(len(pipeline.experts))]  # type: ignore[union-attr, index]  # experts of this preset are DiTs
     hooks = [last.register_forward_pre_hook(count) for last in lasts]
     images = pipeline.generate(IMAGES, steps=steps, batch_size=BATCH, progress=False)
     for hook in hooks:

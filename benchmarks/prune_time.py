@@ -106,7 +106,7 @@ def measure(candidate: Candidate, profile: int) -> dict[str, Any]:
 
 
 class Samples:
-    """Where CPU time goes: the functions on the stack, looked at every 5 ms of CPU time."""
+    """CPU time by function: the functions on the stack, looked at every 5 ms of CPU time."""
 
     def __init__(self) -> None:
         self.count = 0

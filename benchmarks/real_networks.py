@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a network is cut.
+    """Settings of one cut.
 
     Attributes:
         mode: As in `pp.prune`.

@@ -54,7 +54,7 @@ _QUERIES_AND_KEYS = ("query", "key", "value", "q_proj", "k_proj", "v_proj")
 
 @dataclass(frozen=True)
 class PeerCut:
-    """What a peer made of a network.
+    """The result of a peer on a network.
 
     Attributes:
         cut: As cut, without the peer's own repair.

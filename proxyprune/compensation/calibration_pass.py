@@ -17,8 +17,8 @@ from proxyprune.errors import InputError, ProxyPruneError
 from proxyprune.scoring.contract import LossFunction
 from proxyprune.scoring.tools.calibration import seeded
 from proxyprune.scoring.tools.hooks import Hook, hooked
+from proxyprune.scoring.tools.input_moments import first_tensor, inverse_square_norms
 from proxyprune.scoring.tools.layer_views import computes_its_product
-from proxyprune.support.nested import tensors_of
 from proxyprune.support.seeds import derived_seed
 from proxyprune.tracing.model_call import call_arguments, evaluation, on_device_of
 from proxyprune.tracing.module_state import unchanged
@@ -233,18 +233,3 @@ def run_until(model: nn.Module, last: str, data: CalibrationData, index: int, ho
     with hooked([*watched, (model.get_submodule(last), stop)]), contextlib.suppress(_Reached):
         data.run(model, index)
     return found[0] if found else None
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """Return the first floating-point tensor in nested containers."""
-    return next((tensor for tensor in tensors_of(value) if tensor.is_floating_point()), None)
-
-
-def inverse_square_norms(output: Tensor) -> Tensor:
-    """Return the inverse squared norm of an output at each position, with mean 1.
-
-    A norm that follows makes all positions alike in size; without the weights a few huge ones would decide the fit.
-    """
-    squares = output.detach().flatten(0, -2).float().square().sum(dim=-1)
-    inverse = 1.0 / (squares + 1e-6 * squares.mean() + torch.finfo(torch.float32).tiny)
-    return inverse / inverse.mean()

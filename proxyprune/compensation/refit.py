@@ -185,7 +185,7 @@ def refit(
         rounds = [waves_of(seen.readers, settings.buffer_bytes, settings.waves if source == PRUNED else 1) for source in settings.sources]
         plan = _Plan(settings, seen.once, advance)
         best = _best_round(networks, data, rounds, changes, plan)
-        replaced = _replaced(networks, data, changes, plan, best.value)
+        replaced = _replaced(networks, data, changes, plan, best)
         verdict = _judged(networks, data, changes, replaced.value)
     for module, name, value in verdict.statistics:  # `measuring` restored the buffers
         changes.put(module, name, value)
@@ -254,9 +254,10 @@ class _Replaced:
     passes: int = 0
 
 
-def _replaced(networks: Networks, data: CalibrationData, changes: _Changes, plan: _Plan, value: float) -> _Replaced:
+def _replaced(networks: Networks, data: CalibrationData, changes: _Changes, plan: _Plan, best: _Round) -> _Replaced:
     """Refit the layers before removed blocks, first block first, and keep each refit that lowers the measure of the network."""
     removed = [entry.module for entry in networks.surgery.removed_blocks]
+    value = best.value
     if not removed:
         return _Replaced(value, {}, {}, {})
     layers: dict[str, RefittedLayer] = {}
@@ -279,7 +280,7 @@ def _replaced(networks: Networks, data: CalibrationData, changes: _Changes, plan
                 done |= {block: (*done.get(block, ()), layer.name) for block in gap.blocks}
             else:
                 changes.set(before)
-            if kept or layer.name not in layers:
+            if kept or layer.name not in {**best.layers, **layers}:
                 layers[layer.name] = replace(entry, refitted=kept)
     left = {block: why for block, why in skipped.items() if block not in done}
     return _Replaced(value, layers, done, left, passes)
@@ -309,11 +310,17 @@ def waves_of(readers: Sequence[Reader], buffer_bytes: int, fewest: int) -> tuple
 
 
 def _refitted(reader: Reader | Substitute, fit: Moments, held_out: Moments, changes: _Changes) -> RefittedLayer:
-    """Solve one layer for every strength, and write the solution with the least held-out error if it beats the layer as cut."""
-    module = reader.pruned
+    """Solve one layer for every strength, and write the solution with the least held-out error if it beats the layer as it was.
+
+    A reader is compared with the layer as cut, a substitute with the layer as it is now: it may have been refitted as a reader.
+    """
+    module, is_reader = reader.pruned, isinstance(reader, Reader)
+
+    def former(name: str) -> Tensor:
+        return changes.as_cut(module, name) if is_reader else module.get_parameter(name).detach()
+
     size = reader.total(held_out.target_square)
-    as_cut = Solution.unchanged(reader.start(changes.as_cut(module, "weight")))
-    before = reader.total(as_cut.error(held_out)) / size if size > 0.0 else 0.0
+    before = reader.total(Solution.unchanged(reader.start(former("weight"))).error(held_out)) / size if size > 0.0 else 0.0
     best, after, chosen = None, before * (1.0 - LEAST_GAIN), 0.0
     if before > REST and fit.positions and math.isfinite(before):
         start = reader.start(module.get_parameter("weight").detach())
@@ -323,12 +330,12 @@ def _refitted(reader: Reader | Substitute, fit: Moments, held_out: Moments, chan
             if error < after:
                 best, after, chosen = solution, error, strength
     if best is None:
-        for name in ("weight", "bias"):
+        for name in ("weight", "bias") if is_reader else ():
             changes.take_back(module, name)
         return RefittedLayer(reader.name, _finite(before), _finite(before), 0.0, refitted=False)
     weights = reader.weights(best.slope)
     if reader.has_bias:
-        changes.put(module, "bias", changes.as_cut(module, "bias").double() + reader.shift(best.intercept))
+        changes.put(module, "bias", former("bias").double() + reader.shift(best.intercept))
     changes.put(module, "weight", weights)
     return RefittedLayer(reader.name, before, after, chosen, refitted=True)
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from proxyprune.compensation.calibration_pass import CalibrationData, first_tensor, inverse_square_norms, run_until
+from proxyprune.compensation.calibration_pass import CalibrationData, run_until
 from proxyprune.compensation.moments import Moments, MomentSizes
 from proxyprune.compensation.readers import Networks
 from proxyprune.scoring.tools.hooks import Hook, hooked
+from proxyprune.scoring.tools.input_moments import first_tensor, inverse_square_norms
 from proxyprune.scoring.tools.layer_views import LayerView, computes_its_product, view_of
 
 _CANDIDATES = 8

@@ -86,7 +86,7 @@ class PriorChoice:
                 weighted = with_block_prior(self.graph, channels, blocks.scores, strength)
                 ranking = replace(weighted, removal_scores=blocks.removal_scores)
             plan = plan_for(self.graph, ranking, self.request, model=self.model)
-            same = next((trial for trial in found if _same(trial.plan, plan)), None)
+            same = next((trial for trial in found if trial.plan.same_network(plan)), None)
             losses = same.losses if same is not None else self._losses(ranking, data, needed=not strength)
             found.append(PriorTrial(strength, losses, ranking, plan))
         return tuple(found)
@@ -156,7 +156,3 @@ def resting_note(blocks: Ranking, *, weights: bool) -> str:
         f"This plan rests on the block scores of '{blocks.scorer}', and inside each channel group on {within}; nothing was measured. With "
         "calibration batches and a loss, channels='taylor' (--channels taylor) scores the channels and measures the weight of the blocks."
     )
-
-
-def _same(one: PrunePlan, other: PrunePlan) -> bool:
-    return one.kept == other.kept and one.removed_blocks == other.removed_blocks

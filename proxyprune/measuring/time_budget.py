@@ -88,7 +88,7 @@ class _Attempts:
             if not self.results:
                 raise
             return None  # the corrected limit is out of reach; the trials so far decide
-        known = (turns for other, turns in zip(self.results, self._turns, strict=True) if _same_network(other.plan, result.plan))
+        known = (turns for other, turns in zip(self.results, self._turns, strict=True) if other.plan.same_network(result.plan))
         turns = next(known, None) or self._measure(result, lambda found: is_precise(found.interval, self._target(found)))
         self.results.append(result)
         self._turns.append(turns)
@@ -123,10 +123,6 @@ class _Attempts:
             first_predicted=first.ratio,
             first_measured=trials[0].measured,
         )
-
-
-def _same_network(one: PrunePlan, other: PrunePlan) -> bool:
-    return one.kept == other.kept and one.removed_blocks == other.removed_blocks
 
 
 def measured_time(turns: TimedTurns) -> MeasuredTime:

@@ -122,6 +122,9 @@ def next_limit(trials: Sequence[Trial]) -> int | None:
         return wanted if wanted > least else None
     if least < wanted < most:
         return wanted
+    if not fast:  # a slower plan may have measured faster; the fastest by prediction is followed
+        first = min(slow, key=lambda trial: trial.predicted)
+        return max(1, round(first.predicted + (_AIM - first.excess) / first.slope))
     middle = (least + most) // 2
     return middle if least < middle < most else None
 

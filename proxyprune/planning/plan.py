@@ -141,6 +141,10 @@ class PrunePlan:
         widths = widths_table(names, self.widths, self.removed_blocks, every=ids)
         return Summary(f"{title}, seed {self.seed}", (costs, widths), self.notes)
 
+    def same_network(self, other: PrunePlan) -> bool:
+        """Return True if another plan keeps the same channels and blocks."""
+        return self.kept == other.kept and self.removed_blocks == other.removed_blocks
+
     @property
     def sha256(self) -> str:
         """Hash of the content; the file carries it, so that a changed plan is noticed."""

@@ -149,7 +149,7 @@ def test_known_solution():
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_network_that_cannot_be_helped(kind):
-    """When the loss rises with the refit, every weight stays bit for bit as it was cut, and the report gives the reason."""
+    """If the loss rises with the refit, every weight stays bit for bit as it was cut, and the report gives the reason."""
     make, block, _ = NETWORKS[kind]
     model, reference = make(), make()
     result = without_blocks(model, block)
@@ -194,3 +194,24 @@ def test_widths_and_blocks():
     report = pp.compensate(result, model, batches_for(model)).report.compensation
     assert report.accepted
     assert "2.down" in report.substitutes["3"]
+
+
+def test_a_layer_that_lost_inputs_and_takes_the_place_of_a_block_keeps_both_refits():
+    """Units leave "2.down", half of them constant, and block 3, which adds a constant, leaves too: both end in its bias."""
+    model = stacked(PreNorm)
+    with torch.no_grad():
+        model[2].up.weight[12:] = 0.0
+        model[2].up.bias[12:] = 3.0
+        model[3].down.weight.zero_()
+        model[3].down.bias.copy_(torch.linspace(1.0, 2.0, 8))
+    batches = batches_for(model)
+    kept = ("0", "1", "4", "5")
+    result = pp.prune(model, batches[0][:1], 0.66, "obs", batches=batches, remove=("3",), keep=kept)
+    assert result.plan.removed_blocks == ("3",)
+    fixed = pp.compensate(result, model, batches)
+    report = fixed.report.compensation
+    assert report.substitutes["3"] == ("2.down",)
+    assert {entry.layer: entry.refitted for entry in report.layers}["2.down"]
+    with torch.no_grad():
+        wanted, cut, found = (network(batches[-1]) for network in (model, result.model, fixed.model))
+    assert float((found - wanted).abs().max()) < 0.2 * float((cut - wanted).abs().max())

@@ -18,6 +18,7 @@ from proxyprune.diffusion.process.noise_schedule import training_scheduler
 from proxyprune.diffusion.sampling.experts import Experts
 from proxyprune.diffusion.sampling.pipeline_record import Blueprint
 from proxyprune.diffusion.sampling.schedulers import sampler
+from proxyprune.diffusion.sampling.step_cache import enable_cache
 from proxyprune.errors import InputError
 
 STEPS = 6
@@ -86,6 +87,10 @@ def test_a_second_cache_and_networks_without_known_blocks_are_refused():
     found = dit_pipeline().enable_cache(ONLY_ONCE)
     with pytest.raises(InputError, match="enabled already"):
         found.enable_cache(ONLY_ONCE)
+    before = images(found)
+    with pytest.raises(InputError, match="enabled already"):
+        enable_cache(found.experts[0], FirstBlockCacheConfig(threshold=0.1))
+    assert torch.equal(images(found), before)
     unet = pipeline()
     before = images(unet)
     for config in (ONLY_ONCE, object()):

@@ -118,6 +118,11 @@ def test_time_that_is_left_unused_raises_the_limit():
     assert next_limit([Trial(800, 800, 0.79 + TOLERANCE, 0.8)]) is None
 
 
+def test_a_smaller_plan_that_measures_slower_is_followed_in_small_steps():
+    """Without a plan that is fast enough, the limit is not halved: it follows the smallest plan."""
+    assert next_limit([Trial(1000, 1000, 0.62, 0.6), Trial(950, 900, 0.64, 0.6)]) == round(900 * 0.595 / 0.64)
+
+
 def test_a_plan_that_repeats_moves_the_limit_towards_the_slow_one():
     """If a higher limit gives the same plan again, the next one is half way between it and the plan that was too slow."""
     trials = [Trial(600, 600, 0.66, 0.6), Trial(500, 500, 0.52, 0.6), Trial(560, 500, 0.52, 0.6)]

@@ -188,6 +188,13 @@ def test_values_that_are_not_finite_are_reported():
         scored(find("formula", {"expression": f"w * {LARGEST * 10}"}), subject())
 
 
+def test_a_feature_that_is_not_finite_is_reported():
+    """A formula of a single feature is checked too."""
+    values = {"act": np.array([1.0, np.nan])}
+    with pytest.raises(FormulaError, match="1 of 2 values of 'act' are not finite"):
+        values_of(parsed("act"), values, (slice(0, 2),))
+
+
 # The scorer
 
 

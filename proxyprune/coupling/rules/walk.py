@@ -65,15 +65,15 @@ class Walk:
         return self.outputs[node][0]
 
     def is_weight(self, node: Node) -> bool:
-        """Whether a node's value is made of parameters, and of constants such as masks over them."""
+        """Return True if a node's value is made of parameters, and of constants such as masks over them."""
         return node in self.weights
 
     def is_constant(self, node: Node) -> bool:
-        """Whether a node's value is made of buffers and constants alone."""
+        """Return True if a node's value is made of buffers and constants alone."""
         return node in self.constants
 
     def zero(self, node: Node | None) -> bool:
-        """Whether a node's value is zero at every dropped position; an absent tensor is."""
+        """Return True if a node's value is zero at every dropped position, or the tensor is absent."""
         return node is None or self.zeros.get(node, False)
 
     def where(self, node: Node) -> str:

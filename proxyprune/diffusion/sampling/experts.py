@@ -182,7 +182,7 @@ class Experts:
         return self._held[index]
 
     def enable_cache(self, config: Any) -> None:
-        """Give a cache of diffusers to what is loaded, and to what will be. If that fails, none has one.
+        """Give a cache of diffusers to what is loaded, and to what will be. If that fails for a loaded network, none has one.
 
         Args:
             config: A configuration of diffusers.hooks.

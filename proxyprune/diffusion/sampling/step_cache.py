@@ -25,8 +25,10 @@ def enable_cache(model: nn.Module, config: Any) -> None:
         config: A configuration from diffusers.hooks, such as `FirstBlockCacheConfig`.
 
     Raises:
-        InputError: If diffusers has no such cache, or the network has no blocks for it.
+        InputError: If the network has a cache, diffusers has no such cache, or the network has no blocks for it.
     """
+    if getattr(model, "is_cache_enabled", False):
+        raise InputError(f"A cache is enabled already for {type(model).__name__}; call its disable_cache() first.")
     own = isinstance(model, CacheMixin)
     if not own:
         model.is_cache_enabled = False  # type: ignore[assignment]  # CacheMixin.enable_cache reads it

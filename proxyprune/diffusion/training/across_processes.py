@@ -69,12 +69,12 @@ class SharedScorer:
 
     @property
     def name(self) -> str:
-        """The scorer's."""
+        """Name of the scorer."""
         return self.scorer.name
 
     @property
     def needs(self) -> frozenset[str]:
-        """The scorer's."""
+        """Needs of the scorer."""
         return self.scorer.needs
 
     def score(self, graph: ModelGraph, context: ScoringContext) -> Ranking:

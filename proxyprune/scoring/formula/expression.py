@@ -147,23 +147,22 @@ def values_of(expression: Expression, features: Mapping[str, FloatArray], sectio
         sections: The atoms of each group.
 
     Raises:
-        FormulaError: If a value is not finite; the message names the first operator that gave one.
+        FormulaError: If a value is not finite; the message names the first feature or operator that gave one.
     """
     with np.errstate(all="ignore"):  # what is not finite is reported below
         return _values(expression, features, sections)
 
 
 def _values(expression: Expression, features: Mapping[str, FloatArray], sections: Sections) -> FloatArray:
-    if isinstance(expression, Feature):
-        return features[expression.name]
     if isinstance(expression, Constant):
         length = max((section.stop for section in sections), default=0)
         return np.full(length, expression.value)
-    found = OPERATORS[expression.operator].apply([_values(part, features, sections) for part in expression.operands], sections)
+    if isinstance(expression, Feature):
+        found, advice = features[expression.name], "Look at the network's activations and gradients on the calibration batches."
+    else:
+        found = OPERATORS[expression.operator].apply([_values(part, features, sections) for part in expression.operands], sections)
+        advice = "Bring its operands to a smaller range."
     if not np.isfinite(found).all():
         count = int((~np.isfinite(found)).sum())
-        raise FormulaError(
-            f"{count} of {len(found)} values of '{written(expression)}' are not finite on this network. "
-            "Bring its operands to a smaller range."
-        )
+        raise FormulaError(f"{count} of {len(found)} values of '{written(expression)}' are not finite on this network. {advice}")
     return found

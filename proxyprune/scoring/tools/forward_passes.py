@@ -56,7 +56,7 @@ class ForwardPasses:
             try:
                 args, kwargs = call_arguments(on_device_of(self.model, batches[index]))
                 self.model(*args[: _accepted(self.model)], **kwargs)
-            except Exception as error:
+            except Exception as error:  # whatever the user's forward raises
                 raise ScoringError(
                     f"Scorer '{self.scorer}': the network raised {type(error).__name__} on batch {index}: {error}. Without a loss, batches "
                     "are what the network is called with; pass loss_fn for others."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +96,7 @@ def usable(layers: Iterable[WatchedLayer], run: Callable[[], None]) -> tuple[Wat
 
     def watch(layer: WatchedLayer) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = _input(args, kwargs)
+            value = first_tensor((args, tuple(kwargs.values())))
             fits = value is not None and isinstance(output, Tensor) and computes_its_product(module, layer.view, value, output)
             called[layer.name] = called.get(layer.name, True) and fits
 
@@ -122,12 +122,12 @@ def input_moments(layers: Sequence[WatchedLayer], run_all: Callable[[], None]) -
 
     def watch(layer: WatchedLayer) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = _input(args, kwargs)
+            value = first_tensor((args, tuple(kwargs.values())))
             if value is None or not value.numel():
                 return
             features = layer.view.inputs(module, value.detach())
             linear = layer.view.exact and not hasattr(module, "kernel_size")
-            weights = _weights(output) if linear else None
+            weights = inverse_square_norms(output) if linear else None
             every = -(-features.shape[1] // POSITIONS)
             features = features[:, ::every]
             weights = None if weights is None else weights[::every]
@@ -142,11 +142,16 @@ def input_moments(layers: Sequence[WatchedLayer], run_all: Callable[[], None]) -
     return found
 
 
-def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    return next((tensor for tensor in tensors_of((args, tuple(kwargs.values()))) if tensor.is_floating_point()), None)
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the first floating-point tensor in nested containers."""
+    return next((tensor for tensor in tensors_of(value) if tensor.is_floating_point()), None)
 
 
-def _weights(output: Tensor) -> Tensor:
+def inverse_square_norms(output: Tensor) -> Tensor:
+    """Return the inverse squared norm of an output at each position, with mean 1.
+
+    A norm that follows makes all positions alike in size; without the weights a few huge ones would decide the fit.
+    """
     squares = output.detach().flatten(0, -2).float().square().sum(dim=-1)
     inverse = 1.0 / (squares + 1e-6 * squares.mean() + torch.finfo(torch.float32).tiny)
     return inverse / inverse.mean()

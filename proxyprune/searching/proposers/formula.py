@@ -140,16 +140,19 @@ class _Formulas:
         return tree, (*notes, f"Formula by {how}.")
 
     def _bred(self) -> tuple[Expression, str]:
-        """Return a formula that differs from all before it; after many tries, any."""
+        """Return a formula that differs from all before it; after many tries, any that has finite values."""
         breeding, population, seed = Breeding(self.proposer.features), self.population, self.history.context.seed
         before = [values for text in self.tried if (values := self._values(parsed(text))) is not None]
         tree, how = parsed(self.proposer.features[0]), "default"
         for attempt in range(_TRIES):
             rng = np.random.default_rng(derived_seed(seed, "formula", len(self.history.rounds), attempt))
             bred = self.proposer.breed and bool(population) and rng.random() >= _FRESH
-            tree, how = breeding.child(population, rng) if bred else (breeding.random(rng), "chance")
-            values = self._values(tree)
-            if values is not None and not any(np.allclose(values, one, rtol=1e-6, atol=1e-12) for one in before):
+            found = breeding.child(population, rng) if bred else (breeding.random(rng), "chance")
+            values = self._values(found[0])
+            if values is None:
+                continue
+            tree, how = found
+            if not any(np.allclose(values, one, rtol=1e-6, atol=1e-12) for one in before):
                 break
         return tree, how
 
