@@ -37,7 +37,7 @@ def trained(folder: Path, seed: int, target: float) -> tuple[StepAdaptivePipelin
 
 
 def cached(pipeline: StepAdaptivePipeline, threshold: float) -> StepAdaptivePipeline:
-    """Return the pipeline with this threshold; 0 takes the cache off."""
+    """Return the pipeline with this threshold; 0 removes the cache."""
     pipeline.disable_cache()
     return pipeline.enable_cache(FirstBlockCacheConfig(threshold=threshold)) if threshold else pipeline
 

@@ -146,7 +146,7 @@ def _timed(run: Callable[[], Any], samples: Samples | None) -> tuple[float, Any]
         samples.start()
     try:
         result = run()
-    except Exception as error:  # noqa: BLE001  a refusal takes time, too
+    except Exception as error:  # noqa: BLE001  the time of a network that is rejected counts too
         result = error
     if samples is not None:
         samples.stop()

@@ -1,6 +1,6 @@
 """Other tools and published methods on the networks of real_networks.py, at the same budget and judged in the same way.
 
-    torch-pruning-magnitude, torch-pruning-taylor   its own pruner, with heads told; the layers that make the output are ignored
+    torch-pruning-magnitude, torch-pruning-taylor   its own pruner, given the number of heads; the layers that make the output are ignored
     ShortGPT    Men et al. 2024, arXiv:2403.03853: whole layers leave by block influence
     Wanda-sp    the structured Wanda of An et al. 2023, arXiv:2312.11983: |W| * ||x||, every group narrowed by the same share
     FLAP        An et al. 2023: variance of the input times squared weights, standardised by group, one threshold; then a bias

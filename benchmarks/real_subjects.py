@@ -149,8 +149,8 @@ def smollm2(draw: int, tokens: int) -> RealNetwork:
 
     batches = tuple(rows(learn, 64 * 256, 256).split(4))
     example = {"input_ids": batches[0][:1, :32], "use_cache": False}
-    told: Any = {"whole": ("lm_head", "model.embed_tokens"), "stack": "model.layers"}
-    return RealNetwork("SmolLM2-135M", model, example, batches, loss_fn, "perplexity", False, "params", judge, **told)
+    peers: Any = {"whole": ("lm_head", "model.embed_tokens"), "stack": "model.layers"}
+    return RealNetwork("SmolLM2-135M", model, example, batches, loss_fn, "perplexity", False, "params", judge, **peers)
 
 
 def minilm(draw: int, tokens: int) -> RealNetwork:
@@ -188,8 +188,8 @@ def minilm(draw: int, tokens: int) -> RealNetwork:
 
     batches = batched(learn, 128)
     example = {name: value[:1] for name, value in batches[0].items()}
-    told: Any = {"keep": ("pooler",), "whole": ("encoder.layer.5.output.dense", "pooler.dense"), "stack": "encoder.layer"}
-    return RealNetwork("MiniLM-L6", model, example, batches, loss_fn, "cosine", True, "macs", judge, **told)
+    peers: Any = {"keep": ("pooler",), "whole": ("encoder.layer.5.output.dense", "pooler.dense"), "stack": "encoder.layer"}
+    return RealNetwork("MiniLM-L6", model, example, batches, loss_fn, "cosine", True, "macs", judge, **peers)
 
 
 def crepe(draw: int, tokens: int) -> RealNetwork:

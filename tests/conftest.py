@@ -126,3 +126,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if place and not hasattr(session.config, "workerinput"):
         slow = {name: round(seconds, 2) for name, seconds in sorted(_recorded.items()) if seconds > _SLOW_SECONDS}
         Path(place).write_text(json.dumps(slow, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def own_tables(tmp_path_factory):
+    """Keep the cost tables of a module's tests in one folder, apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("tables")))
+        yield

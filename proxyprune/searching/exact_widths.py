@@ -1,4 +1,4 @@
-"""Exact widths that a proposer gives: checked against what each group may have, and planned as far as the budget allows."""
+"""Exact widths that a proposer gives: checked against what each group may have, and planned within the budget."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from session_calls import answered, failed
 from subject import subject
 
 import proxyprune as pp
@@ -39,20 +40,6 @@ def session(tmp_path):
     """Yield a session on the small network."""
     with Session.open(task(), tmp_path / "work") as opened:
         yield opened
-
-
-def answered(session, tool, **arguments):
-    """Return the content of an answer that is no error."""
-    answer = session.call(tool, arguments)
-    assert not answer.is_error, answer.text
-    return answer.content
-
-
-def failed(session, tool, **arguments):
-    """Return the message of an answer that is an error."""
-    answer = session.call(tool, arguments)
-    assert answer.is_error, answer.text
-    return answer.content["message"]
 
 
 def log_lines(folder: Path) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from session_calls import answered, failed
 
 import proxyprune as pp
 from proxyprune.assistant import PruningTask, Session
@@ -13,12 +14,7 @@ from tests.measuring.test_network_times import Net
 INPUTS = torch.zeros(1, 3, 16, 16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_tables(tmp_path_factory):
-    """Keep the cost tables of all tests in one folder, apart from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("tables")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 def task(target, batch: int = 4, **keywords) -> PruningTask:
@@ -26,18 +22,6 @@ def task(target, batch: int = 4, **keywords) -> PruningTask:
         torch.manual_seed(0)
         model = Net(96).eval()
     return PruningTask.of(model, INPUTS, target, timing=pp.Timing(threads=1, batch=batch, repeats=3), **keywords)
-
-
-def answered(session: Session, tool: str, **arguments):
-    answer = session.call(tool, arguments)
-    assert not answer.is_error, answer.text
-    return answer.content
-
-
-def failed(session: Session, tool: str, **arguments) -> str:
-    answer = session.call(tool, arguments)
-    assert answer.is_error, answer.text
-    return answer.content["message"]
 
 
 def test_plans_meet_a_budget_of_time(tmp_path):

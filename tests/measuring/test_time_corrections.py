@@ -144,7 +144,7 @@ def test_without_a_plan_the_trials_so_far_decide():
 
 
 def test_turns_are_added_while_the_interval_is_wide():
-    """A noisy pair gets more turns than a quiet one, and one far from the target no more than it needs to be told from it."""
+    """A noisy pair gets more turns than a quiet one, and one far from the target no more than it needs to be distinguished from it."""
     turns = {}
     for name, target, noise in (("quiet", 0.6, 0.005), ("noisy", 0.6, 0.05), ("far", 0.9, 0.05)):
         machine = Machine(0, target, 0.0, noise)

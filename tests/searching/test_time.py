@@ -20,12 +20,7 @@ TIMING = pp.Timing(threads=1, batch=4, repeats=3)
 INPUTS = torch.zeros(1, 3, 16, 16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_tables(tmp_path_factory):
-    """Keep the cost tables of all tests in one folder, apart from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("tables")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 def run_search(memory: Path | None = None, **changed: object) -> SearchResult:

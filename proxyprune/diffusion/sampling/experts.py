@@ -207,7 +207,7 @@ class Experts:
         self._compiled.clear()
 
     def disable_cache(self) -> None:
-        """Take the cache off all of them; nothing happens without one."""
+        """Remove the caches; nothing happens without one."""
         if self.cache is None:
             return
         for model in self._held.values():

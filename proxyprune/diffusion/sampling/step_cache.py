@@ -17,8 +17,8 @@ _CALL = "expert"  # diffusers keeps a state for each kind of call, such as with 
 def enable_cache(model: nn.Module, config: Any) -> None:
     """Give a network a cache of diffusers.
 
-    Models without `enable_cache` of their own, such as DiTTransformer2DModel, get it in the same way; diffusers looks for blocks that it
-    knows.
+    Models without `enable_cache` of their own, such as DiTTransformer2DModel, get it in the same way; diffusers looks for blocks of its
+    registry.
 
     Args:
         model: The network.
@@ -38,15 +38,15 @@ def enable_cache(model: nn.Module, config: Any) -> None:
         _take_off(model, config)
         raise InputError(
             f"{type(config).__name__} cannot be enabled for {type(model).__name__}: {str(error).rstrip('.')}. Caches of diffusers need a "
-            "configuration of diffusers.hooks and a list of transformer blocks that diffusers knows, all of them present: a network that "
-            "lost whole blocks has others in their places."
+            "configuration of diffusers.hooks and a list of transformer blocks of its registry, all of them present: a network that lost "
+            "whole blocks has others in their places."
         ) from error
     if not own:
         model.is_cache_enabled = True  # type: ignore[assignment]  # as above
 
 
 def disable_cache(model: nn.Module) -> None:
-    """Take the cache off again."""
+    """Remove a network's cache."""
     CacheMixin.disable_cache(model)
     if not isinstance(model, CacheMixin):
         model.is_cache_enabled = False  # type: ignore[assignment]  # CacheMixin.enable_cache reads it

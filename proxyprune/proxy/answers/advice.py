@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxyprune.proxy.answers.answer import document, invalid, one_line
+from proxyprune.proxy.answers.answer import closed_object, document, invalid, one_line
 from proxyprune.support.checks import is_count, listed
 
 KEEP, FLOOR, SAME_WIDTH, REMOVE = KINDS = ("keep", "floor", "same_width", "remove")
@@ -56,23 +56,15 @@ class ProposedAdvice:
 
 def advice_schema(labels: Sequence[str]) -> dict[str, Any]:
     """JSON schema of an answer; labels and percentages are enumerations, as in `answer_schema`."""
-    entry = {
-        "type": "object",
-        "properties": {
+    entry = closed_object(
+        {
             "kind": {"type": "string", "enum": list(KINDS)},
             "targets": {"type": "array", "items": {"type": "string", "enum": list(labels)}},
             "least_percent": {"type": "integer", "enum": list(_PERCENT)},
             "reason": {"type": "string"},
-        },
-        "required": ["kind", "targets", "least_percent", "reason"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {"advice": {"type": "array", "items": entry}, "data": {"type": "string"}},
-        "required": ["advice", "data"],
-        "additionalProperties": False,
-    }
+        }
+    )
+    return closed_object({"advice": {"type": "array", "items": entry}, "data": {"type": "string"}})
 
 
 def read_advice(text: str, keys: Mapping[str, str], permitted: Mapping[str, frozenset[str]]) -> ProposedAdvice:

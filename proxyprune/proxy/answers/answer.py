@@ -34,6 +34,11 @@ _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
+def closed_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object with exactly these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
 def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
     """JSON schema of an answer: every label required, every score one of the integers 0..10.
 
@@ -42,17 +47,7 @@ def answer_schema(labels: Sequence[str]) -> dict[str, Any]:
     """
     score = {"$ref": "#/$defs/score"}
     return {
-        "type": "object",
-        "properties": {
-            "scores": {
-                "type": "object",
-                "properties": dict.fromkeys(labels, score),
-                "required": list(labels),
-                "additionalProperties": False,
-            }
-        },
-        "required": ["scores"],
-        "additionalProperties": False,
+        **closed_object({"scores": closed_object(dict.fromkeys(labels, score))}),
         "$defs": {"score": {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}},
     }
 

@@ -7,18 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxyprune.errors import FormulaError
-from proxyprune.proxy.answers.answer import document, invalid, one_line
+from proxyprune.proxy.answers.answer import closed_object, document, invalid, one_line
 from proxyprune.scoring.formula.expression import Expression, features_of, written
 from proxyprune.scoring.formula.parser import parsed
 
 WANTED = "formula"
 
-FORMULA_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {"formula": {"type": "string"}, "reason": {"type": "string"}},
-    "required": ["formula", "reason"],
-    "additionalProperties": False,
-}
+FORMULA_SCHEMA: Mapping[str, Any] = closed_object({"formula": {"type": "string"}, "reason": {"type": "string"}})
 """JSON schema of an answer."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxyprune.proxy.answers.answer import document, invalid, one_line
+from proxyprune.proxy.answers.answer import closed_object, document, invalid, one_line
 from proxyprune.support.checks import is_count, listed
 
 WANTED = "list of widths"
@@ -35,18 +35,8 @@ class ProposedWidths:
 
 def widths_schema(labels: Sequence[str]) -> dict[str, Any]:
     """JSON schema of an answer; labels are an enumeration, as in `answer_schema`."""
-    entry = {
-        "type": "object",
-        "properties": {"group": {"type": "string", "enum": list(labels)}, "channels": {"type": "integer"}},
-        "required": ["group", "channels"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {"widths": {"type": "array", "items": entry}, "reason": {"type": "string"}},
-        "required": ["widths", "reason"],
-        "additionalProperties": False,
-    }
+    entry = closed_object({"group": {"type": "string", "enum": list(labels)}, "channels": {"type": "integer"}})
+    return closed_object({"widths": {"type": "array", "items": entry}, "reason": {"type": "string"}})
 
 
 def read_widths(text: str, keys: Mapping[str, str], possible: Mapping[str, Sequence[int]]) -> ProposedWidths:

@@ -13,7 +13,7 @@ from proxyprune.proxy.answers.advice import FLOOR, KEEP, REMOVE, SAME_WIDTH, WAN
 from proxyprune.proxy.prompt.block_list import PromptLabels, share, shuffled_labels
 from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.proxy.prompt.templates import filled, template
-from proxyprune.proxy.prompt.token_count import CHARACTERS_PER_TOKEN, tokens_of, tokens_of_schema
+from proxyprune.proxy.prompt.token_count import CHARACTERS_PER_TOKEN, tokens_of_prompt
 
 PART = "advice"
 _ANSWER_TOKENS = 1200
@@ -60,7 +60,7 @@ class AdviceQuestion:
     @property
     def tokens(self) -> int:
         """Estimated length, schema included."""
-        return tokens_of(self.system) + tokens_of(self.user) + tokens_of_schema(self.schema)
+        return tokens_of_prompt(self.system, self.user, self.schema)
 
     def read(self, text: str) -> ProposedAdvice:
         """Return the advice of an answer; see `read_advice`."""

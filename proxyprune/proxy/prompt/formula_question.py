@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from proxyprune.proxy.answers.formula import FORMULA_SCHEMA, WANTED, ProposedFormula, read_formula
 from proxyprune.proxy.prompt.block_list import PromptLabels
 from proxyprune.proxy.prompt.templates import filled, template
-from proxyprune.proxy.prompt.token_count import tokens_of, tokens_of_schema
+from proxyprune.proxy.prompt.token_count import tokens_of_prompt
 from proxyprune.scoring import Brief, ScoringContext
 from proxyprune.scoring.formula.expression import FEATURES
 from proxyprune.scoring.formula.operators import OPERATORS
@@ -66,7 +66,7 @@ class FormulaQuestion:
     @property
     def tokens(self) -> int:
         """Estimated length, schema included."""
-        return tokens_of(self.system) + tokens_of(self.user) + tokens_of_schema(self.schema)
+        return tokens_of_prompt(self.system, self.user, self.schema)
 
     def read(self, text: str) -> ProposedFormula:
         """Return the formula of an answer; see `read_formula`."""

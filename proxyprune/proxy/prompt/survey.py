@@ -22,7 +22,7 @@ from proxyprune.proxy.prompt.noise_interval import describe_interval
 from proxyprune.proxy.prompt.past_attempts import describe_attempts
 from proxyprune.proxy.prompt.stages import Stage, stages_of
 from proxyprune.proxy.prompt.templates import filled, template
-from proxyprune.proxy.prompt.token_count import tokens_of, tokens_of_schema
+from proxyprune.proxy.prompt.token_count import tokens_of, tokens_of_prompt
 from proxyprune.scoring.brief import Brief
 
 _MODES = {
@@ -87,7 +87,7 @@ class Prompt:
     @property
     def tokens(self) -> int:
         """Estimated length, schema included."""
-        return tokens_of(self.system) + tokens_of(self.user) + tokens_of_schema(self.schema)
+        return tokens_of_prompt(self.system, self.user, self.schema)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ def tokens_of(text: str) -> int:
     return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
 
+def tokens_of_prompt(system: str, user: str, schema: Mapping[str, Any]) -> int:
+    """Return the estimated tokens of a request, schema included."""
+    return tokens_of(system) + tokens_of(user) + tokens_of_schema(schema)
+
+
 def tokens_of_schema(schema: Mapping[str, Any]) -> int:
     """Estimated tokens of a schema, which services count as part of the prompt."""
     return tokens_of(json.dumps(schema, separators=(",", ":")))

@@ -12,7 +12,7 @@ from proxyprune.proxy.prompt.advice_question import costliest, savings_of_half
 from proxyprune.proxy.prompt.block_list import PromptLabels, shuffled_labels
 from proxyprune.proxy.prompt.survey import Survey
 from proxyprune.proxy.prompt.templates import filled, template
-from proxyprune.proxy.prompt.token_count import tokens_of, tokens_of_schema
+from proxyprune.proxy.prompt.token_count import tokens_of_prompt
 
 PART = "widths"
 _SHARES = (1.0, 0.5, 0.25, 0.1)
@@ -67,7 +67,7 @@ class WidthsQuestion:
     @property
     def tokens(self) -> int:
         """Estimated length, schema included."""
-        return tokens_of(self.system) + tokens_of(self.user) + tokens_of_schema(self.schema)
+        return tokens_of_prompt(self.system, self.user, self.schema)
 
     def read(self, text: str) -> ProposedWidths:
         """Return the widths of an answer; see `read_widths`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from proxyprune.scoring.contract import Scorer, ScoringContext, model_given
 from proxyprune.scoring.formula.operators import FloatArray
 from proxyprune.scoring.tools.calibration import Calibration
 from proxyprune.scoring.tools.channel_importance import group_importance
-from proxyprune.scoring.tools.channel_moments import channel_moments, root_mean_squares
+from proxyprune.scoring.tools.channel_moments import ChannelMoments, channel_moments, root_mean_squares
 from proxyprune.scoring.tools.forward_passes import ForwardPasses
 from proxyprune.scoring.tools.gradients import differentiable_parameters, loss_gradients
 from proxyprune.scoring.tools.weights import parameters_of
@@ -45,12 +46,13 @@ class FeatureTable:
             names: Features.
             scorer: The scorer that uses them; it declares their needs.
             graph: The traced network.
-            context: The network itself, batches and a loss, as far as they are needed.
+            context: The network itself, and batches and a loss if a feature needs them.
         """
         groups = tuple(group.id for group in graph.prunable)
         ends = np.cumsum([0, *(group.atoms for group in graph.prunable)]).tolist()
         sections = tuple(slice(start, end) for start, end in itertools.pairwise(ends))
-        found = {name: _COMPUTED[name](scorer, graph, context) for name in names}
+        subject = _Subject(scorer, graph, context)
+        found = {name: _COMPUTED[name](subject) for name in names}
         joined = {name: np.concatenate([values[group] for group in groups]) if groups else np.zeros(0) for name, values in found.items()}
         return cls(groups, sections, joined)
 
@@ -59,50 +61,64 @@ class FeatureTable:
         return {group: values[section] for group, section in zip(self.groups, self.sections, strict=True)}
 
 
-def _weights(statistic: str) -> Callable[[Scorer, ModelGraph, ScoringContext], ByGroup]:
-    return lambda scorer, graph, context: group_importance(parameters_of(model_given(scorer, context)), graph.prunable, statistic)
+@dataclass(frozen=True)
+class _Subject:
+    """A network to measure features on. Forward passes that several features need are made once."""
+
+    scorer: Scorer
+    graph: ModelGraph
+    context: ScoringContext
+
+    @cached_property
+    def moments(self) -> dict[str, ChannelMoments]:
+        model = model_given(self.scorer, self.context)
+        return channel_moments(self.graph, model, ForwardPasses(self.scorer.name, model, self.context).all)
 
 
-def _gradient(scorer: Scorer, graph: ModelGraph, context: ScoringContext) -> ByGroup:
-    calibration = Calibration.of(scorer, context)
-    count, total = len(calibration.batches), {group.id: np.zeros(group.atoms) for group in graph.prunable}
+_Feature = Callable[[_Subject], ByGroup]
+
+
+def _weights(statistic: str) -> _Feature:
+    return lambda on: group_importance(parameters_of(model_given(on.scorer, on.context)), on.graph.prunable, statistic)
+
+
+def _gradient(on: _Subject) -> ByGroup:
+    calibration = Calibration.of(on.scorer, on.context)
+    count, total = len(calibration.batches), {group.id: np.zeros(group.atoms) for group in on.graph.prunable}
     for index in range(count):
         gradients = loss_gradients(calibration, index)
         by_name = {name: gradients[parameter] for name, parameter in differentiable_parameters(calibration.model) if parameter in gradients}
-        for group, values in group_importance(by_name, graph.prunable, "l2").items():
+        for group, values in group_importance(by_name, on.graph.prunable, "l2").items():
             total[group] += values / count
     return total
 
 
-def _of_scorer(made: Callable[[], Scorer]) -> Callable[[Scorer, ModelGraph, ScoringContext], ByGroup]:
-    def scores(scorer: Scorer, graph: ModelGraph, context: ScoringContext) -> ByGroup:
-        found = made().score(graph, context).channel_scores
-        return {group.id: np.asarray(found.get(group.id, [0.0] * group.atoms), dtype=np.float64) for group in graph.prunable}
+def _of_scorer(made: Callable[[], Scorer]) -> _Feature:
+    def scores(on: _Subject) -> ByGroup:
+        found = made().score(on.graph, on.context).channel_scores
+        return {group.id: np.asarray(found.get(group.id, [0.0] * group.atoms), dtype=np.float64) for group in on.graph.prunable}
 
     return scores
 
 
-def _root_mean_square(scorer: Scorer, graph: ModelGraph, context: ScoringContext) -> ByGroup:
-    model = model_given(scorer, context)
-    return root_mean_squares(channel_moments(graph, model, ForwardPasses(scorer.name, model, context).all))
+def _root_mean_square(on: _Subject) -> ByGroup:
+    return root_mean_squares(on.moments)
 
 
-def _variance(scorer: Scorer, graph: ModelGraph, context: ScoringContext) -> ByGroup:
-    model = model_given(scorer, context)
-    moments = channel_moments(graph, model, ForwardPasses(scorer.name, model, context).all)
-    return {group: found.variance for group, found in moments.items()}
+def _variance(on: _Subject) -> ByGroup:
+    return {group: found.variance for group, found in on.moments.items()}
 
 
-def _macs(scorer: Scorer, graph: ModelGraph, context: ScoringContext) -> ByGroup:
-    full, found = graph.cost.full, {}
+def _macs(on: _Subject) -> ByGroup:
+    graph, found = on.graph, {}
     for index, group in enumerate(graph.prunable):
-        atoms = full.copy()
+        atoms = graph.cost.full.copy()
         atoms[index] -= 1
         found[group.id] = np.full(group.atoms, (graph.macs - graph.cost.macs(atoms)) / max(graph.macs, 1))
     return found
 
 
-_COMPUTED: Mapping[str, Callable[[Scorer, ModelGraph, ScoringContext], ByGroup]] = {
+_COMPUTED: Mapping[str, _Feature] = {
     "w": _weights("l2"),
     "w1": _weights("l1"),
     "g": _gradient,
