@@ -47,6 +47,8 @@ WRAPPED = {
     "prose": "Of course! Here you are: {} Good luck.",
 }
 """Forms around valid scores."""
+PATIENCE = 30.0
+"""Upper limit, in seconds, for an answer that comes at once, even on a busy machine. Without the limit under test it would take longer."""
 every_scorer = pytest.mark.parametrize("scorer", SCORERS)
 
 
@@ -127,19 +129,19 @@ def test_an_hour_is_not_slept(scorer, retry_after):
         start = time.monotonic()
         with pytest.raises(LLMRateLimitError, match=f"wait {retry_after} s"):
             ask(server, scorer)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < PATIENCE
         assert len(server.requests) == 1
 
 
 @every_scorer
-@pytest.mark.parametrize("action", [Slow(1.5), Dribble(1.5)], ids=["slow", "dribble"])
+@pytest.mark.parametrize("action", [Slow(10 * PATIENCE), Dribble(10 * PATIENCE)], ids=["slow", "dribble"])
 def test_a_slow_service_is_left_behind(scorer, action):
     """A request has a limit by the wall clock, also when a byte comes now and then."""
     with FakeLLMServer([action] * 3) as server:
         start = time.monotonic()
         with pytest.raises(LLMTimeoutError):
             ask(server, scorer, timeout_seconds=0.3)
-        assert time.monotonic() - start < 1.3
+        assert time.monotonic() - start < PATIENCE
 
 
 def test_the_deadline_covers_retries_and_waits():
@@ -147,8 +149,8 @@ def test_the_deadline_covers_retries_and_waits():
     with FakeLLMServer([Status(503)] * 50) as server:
         start = time.monotonic()
         with pytest.raises(LLMError):
-            ask(server, "openai", retries=40, backoff_seconds=0.2, deadline_seconds=0.6)
-        assert time.monotonic() - start < 2
+            ask(server, "openai", retries=40, backoff_seconds=PATIENCE, deadline_seconds=0.6)
+        assert time.monotonic() - start < PATIENCE
 
 
 @every_scorer
