@@ -147,7 +147,7 @@ async def applied(session: Session, name: str, seed: int) -> str:
 def data_for(subject: Subject, seed: int) -> tuple[Data, Data]:
     """Return data of a session, and data of the final judgement: the same batches to learn from, other batches to judge by."""
     learning = tuple(batches_of(subject, "train", 50_000 + 1024 * seed, 16, 32, seed=10 + seed))
-    held_out = tuple(batches_of(subject, "train", 56_000 + 1024 * seed, 2, 256, seed=20 + seed))
+    held_out = tuple(batches_of(subject, "train", 56_000 + 1024 * seed, 8, 128, seed=20 + seed))
     untouched = tuple(batches_of(subject, "t10k", 0, 8, 256, seed=30))
     return Data(learning, held_out, subject.loss_fn), Data(learning, untouched, subject.loss_fn)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -157,10 +158,10 @@ def _begin(task: PruningTask, bounds: Bounds, state: State) -> None:
     state.new_plan(plan_for(task.graph, state.rankings[ranking], task.goal, model=task.model), ranking)
     if task.data is None:
         return
-    loss = task.loss(task.model, deadline)
-    if loss is None:
+    losses = task.batch_losses(task.model, deadline)
+    if losses is None:
         raise ScoringError("The held-out loss of the unpruned model is not finite, so nothing can be compared with it. Look at the loss.")
-    state.note_measured(BASE, Treatment().label, {"loss": loss})
+    state.note_measured(BASE, Treatment().label, {"loss": statistics.fmean(losses)}, losses)
 
 
 def _repeat(journal: Journal, state: State) -> int:

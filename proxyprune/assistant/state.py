@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxyprune.assistant.folder import SessionFolder
 from proxyprune.errors import CallLimitError, UnknownNameError
+from proxyprune.measuring.held_out import PairedDifference
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.searching.round import key_of
@@ -31,6 +32,7 @@ class State:
         ranking_of: Plan -> the ranking that it was made from.
         measured: (plan, label of the treatment) -> values: "loss", "quality" or "seconds" -> a number, a pair of seconds (before, after),
             or None if it is not finite.
+        batch_losses: (plan, label of the treatment) -> loss of each held-out batch, if all are finite.
         networks: Saved network -> its plan.
         measurements: Networks that were built and measured.
     """
@@ -40,6 +42,7 @@ class State:
     plans: dict[str, PrunePlan] = field(default_factory=dict)
     ranking_of: dict[str, str] = field(default_factory=dict)
     measured: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    batch_losses: dict[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     networks: dict[str, str] = field(default_factory=dict)
     measurements: int = 0
     _events: list[Event] = field(default_factory=list)
@@ -69,9 +72,10 @@ class State:
         self._events.append({"event": "plan", "name": name, "ranking": ranking})
         return name, True
 
-    def note_measured(self, plan: str, treatment: str, values: Mapping[str, Any]) -> None:
+    def note_measured(self, plan: str, treatment: str, values: Mapping[str, Any], batch_losses: Sequence[float] | None = None) -> None:
         """Keep what was measured of a plan."""
-        self._note({"event": "measured", "plan": plan, "treatment": treatment, "values": dict(values)})
+        losses = {} if batch_losses is None else {"batch_losses": list(batch_losses)}
+        self._note({"event": "measured", "plan": plan, "treatment": treatment, "values": dict(values)} | losses)
 
     def note_spent(self) -> None:
         """Count one measurement."""
@@ -117,6 +121,11 @@ class State:
             raise UnknownNameError(f"No plan is named {name!r}. There are {_some(self.plans)}; the tool plan makes another.")
         return self.plans[name]
 
+    def difference(self, plan: str, treatment: str) -> PairedDifference | None:
+        """Compare the loss of a plan with that of the one-shot plan after the same treatment, or return None if one is not known."""
+        losses, others = (self.batch_losses.get((name, treatment)) for name in (plan, ONE_SHOT))
+        return None if losses is None or others is None else PairedDifference.of(losses, others)
+
     def check_measurements(self, limit: int) -> None:
         """Raise if no measurement is left.
 
@@ -135,7 +144,10 @@ class State:
     def _take(self, event: Event) -> None:
         match event["event"]:
             case "measured":
-                self.measured.setdefault((event["plan"], event["treatment"]), {}).update(event["values"])
+                key = event["plan"], event["treatment"]
+                self.measured.setdefault(key, {}).update(event["values"])
+                if "batch_losses" in event:
+                    self.batch_losses[key] = event["batch_losses"]
             case "spent":
                 self.measurements += 1
             case "network":

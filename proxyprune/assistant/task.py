@@ -17,7 +17,7 @@ from proxyprune.assistant.treatment import Treatment
 from proxyprune.coupling.options import TraceKeywords
 from proxyprune.errors import InputError, MissingNeedError, ProxyPruneError, ScoringError
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_loss, recovered, weights_digest
+from proxyprune.measuring.held_out import Data, DataKeywords, Recovery, data_digest, held_out_losses, recovered, weights_digest
 from proxyprune.measuring.network_times import with_times
 from proxyprune.measuring.timing import Timing
 from proxyprune.planning.budget import Budget, Target, parse_budget
@@ -161,10 +161,10 @@ class PruningTask:
         """Return a copy of a network after the recovery."""
         return recovered(model, self._required(deadline), self.recovery, self.seed)
 
-    def loss(self, model: nn.Module, deadline: Deadline) -> float | None:
-        """Return the held-out loss, or None if it is not finite."""
-        found = held_out_loss(model, self._required(deadline), self.seed)
-        return found if math.isfinite(found) else None
+    def batch_losses(self, model: nn.Module, deadline: Deadline) -> list[float] | None:
+        """Return the loss of each held-out batch, or None if one is not finite."""
+        found = held_out_losses(model, self._required(deadline), self.seed)
+        return list(found) if all(map(math.isfinite, found)) else None
 
     def quality_of(self, model: nn.Module) -> float | None:
         """Return the caller's measure of a network, or None if it is not finite.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -142,13 +143,43 @@ def held_out_loss(model: nn.Module, data: Data, seed: int) -> float:
     Returns:
         The mean; infinity when any batch gives no finite number.
     """
-    total = 0.0
+    mean = statistics.fmean(held_out_losses(model, data, seed))
+    return mean if math.isfinite(mean) else math.inf
+
+
+def held_out_losses(model: nn.Module, data: Data, seed: int) -> tuple[float, ...]:
+    """Loss of each held-out batch, in evaluation mode; the model and all generators stay as they are.
+
+    Randomness in the loss depends on the seed and the batch only, so the losses of two networks can be compared batch by batch.
+    """
+    losses = []
     with unchanged(model), evaluation(model):
         for index, batch in enumerate(data.held_out):
             with untouched(model, derived_seed(seed, "held out", index)), torch.no_grad():
-                total += float(_loss(data.loss_fn, model, batch, f"held-out batch {index}").detach())
-    mean = total / len(data.held_out)
-    return mean if math.isfinite(mean) else math.inf
+                losses.append(float(_loss(data.loss_fn, model, batch, f"held-out batch {index}").detach()))
+    return tuple(losses)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Losses of one network minus those of another on the same batches.
+
+    Attributes:
+        mean: Mean over the batches; below 0 the first network is better.
+        standard_error: Of the mean; None with fewer than two batches.
+        batches: Number of batches.
+    """
+
+    mean: float
+    standard_error: float | None
+    batches: int
+
+    @classmethod
+    def of(cls, losses: Sequence[float], others: Sequence[float]) -> PairedDifference:
+        """Compare two networks batch by batch."""
+        differences = [loss - other for loss, other in zip(losses, others, strict=True)]
+        error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+        return cls(statistics.fmean(differences), error, len(differences))
 
 
 def recovered(model: nn.Module, data: Data, recovery: Recovery, seed: int) -> nn.Module:

@@ -207,6 +207,37 @@ class TestGuards:
         assert "not saved" in failed(session, "apply", plan=worst, name="bad")
         assert not (tmp_path / "work" / "networks").exists()
 
+    def test_a_plan_that_is_better_by_chance_is_not_saved(self, tmp_path):
+        """A lower mean is not enough: the difference has to exceed twice its standard error over the held-out batches."""
+        network = subject()
+        batches = [(batch, 1.0) for batch in network.batches]
+
+        def loss_fn(model, weighed):
+            return weighed[1] * network.loss_fn(model, weighed[0])
+
+        def measured(folder, *weights):
+            held_out = [(network.batches[0], weight) for weight in weights]
+            task = PruningTask.of(network.model, network.example_inputs, 0.6, batches=batches, held_out=held_out, loss_fn=loss_fn)
+            with Session.open(task, tmp_path / folder) as opened:
+                scores = {name: float(name == "blocks.1") for name in opened.task.graph.block_by_id}
+                ranking = answered(opened, "score", scores=scores, strength=5)["ranking"]
+                plan = answered(opened, "plan", ranking=ranking)["plan"]
+                answered(opened, "measure", plan=ONE_SHOT)
+                found = answered(opened, "measure", plan=plan)
+                return found, opened.call("apply", {"plan": plan, "name": "n"}).content
+
+        first, _ = measured("first", 1.0)
+        assert first["standard_error"] is None
+        better = -1.0 if first["loss_minus_one_shot"] > 0 else 1.0
+        found, saved = measured("sure", better, better, 0.9 * better)
+        assert found["loss_minus_one_shot"] < -2 * found["standard_error"] < 0
+        assert saved["network"] == "n"
+        found, rejected = measured("chance", better, -0.9 * better, better)
+        assert -2 * found["standard_error"] < found["loss_minus_one_shot"] < 0
+        assert found["loss"] < found["one_shot"]["loss"]
+        assert "may be chance" in rejected["message"]
+        assert not (tmp_path / "chance" / "networks").exists()
+
     @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", ".", "", "x" * 65, "a\0b", "~", "C:\\x"])
     def test_names_are_plain(self, session, tmp_path, name):
         """A name that could lead elsewhere is rejected."""

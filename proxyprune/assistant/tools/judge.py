@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from proxyprune.result import PruneResult
 from proxyprune.saving.network_folder import save
 
 UNTREATED = Treatment().label
+SURE = 2.0
+"""A plan is better than the one-shot plan if its held-out loss is lower by this many standard errors of the paired difference. The best of
+several measured plans is better by chance too, and less than this is what chance gives."""
 
 
 def measure(context: CallContext, arguments: MeasureArguments) -> dict[str, Any]:
@@ -42,6 +46,7 @@ def measure(context: CallContext, arguments: MeasureArguments) -> dict[str, Any]
         **{kind: values[kind] for kind in kinds},
         "base": {kind: base[kind] for kind in kinds if kind in base},
         "one_shot": _one_shot_values(context, kinds, treatment=arguments.treatment),
+        **_chance(context, arguments.plan, treatment=arguments.treatment),
         "measured_before": again,
         "measurements_left": context.bounds.measurements - context.state.measurements,
     }
@@ -88,10 +93,10 @@ def history(context: CallContext, arguments: HistoryArguments) -> dict[str, Any]
 
 
 def apply(context: CallContext, arguments: ApplyArguments) -> dict[str, Any]:
-    """Save the network of a plan in the workspace, unless the one-shot plan has a lower loss on held-out data.
+    """Save the network of a plan in the workspace, if its loss on held-out data is lower than that of the one-shot plan beyond chance.
 
     Raises:
-        AssistantError: If the one-shot plan is better, or the plan costs more than the budget.
+        AssistantError: If the plan is no better than the one-shot plan, or costs more than the budget.
         CallLimitError: If no network, or no measurement that is needed, is left.
         InputError: If the name cannot be used.
     """
@@ -110,17 +115,23 @@ def apply(context: CallContext, arguments: ApplyArguments) -> dict[str, Any]:
 
 
 def _guard(context: CallContext, plan: str, *, treatment: Treatment) -> dict[str, Any]:
-    """Measure a plan and the one-shot plan, and raise if the latter is better."""
+    """Measure a plan and the one-shot plan, and raise if the plan is no better. Equal losses on every batch pass."""
     if context.task.data is None:
         return {"loss": None, "one_shot_loss": None}
     losses = {}
     for name in dict.fromkeys((plan, ONE_SHOT)):
         _measured(context, name, ("loss",), treatment=treatment)
         losses[name] = context.state.measured[name, treatment.label]["loss"]
+    found = f"Plan {plan!r} has the held-out loss {losses[plan]}, the one-shot plan {ONE_SHOT!r} has {losses[ONE_SHOT]}."
+    advice = f"Apply {ONE_SHOT!r}, or a better plan; history names the best."
     if _or_inf(losses[plan]) > _or_inf(losses[ONE_SHOT]):
+        raise AssistantError(f"{found} A network worse than the one-shot plan is not saved. {advice}")
+    difference = context.state.difference(plan, treatment.label)
+    error = 0.0 if difference is None else difference.standard_error or 0.0
+    if difference is not None and -difference.mean < SURE * error:
         raise AssistantError(
-            f"Plan {plan!r} has the held-out loss {losses[plan]}, the one-shot plan {ONE_SHOT!r} has {losses[ONE_SHOT]}. A network worse "
-            f"than the one-shot plan is not saved. Apply {ONE_SHOT!r}, or a better plan; history names the best."
+            f"{found} The difference is less than {SURE:g} of its standard errors ({error:.3g}, over {difference.batches} held-out batches), "
+            f"so it may be chance. {advice} More held-out batches show smaller differences."
         )
     return {"loss": losses[plan], "one_shot_loss": losses[ONE_SHOT]}
 
@@ -135,8 +146,19 @@ def _measured(context: CallContext, plan: str, kinds: Collection[str], *, treatm
     context.state.note_spent()
     model = _network(context, plan, treatment=treatment)
     for kind in missing:
-        context.state.note_measured(plan, treatment.label, {kind: _value(context, model, kind)})
+        if kind == "loss":
+            _measure_loss(context, plan, model, treatment=treatment)
+        else:
+            context.state.note_measured(plan, treatment.label, {kind: _value(context, model, kind)})
     return False
+
+
+def _measure_loss(context: CallContext, plan: str, model: nn.Module, *, treatment: Treatment) -> None:
+    """Measure the loss of each held-out batch; the loss of a plan is their mean."""
+    context.deadline.check()
+    losses = context.task.batch_losses(model, context.deadline)
+    value = None if losses is None else statistics.fmean(losses)
+    context.state.note_measured(plan, treatment.label, {"loss": value}, losses)
 
 
 def _network(context: CallContext, plan: str, *, treatment: Treatment) -> nn.Module:
@@ -153,8 +175,6 @@ def _built(context: CallContext, plan: str, *, treatment: Treatment) -> PruneRes
 
 def _value(context: CallContext, model: nn.Module, kind: str) -> Any:
     context.deadline.check()
-    if kind == "loss":
-        return context.task.loss(model, context.deadline)
     if kind == "quality":
         return context.task.quality_of(model)
     return list(run_seconds(context.task.model, model, context.task.inputs))
@@ -163,6 +183,14 @@ def _value(context: CallContext, model: nn.Module, kind: str) -> Any:
 def _one_shot_values(context: CallContext, kinds: Collection[str], *, treatment: Treatment) -> dict[str, Any]:
     known = context.state.measured.get((ONE_SHOT, treatment.label), {})
     return {kind: known[kind] for kind in kinds if kind in known}
+
+
+def _chance(context: CallContext, plan: str, *, treatment: Treatment) -> dict[str, Any]:
+    """How far the loss is from that of the one-shot plan, and how much of that may be chance."""
+    difference = None if plan in {BASE, ONE_SHOT} else context.state.difference(plan, treatment.label)
+    if difference is None:
+        return {}
+    return {"loss_minus_one_shot": difference.mean, "standard_error": difference.standard_error}
 
 
 def _row(context: CallContext, name: str) -> dict[str, Any]:
