@@ -130,7 +130,7 @@ def _guard(context: CallContext, plan: str, *, treatment: Treatment) -> dict[str
     error = 0.0 if difference is None else difference.standard_error or 0.0
     if difference is not None and -difference.mean < SURE * error:
         raise AssistantError(
-            f"{found} The difference is less than {SURE:g} of its standard errors ({error:.3g}, over {difference.batches} held-out batches), "
+            f"{found} The difference is less than {SURE:g} of its standard errors ({error:.3g}; {difference.batches} held-out batches), "
             f"so it may be chance. {advice} More held-out batches show smaller differences."
         )
     return {"loss": losses[plan], "one_shot_loss": losses[ONE_SHOT]}
