@@ -3,6 +3,8 @@
     python benchmarks/time_targets.py                      # on a processor, one thread
     python benchmarks/time_targets.py --device cuda        # on a GPU
     python benchmarks/time_targets.py --networks unet dit --targets 0.6 --runs 1
+    python benchmarks/time_targets.py --threads 2 --runs 1 # wall time: on an idle machine only
+    python benchmarks/time_targets.py --compile --runs 1   # under torch.compile
     python benchmarks/time_targets.py --journal time.jsonl # continues where it was stopped
 
 For each target and run: predicted time before any correction, time that was measured while pruning, and time measured afterwards with the
@@ -96,7 +98,7 @@ def measure(name: str, run: int, arguments: argparse.Namespace, journal: Journal
     model, inputs = NETWORKS[name]()
     model = model.eval().to(arguments.device)
     inputs = tuple(value.to(arguments.device) for value in inputs)
-    timing = pp.Timing(batch=arguments.batch, threads=1 if arguments.device == "cpu" else None)
+    timing = pp.Timing(batch=arguments.batch, threads=arguments.threads if arguments.device == "cpu" else None, compiled=arguments.compile)
     started, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         graph = pp.with_times(pp.trace(model, inputs), model, inputs, timing, table=CostTable(Path(folder)))
@@ -168,6 +170,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="Threads of the processor.")
+    parser.add_argument("--compile", action="store_true", help="Time under torch.compile.")
     parser.add_argument("--rounding", action="store_true", help="Also time plans of the same share of MACs with several roundings.")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--targets", nargs="+", type=float, default=list(TARGETS))
@@ -175,7 +179,7 @@ def main() -> None:
     parser.add_argument("--journal", type=Path)
     arguments = parser.parse_args()
     if arguments.device == "cpu":
-        torch.set_num_threads(1)
+        torch.set_num_threads(arguments.threads)
     journal = Journal(arguments.journal)
     for run in range(arguments.runs):
         for name in arguments.networks:
@@ -189,15 +193,23 @@ def main() -> None:
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Save what there is so far."""
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
-    settings = {"device": device, "batch": arguments.batch, "threads": torch.get_num_threads(), "clock": clock_of(arguments.device)}
+    settings = {
+        "device": device,
+        "batch": arguments.batch,
+        "threads": torch.get_num_threads(),
+        "compiled": arguments.compile,
+        "clock": clock_of(arguments.device, arguments.threads),
+    }
     content = settings | {"runs": 1 + max((row["run"] for row in rows), default=-1), "summary": summary(rows), "rows": rows}
-    name = "time_targets" if arguments.device == "cpu" else f"time_targets_{arguments.device}"
-    save(name, content | environment())
+    marks = [arguments.device] * (arguments.device != "cpu") + [f"{arguments.threads}_threads"] * (arguments.threads > 1)
+    save("_".join(["time_targets", *marks, *["compiled"] * arguments.compile]), content | environment())
 
 
-def clock_of(device: str) -> str:
+def clock_of(device: str, threads: int) -> str:
     """Say what a time is."""
-    return "CUDA events" if device == "cuda" else "processor time of the one thread that computes"
+    if device == "cuda":
+        return "CUDA events"
+    return "wall time" if threads > 1 else "processor time of the one thread that computes"
 
 
 if __name__ == "__main__":
