@@ -4,7 +4,8 @@ Each assistant gets the same number of measurements, the same one-shot plan (Tay
 a short recovery. It sees what the tools answer and nothing else. The network of the plan that it applies is judged, after
 the same treatment, on a third split that nothing has seen.
 
-    greedy       raises or lowers the importance of one block at a time, the most expensive first, and keeps what lowers the loss
+    greedy       raises or lowers the importance of one block at a time, the most expensive first, and keeps what lowers the loss;
+                 where neither direction does, its next steps are half as large
     random       draws the importance of every block, and applies the best plan that it measured
     adversarial  asks for plans above the budget, names outside of the workspace and the worst plan that it can find, and applies that
 
@@ -17,6 +18,7 @@ A session is a folder in benchmarks/.cache: a killed run goes on where it stoppe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -48,6 +50,8 @@ RECOVERY_STEPS = 30
 SECONDS_PER_CALL = 3600.0
 FACTOR = 2.0
 """Factor of a channel's score when the assistant's score of its block rises by a half."""
+SMALLEST_STEP = 1 / 32
+"""Changes of importance below this leave most plans as they are."""
 ONE_SHOT = "one-shot taylor"
 COLUMNS = ("network", "assistant", "loss", "gain", "lowest gain", "seeds")
 
@@ -88,17 +92,23 @@ async def blocks_by_cost(tools: Tools) -> list[str]:
 
 
 async def greedy(tools: Tools, seed: int) -> str:
-    """Change one block at a time, and keep what helps."""
+    """Change one block at a time, and keep what helps; halve the step when neither direction does."""
     blocks = await blocks_by_cost(tools)
-    scores, best, lowest = dict.fromkeys(blocks, 0.5), "p0", await tools.loss("p0")
-    for block in blocks:
-        for value in (1.0, 0.0):
+    scores, best, lowest, step = dict.fromkeys(blocks, 0.5), "p0", await tools.loss("p0"), 0.5
+    for block in itertools.cycle(blocks):
+        for value in (scores[block] + step, scores[block] - step):
+            if not 0.0 <= value <= 1.0:
+                continue
             found = await tools.measured(scores | {block: value})
             if found is None:
                 return best
             if lowest is None or found[1] < lowest:
                 scores, (best, lowest) = scores | {block: value}, found
                 break
+        else:
+            step /= 2
+        if step < SMALLEST_STEP:
+            break
     return best
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import hashlib
+import importlib
 import json
 import os
 from collections import Counter
@@ -50,6 +51,19 @@ NAME = "supported_networks"
 LIMITS = Limits(seconds=120, gib=14)
 PEER_LIMITS = Limits(seconds=60, gib=14)
 WIDTH = 80
+SHARED = (
+    "torch._dynamo",
+    "torch.export",
+    "torch_pruning",
+    "timm",
+    "transformers.modeling_utils",
+    "transformers.integrations.hub_kernels",
+    "transformers.loss.loss_utils",
+    "diffusers.models.modeling_utils",
+    "proxyprune.api",
+    "proxyprune.saving.network_folder",
+)
+"""Imported before any process is forked: each network would import them for itself, which takes ten seconds."""
 
 
 def try_network(candidate: Candidate) -> Verdict:
@@ -226,6 +240,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     import_torchvision()  # first of all: timm, and transformers where it finds it, import it too
+    for name in SHARED:
+        importlib.import_module(name)
     chosen = bool(options.set) or options.only != "*" or bool(options.limit)
     journal = journal_path()
     if not options.resume and not chosen:
