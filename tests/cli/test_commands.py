@@ -60,8 +60,8 @@ class TestHelp:
         assert "No such command 'prun'" in fail("prun")
 
     def test_missing_model(self):
-        """--model is required."""
-        assert "--model" in fail("describe")
+        """A command without --model names the missing option."""
+        assert "Missing option '--model' / '-m'" in fail("describe")
 
 
 class TestDescribe:
