@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "supported-network
 _COLUMNS = ("tried", "built", "traced", "planned", "runs", "exact", "saved")
 _SOURCES = {
     "torchvision": "Every builder for classification, segmentation, detection, video and optical flow.",
-    "timm": "The network with the fewest parameters of every module.",
+    "timm": "From every module of timm, the network with the fewest parameters.",
     "transformers": "One tiny configuration of each model type that the auto classes list, causal language models first.",
     "diffusers": "Small configurations of denoisers and autoencoders.",
 }
@@ -22,11 +23,12 @@ _ERROR_LENGTH = 160
 
 _TOP = """# Supported networks
 
-`benchmarks/supported_networks.py` → [`results/supported_networks.json`](../../benchmarks/results/supported_networks.json). \
-Published network definitions with random weights, pruned to {target} of their MACs by weight magnitude. Each network runs in a \
-process of its own, with {seconds:.0f} s of CPU time and {gib:.0f} GiB. The benchmark makes small configurations and \
-inputs; pruning has no code for any single network, and every one goes through the same call, \
-`pp.prune(model, inputs, target={target}, scorer="magnitude")`.
+`benchmarks/supported_networks.py` →
+[`results/supported_networks.json`](../../benchmarks/results/supported_networks.json). Published
+network definitions with random weights are pruned to {target} of their MACs by weight magnitude. Each
+network runs in its own process, with {seconds:.0f} s of CPU time and {gib:.0f} GiB of memory. The benchmark makes
+small configurations and inputs. proxyprune has no code for any single network, and every network is
+pruned by the same call, `pp.prune(model, inputs, target={target}, scorer="magnitude")`.
 
 <!-- not run: takes hours -->
 ```console
@@ -41,20 +43,23 @@ $ make zoo
 
 A network counts in a column if it passed that check. The checks, in order:
 
-- **built**: the definition can be instantiated and runs on the example inputs. What was not built says nothing about pruning.
-- **traced**: proxyprune reads the network.
+- **built**: the definition can be instantiated and runs on the example inputs. A network that fails
+  here fails without proxyprune.
+- **traced**: proxyprune can trace the network.
 - **planned**: it is pruned to {target} of the MACs at the first attempt.
 - **runs**: the pruned network runs, and its outputs are finite where those of the unpruned one are.
-- **exact**: the MACs of the plan equal those that `FlopCounterMode` counts on the pruned network, under the plain attention kernel. \
-A network with an op that has no cost rule counts as not exact.
-- **saved**: saved and loaded into a network with other weights, it gives bit-identical outputs.
+- **exact**: the MACs of the plan equal those that `FlopCounterMode` counts on the pruned network,
+  with the math attention kernel. A network with an op that has no cost rule counts as not exact.
+- **saved**: if it is saved and loaded into a network with other weights, its outputs are identical,
+  bit for bit.
 
 {greedy}
 
-torch-pruning {peer_version} is tried beside it: `MagnitudePruner` with a ratio of 0.25, the last layer ignored, and the number of \
-attention heads found from the names of attributes. Its own examples prune more networks than this, with code for each of them. \
-"Fails" means that it raises, that the pruned network does not run, or that no channel was removed. An \
-empty cell means that it was not tried.
+torch-pruning {peer_version} is tried on the same networks: `MagnitudePruner` with a ratio of 0.25, the
+last layer ignored, and the number of attention heads found from the names of attributes. Its own
+examples prune more networks than this, with code for each of them. "Fails" means that it raises an
+error, that the pruned network does not run, or that no channel was removed. An empty cell means
+that it was not tried.
 
 ## Failures by cause
 
@@ -83,9 +88,9 @@ def _coverage(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version and name != "proxyprune")
     tried = sum(counts["tried"] for counts in results["totals"].values())
     parts = [f"{counts['tried']} of {results['available'][name]} of {name}" for name, counts in results["totals"].items()]
-    part = "" if results["whole"] else f" **This run is a part of the whole table:** {', '.join(parts)}."
-    return (
-        f"Measured at commit {results['commit']} with {versions}; {tried} networks. Seconds are the wall time of `pp.prune` on one "
+    part = "" if results["whole"] else f" **The run is not complete.** Networks tried: {', '.join(parts)}."
+    return _wrapped(
+        f"Measured at commit {results['commit']} on {tried} networks, with {versions}. Seconds are the wall time of `pp.prune` on one "
         f"core of a machine that was shared with other jobs.{part}"
     )
 
@@ -105,12 +110,16 @@ def _further(totals: Mapping[str, Mapping[str, Any]]) -> str:
     def summed(name: str) -> int:
         return sum(counts[name] for counts in totals.values())
 
-    return (
+    return _wrapped(
         f"Two more checks apply to some networks. Of {summed('causal')} pruned causal language models, {summed('greedy')} generate the "
-        "same greedy tokens with a dynamic cache, with a static cache and without a cache, in those of the three ways that the unpruned "
-        f"network supports. Of {summed('trainable')} networks whose unpruned form runs a training step on the example inputs, "
-        f'{summed("trains")} run one after pruning. "All checks" counts networks that passed everything that applies to them.'
+        "same greedy tokens with a dynamic cache, with a static cache and without a cache, as far as the unpruned network supports these. "
+        f"Of {summed('trainable')} networks whose unpruned form runs a training step on the example inputs, "
+        f'{summed("trains")} run one after pruning. "All checks" counts networks that passed every check that applies to them.'
     )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _causes(verdicts: Sequence[Verdict]) -> str:
