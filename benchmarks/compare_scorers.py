@@ -37,6 +37,8 @@ from proxyprune.measuring.held_out import Data
 from proxyprune.measuring.journal import opened
 from proxyprune.scoring import Brief, find
 
+TITLES = {"unet": "U-Net", "dit": "DiT", "cnn": "CNN"}
+"""Names of the networks in the plot."""
 CASES = (*(Case("width", target) for target in (0.8, 0.6, 0.4)), *(Case("depth", target) for target in (0.8, 0.6)))
 RECORDED_CASES = (Case("width", 0.4), Case("depth", 0.8), Case("depth", 0.6))
 SEEDS = (0, 1, 2)
@@ -191,19 +193,23 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> None:
                     continue
                 if row["recovered"] is None:
                     across = panel.get_yaxis_transform()
-                    panel.text(0.02, place, "no network", transform=across, fontsize=6, va="center", color="0.5")
+                    panel.text(0.5, place, "no network", transform=across, fontsize=6, va="center", ha="center", color="0.5")
                     continue
                 colour = "#D55E00" if row["recovered"] == best else "#999999" if arm.startswith(("random", "simulated")) else "#0072B2"
                 panel.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.5)
                 panel.plot([row["recovered"]], [place], "o", color=colour, markersize=4)
-            panel.axvline(base, color="0.6", linestyle="--", linewidth=0.8)
-            panel.set_title(f"{network}, {case}", fontsize=9)
+            if best is None:
+                panel.set_xticks([])
+            else:
+                panel.axvline(base, color="0.6", linestyle="--", linewidth=0.8)
+            panel.set_title(f"{TITLES.get(network, network)}, {case}", fontsize=9)
             panel.tick_params(labelsize=7)
             panel.grid(axis="x", color="0.92")
             panel.set_ylim(len(arms) - 0.5, -0.5)
         line[0].set_yticks(range(len(arms)), arms, fontsize=7)
     figure.supxlabel(
-        "held-out loss after recovery (mean and range over seeds; dashed: unpruned, trained as long; orange: best)", fontsize=9
+        "held-out loss after recovery (mean and range over seeds; dashed: unpruned, after the same training; orange: best)",
+        fontsize=9,
     )
     figure.savefig(RESULTS / "compare_scorers.png", dpi=130)
 

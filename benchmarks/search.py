@@ -139,7 +139,7 @@ def summary(runs: Sequence[Mapping[str, Any]], proposers: Sequence[str] = PROPOS
 def plot(runs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
     """Left of each pair: best loss by measurement on the held-out split. Right: final loss on the untouched split."""
     colours = dict(zip((*PROPOSERS, ONE_SHOT), ("#0072B2", "#D55E00", "#999999", "#009E73", "#000000"), strict=True))
-    figure = Figure(figsize=(13, 4.0), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     panels = figure.subplots(1, 2 * len(TARGETS), gridspec_kw={"width_ratios": [1.4, 1] * len(TARGETS)})
     for index, target in enumerate(TARGETS):
         left, right = panels[2 * index], panels[2 * index + 1]
@@ -152,17 +152,17 @@ def plot(runs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -
             mean = [sum(curve[place] for curve in curves) / len(curves) for place in range(length)]
             left.plot(range(1, length + 1), mean, color=colours[proposer], linewidth=2, label=proposer)
         left.set(title=f"{target}: search", xlabel="measurements", ylabel="best loss so far, held-out split")
-        left.legend(fontsize=8)
         own = [row for row in rows if row["target"] == target]
         for place, row in enumerate(own):
             right.plot([place, place], [row["loss_low"], row["loss_high"]], color=colours[row["proposer"]], linewidth=2)
             right.plot([place], [row["loss"]], "o", color=colours[row["proposer"]])
         right.set_xticks(range(len(own)), [row["proposer"] for row in own], rotation=25, ha="right")
         right.set_xlim(-0.6, len(own) - 0.4)
-        right.set(title=f"{target}: untouched split", ylabel="loss after recovery, mean and range")
+        right.set(title=f"{target}: new images", ylabel="loss after recovery, mean and range")
         for panel in (left, right):
             panel.grid(axis="y", color="0.92")
             panel.tick_params(labelsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(PROPOSERS), fontsize=9, frameon=False)
     figure.savefig(RESULTS / "search.png", dpi=130)
 
 

@@ -37,6 +37,10 @@ HEADLINE = {
     "measured_50": "step-adaptive, measured",
 }
 """Arms of the picture that says it at a glance, and what they are called there."""
+SAMPLERS = {"dpm++": "DPM-Solver++", "ddim": "DDIM"}
+"""Names of samplers in the plots."""
+EARLIER = {"measured_80_interval": "measured_80"}
+"""Names of arms in files of earlier versions, with the present ones."""
 GREY, BLUE = "#7F7F7F", "#0072B2"
 
 
@@ -55,8 +59,9 @@ def draw(lines: Lines, samplers: Sequence[tuple[str, int]], run: Callable[[str, 
     found: dict[str, Lines] = {}
     for line in lines:
         if line["sampler_name"] == sampler:
-            found[line["arm"]] = [*found.get(line["arm"], ()), line]
-    distance = f"Fréchet distance, {sampler}, {steps} steps"
+            arm = EARLIER.get(line["arm"], line["arm"])
+            found[arm] = [*found.get(arm, ()), line]
+    distance = f"Fréchet distance, {SAMPLERS.get(sampler, sampler)}, {steps} steps"
     place.parent.mkdir(exist_ok=True)
 
     curve = "base" in found and sum(arm in found for arm in CURVE) > 1
@@ -96,7 +101,8 @@ def _compute_and_noise(left: Axes, middle: Axes, found: Mapping[str, Lines], dis
     middle.axhline(0, color="0.6", linewidth=0.8)
     middle.set_yscale("symlog", linthresh=10)
     low, high = middle.get_ylim()
-    middle.set_yticks(ticks := [tick for tick in (-70, -40, -20, -10, -5, 0, 5, 10) if low <= tick <= high], map(str, ticks))
+    ticks = [tick for tick in (-70, -40, -20, -10, -5, 0, 5, 10) if low <= tick <= high]
+    middle.set_yticks(ticks, [str(tick).replace("-", "−") for tick in ticks])
     middle.set(xlabel="SNR (dB)", ylabel="held-out loss against the full base (%)")
 
 
@@ -106,7 +112,9 @@ def _curve(axes: Axes, lines: Lines, samplers: Sequence[tuple[str, int]]) -> Non
         found = [[line for line in lines if line["arm"] == arm and line["sampler_name"] == sampler] for arm in CURVE]
         found = [runs for runs in found if runs]
         shares = [100 * statistics.mean(line["training_macs"] / line["reference_macs"] for line in runs) for runs in found]
-        (mark,) = axes.plot(shares, [statistics.mean(_distances(runs)) for runs in found], "-", label=f"{sampler}, {steps} steps")
+        (mark,) = axes.plot(
+            shares, [statistics.mean(_distances(runs)) for runs in found], "-", label=f"{SAMPLERS.get(sampler, sampler)}, {steps} steps"
+        )
         for share, runs in zip(shares, found, strict=True):
             axes.plot([share] * len(runs), _distances(runs), "o", color=mark.get_color(), markersize=4, alpha=0.7)
     axes.set(xlabel="training of the full base (%)", ylabel="Fréchet distance", ylim=(0, 1.15 * axes.dataLim.ymax))

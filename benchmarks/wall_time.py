@@ -58,6 +58,8 @@ def resnet() -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {"unet": unet, "dit": dit, "resnet": resnet}
+TITLES = {"unet": "U-Net", "dit": "DiT", "resnet": "ResNet"}
+"""Names of the networks in the plot."""
 
 
 def seconds(model: nn.Module, inputs: tuple[Any, ...]) -> float:
@@ -109,7 +111,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
             label = f"round_to={round_to}"
             panel.errorbar([row["macs_ratio"] for row in own], middle, yerr=spread, marker=marker, capsize=3, label=label)
         panel.plot([0.35, 1], [0.35, 1], color="0.6", linestyle="--", label="time = MACs")
-        panel.set(title=name, xlabel="MACs, pruned / base")
+        panel.set(title=TITLES[name], xlabel="MACs, pruned / base")
     panels[0].set_ylabel("wall time, pruned / base")
     panels[0].legend()
     figure.savefig(RESULTS / "wall_time.png", dpi=130)

@@ -98,8 +98,8 @@ def _check_unpruned(model: nn.Module, result: PruneResult) -> None:
         if shapes.get(name) != shape:
             found = "no such parameter" if name not in shapes else f"shape {list(shapes[name])}"
             raise InputError(
-                f"Compensation needs the unpruned model: expected '{name}' with shape {list(shape)}, found {found}. Pass the model that "
-                "was pruned, as it was before; after inplace=True it is gone, so prune with compensate=True instead."
+                f"Compensation needs the unpruned model: expected '{name}' with shape {list(shape)}, found {found}. Pass the "
+                "unpruned model. After inplace=True it no longer exists, so prune with compensate=True instead."
             )
 
 
@@ -237,7 +237,7 @@ def _prune_once(
             graph = times_again(_amended(model, example_inputs, graph, failure, evidence), graph, model, example_inputs)
             ranking = _restricted(ranking, graph)
     raise VerificationError(
-        "No plan could be verified, although blocks were kept and channel groups pinned as often as there are blocks and groups. "
+        "No plan could be verified, even after keeping blocks and pinning channel groups one after the other. "
         f"The last difference: {failure}",
         module=failure.module,
         groups=failure.groups,

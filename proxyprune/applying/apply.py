@@ -203,7 +203,7 @@ def _decodes(pruned: nn.Module, decoding: Decoding | None, prediction: Predictio
     named = f" without block '{order[0]}'" if order else ""
     advice = f"Keep that block (keep=['{order[0]}'])" if order else "Leave the attention layers whole (keep=...)"
     raise VerificationError(
-        f"The pruned model{named} would decode wrongly: {difference}. The unpruned model gives the same in both ways. "
+        f"The pruned model{named} decodes wrongly with a cache: {difference}. The unpruned model gives the same with and without a cache. "
         f"The model is unchanged. {advice}.",
         module=order[0] if order else "",
     )
@@ -336,7 +336,7 @@ def _run_on_values(model: nn.Module, prediction: Prediction, example_inputs: Cal
     expected, found = _output_shapes(prediction.graph.program), _output_shapes(program)
     if [len(shape) for shape in found] != [len(shape) for shape in expected]:
         raise VerificationError(
-            f"The pruned model returns shapes {found}, expected {expected} but for sizes that values decide. The model is unchanged."
+            f"The pruned model returns shapes {found}, expected {expected} except for sizes that depend on values. The model is unchanged."
         )
     return program
 

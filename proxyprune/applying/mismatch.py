@@ -31,7 +31,7 @@ def check_plan(plan: PrunePlan, graph: ModelGraph, model: nn.Module, example_inp
         flag = _toggled_flag(plan, graph, model, example_inputs)
         if flag is None:
             raise
-        raise PlanMismatchError(f"The plan was made with {flag}. Set it as it was, or make a new plan. {error}") from error
+        raise PlanMismatchError(f"The plan was made with {flag}. Use the same setting, or make a new plan. {error}") from error
 
 
 def _toggled_flag(plan: PrunePlan, graph: ModelGraph, model: nn.Module, example_inputs: ExampleInputs) -> str | None:

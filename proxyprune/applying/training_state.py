@@ -239,7 +239,7 @@ def _must_fit(name: str, found: Tensor, successor: Tensor) -> None:
     if found.shape != successor.shape:
         raise PlanMismatchError(
             f"'{name}' would become {tuple(found.shape)}, but is {tuple(successor.shape)} in the pruned model. "
-            "Use the surgery of this very pruning."
+            "Use the surgery that made this pruned model."
         )
 
 
@@ -283,7 +283,7 @@ class _Heirs:
         if all(is_removed(name, self._surgery) for name in names):
             return None
         raise PlanMismatchError(
-            f"The pruned model has no parameter '{names[0]}', and no removed block held it. Use the surgery of this very pruning."
+            f"The pruned model has no parameter '{names[0]}', and no removed block held it. Use the surgery that made this pruned model."
         )
 
     def inherit(self, parameter: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class PlanArguments:
     keep: tuple[str, ...] = _field("Names or patterns of blocks, groups, modules or parameters that must stay as they are.", ())
     floors: Mapping[str, float | int] = _field("Pattern -> least that stays: a fraction (0.5) or a number of channels (32).", {})
     ceilings: Mapping[str, float | int] = _field("Pattern -> most that stays, in the same units.", {})
-    uniform: bool = _field("Repeated layers keep equal widths, so that the config of a transformers or diffusers class fits.", False)
+    uniform: bool = _field("Keep equal widths in repeated layers, so that the config of a transformers or diffusers class fits.", False)
     round_to: int | None = _field("Widths become a multiple of this.", None, minimum=1)
     allocation: str | None = _field("Where widths come from: channels, blocks, or auto.", None, enum=list(ALLOCATIONS))
 

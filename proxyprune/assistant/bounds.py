@@ -74,5 +74,5 @@ class Deadline:
         if time.monotonic() - self.started > self.seconds:
             raise CallLimitError(
                 f"The call took longer than its limit of {self.seconds:g} seconds and was stopped. "
-                "Ask for less in one call, or start the server with a higher limit."
+                "Request less in one call, or start the server with a higher limit."
             )

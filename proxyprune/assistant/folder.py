@@ -50,7 +50,7 @@ class SessionFolder:
             folder.mkdir(parents=True, exist_ok=True)
             foreign = not (folder / LOG).exists() and any(folder.iterdir())
         except OSError as error:
-            raise StorageError(f"The workspace '{path}' cannot be made: {error.strerror}. Choose another folder.") from error
+            raise StorageError(f"The workspace '{path}' cannot be created: {error.strerror}. Choose another folder.") from error
         if foreign:
             raise StorageError(f"The workspace '{path}' holds files but no session. Choose a new or empty folder.")
         return cls(folder)
@@ -137,5 +137,5 @@ def recorded_calls(folder: str | Path) -> tuple[Mapping[str, Any], ...]:
             if number < len(texts):
                 raise JournalError(f"Line {number} of '{path}' is not JSON ({error}). Restore the file.") from error
     if not lines or lines[0].get("kind") != KIND or lines[0].get("schema") != SCHEMA:
-        raise JournalError(f"'{path}' is no log of an {KIND} (schema {SCHEMA}). Name a session's folder.")
+        raise JournalError(f"'{path}' is not a log of an {KIND} (schema {SCHEMA}). Name a session's folder.")
     return tuple(line for line in lines if line.get("what") == "call")

@@ -89,7 +89,7 @@ class Session:
     def _content(self, tool: str, arguments: Any) -> dict[str, Any]:
         known = tool_named(tool)
         if self._calls > self.bounds.calls and tool != _ALWAYS:
-            raise CallLimitError(f"All {self.bounds.calls} calls of this session are spent. Only {_ALWAYS} is still answered.")
+            raise CallLimitError(f"All {self.bounds.calls} calls of this session are used up. Only {_ALWAYS} is still answered.")
         length = len(arguments_text(arguments))
         if length > self.bounds.argument_chars:
             raise CallLimitError(f"The arguments have {length:,} characters, the limit is {self.bounds.argument_chars:,}.")

@@ -134,7 +134,7 @@ class State:
         """
         if self.measurements >= limit:
             raise CallLimitError(
-                f"All {limit} measurements of this session are spent. Apply the best plan; history lists what was measured."
+                f"All {limit} measurements of this session are used up. Apply the best plan; history lists what was measured."
             )
 
     def _note(self, event: Event) -> None:

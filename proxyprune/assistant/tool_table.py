@@ -75,7 +75,7 @@ _TOOLS = (
     Tool("history", "Rankings, plans, measurements and saved networks so far, and the limits left.", given.HistoryArguments, judge.history),
     Tool(
         "apply",
-        "Save the network of a plan in the workspace. A plan with a higher held-out loss than the one-shot plan is rejected.",
+        "Save the network of a plan in the workspace. A plan must be better than the one-shot plan on held-out data, beyond chance.",
         given.ApplyArguments,
         judge.apply,
     ),

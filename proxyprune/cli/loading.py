@@ -99,7 +99,7 @@ class Built:
             self.model, self.inputs, None if batches is None else tuple(batches), needed["loss_fn"], self.source.seed, brief or Brief()
         )
         if not isinstance(judge.scorer, LLMScorer):
-            raise InputError(f"--dry-run shows what a language model would be sent; '{judge.scorer.name}' asks none.")
+            raise InputError(f"--dry-run shows the prompt for a language model; scorer '{judge.scorer.name}' uses none.")
         preview = judge.scorer.preview(graph, context)
         out.text(preview_text(preview))
         out.show(*preview_shown(preview))

@@ -166,7 +166,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ModelFileError(f"{path} is not JSON: {error}.") from error
     if not isinstance(data, dict) or "_class_name" not in data:
-        raise ModelFileError(f"{path} is no config of a diffusers network: it has no _class_name.")
+        raise ModelFileError(f"{path} is not a config of a diffusers network: it has no _class_name.")
     return {"class": data["_class_name"], "config": {key: value for key, value in data.items() if not key.startswith("_")}}
 
 

@@ -196,7 +196,8 @@ def _check_end(schedule: NoiseSchedule, config: StepAdaptiveConfig) -> None:
     if signal > _MOST_SIGNAL:
         raise InputError(
             f"With noise.schedule {config.noise.schedule!r} and noise.timesteps {config.noise.timesteps}, {signal:.0%} of the image is "
-            "left at the last timestep, and sampling begins with none. Take squaredcos_cap_v2, 1,000 timesteps, or zero_terminal_snr=true."
+            "left at the last timestep, but sampling begins with pure noise. Use squaredcos_cap_v2, 1,000 timesteps, or "
+            "zero_terminal_snr=true."
         )
 
 

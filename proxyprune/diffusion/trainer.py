@@ -120,7 +120,7 @@ class StepAdaptiveTrainer:
         if left <= 0:
             raise TrainingError(
                 f"Base and measuring cost {spent:,} of {self.setup.limit_macs:,} training MACs; nothing is left for experts. "
-                f"In a new folder, measure with less (budgets.trial_steps, budgets.sizes); --base-from {self.folder} takes its base over."
+                f"In a new folder, measure with less (budgets.trial_steps, budgets.sizes); --base-from {self.folder} reuses its base."
             )
         return left
 

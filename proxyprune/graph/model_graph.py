@@ -34,7 +34,7 @@ class _NotPickled:
         if name.startswith("__"):
             raise AttributeError(name)
         raise InputError(
-            "This graph was unpickled, and pickling leaves out the traced program. Trace the model again: proxyprune.trace(model, inputs)."
+            "This graph was unpickled, and pickling omits the traced program. Trace the model again: proxyprune.trace(model, inputs)."
         )
 
     def __iter__(self) -> Any:

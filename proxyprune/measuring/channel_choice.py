@@ -104,7 +104,7 @@ class PriorChoice:
         tried = ", ".join(f"{trial.strength:g}: {shown_losses(trial.losses)}" for trial in trials)
         judged = len(self.batches[1::2])
         return (
-            f"Channels are scored by '{channels.scorer}', and the block scores of '{blocks.scorer}' weigh on them with {best.strength:g}, "
+            f"Channels are scored by '{channels.scorer}', and the block scores of '{blocks.scorer}' have the weight {best.strength:g}, "
             f"chosen by the loss on {judged} held-out calibration batch{'es' if judged > 1 else ''} ({tried})."
         )
 

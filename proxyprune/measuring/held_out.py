@@ -102,7 +102,7 @@ class Data:
         count = max(1, round(len(batches) * HELD_OUT_SHARE))
         if len(batches) < 2:
             raise MissingNeedError(
-                "Measuring needs batches that no scorer has seen, and one calibration batch cannot be split. Give at least two, or "
+                "Measuring needs batches that no scorer has used, and one calibration batch cannot be split. Give at least two, or "
                 "held_out=[...]; in a model file, define validation_batches()."
             )
         note = f"The last {count} of {len(batches)} calibration batches were held out for measuring; no others were given."

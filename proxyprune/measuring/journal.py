@@ -95,11 +95,13 @@ def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int
                 whole = whole[: len(whole) - len(text) - 1]
                 break
             raise JournalError(
-                f"Line {number} of '{path}' is not JSON ({error}), and lines follow it: the file was changed by hand or by the disk. "
+                f"Line {number} of '{path}' is not JSON ({error}), and lines follow it: the file was edited or damaged. "
                 "Restore it, or start with another file."
             ) from error
         if not isinstance(line, dict):
-            raise JournalError(f"Line {number} of '{path}' is {type(line).__name__}, expected an object. This is no journal of proxyprune.")
+            raise JournalError(
+                f"Line {number} of '{path}' is {type(line).__name__}, expected an object. This is not a journal of proxyprune."
+            )
         lines.append(line)
     if len(whole) < len(content):
         file.truncate(len(whole))
@@ -111,7 +113,7 @@ def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int
 def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     if found.get("schema") != SCHEMA or found.get("kind") != wanted["kind"]:
         raise JournalError(
-            f"'{path}' is no journal of a {wanted['kind']} (schema {SCHEMA}): it begins with kind {found.get('kind')!r}, schema "
+            f"'{path}' is not a journal of a {wanted['kind']} (schema {SCHEMA}): it begins with kind {found.get('kind')!r}, schema "
             f"{found.get('schema')!r}. Choose another file."
         )
     keys = dict.fromkeys([*wanted, *found])
@@ -122,7 +124,7 @@ def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
     ]
     if differences:
         raise JournalError(
-            f"'{path}' belongs to another {wanted['kind']}: {listed(differences, separator='; ')}. Its measurements do not hold here. "
+            f"'{path}' belongs to another {wanted['kind']}: {listed(differences, separator='; ')}. Its measurements are not valid here. "
             "Use the settings that it was made with, or another file."
         )
 

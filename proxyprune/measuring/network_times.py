@@ -88,7 +88,7 @@ def _check_same_groups(graph: ModelGraph, traced: ModelGraph) -> None:
     if [(group.id, group.atoms) for group in graph.prunable] != [(group.id, group.atoms) for group in traced.prunable]:
         raise InputError(
             "At the batch size and dtype of the timing the network has other channel groups than in the trace, so its time cannot be "
-            "predicted there. Trace it on example inputs of that batch size and dtype, and leave both out of the timing."
+            "predicted there. Trace it on example inputs of that batch size and dtype, and omit both from the timing."
         )
 
 

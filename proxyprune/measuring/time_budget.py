@@ -45,9 +45,9 @@ def prune_to_time(
     measured = attempts.measured(trials, chosen)
     if not measured.met and not accept_missed:
         raise TargetError(
-            f"Target {request.targets['time']!r} of time is not met: {measured.sentence}, and {trials[chosen].target:.1%} was "
-            f"asked for, after {len(trials) - 1} corrections. Ask for a lower target, loosen the limits, or pass "
-            "accept_missed_time=True (--accept-missed-time) to take this network."
+            f"Target {request.targets['time']!r} of time is not met: {measured.sentence}, and the target was "
+            f"{trials[chosen].target:.1%}, after {len(trials) - 1} corrections. Choose a higher target, loosen the limits, or pass "
+            "accept_missed_time=True (--accept-missed-time) to use this network."
         )
     return _recorded(request, attempts.results[chosen], measured)
 
@@ -138,7 +138,7 @@ def _recorded(request: PlanRequest, result: PruneResult, measured: MeasuredTime)
     notes: tuple[str, ...] = ()
     if not measured.met:
         notes = (
-            f"The target of time was missed, and that was accepted: {measured.sentence}, and {measured.target_ratio:.1%} was asked for.",
+            f"The target of time was missed, and this was accepted: {measured.sentence}, and the target was {measured.target_ratio:.1%}.",
         )
     plan: PrunePlan = replace(
         result.plan,

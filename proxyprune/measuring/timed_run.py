@@ -129,7 +129,7 @@ def _repeated(inputs: Any, batch: int) -> Any:
     if not present or any(size != present for size in sizes):
         raise InputError(
             f"A batch of {batch} cannot be made from these example inputs: the first dimensions of their tensors are {sizes}, and one "
-            "common size was expected. Give example inputs of that batch, and leave the batch out."
+            "common size was expected. Give example inputs of that batch, and omit the batch."
         )
     if present == batch:
         return inputs

@@ -16,7 +16,7 @@ def check_reliable(ranking: Ranking, *, accepted: bool) -> None:
     if ranking.unreliable is not None and not accepted:
         raise UnreliableRankingError(
             f"The ranking of scorer '{ranking.scorer}' is marked unreliable, so no plan is made from it: {ranking.unreliable} Use another "
-            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it in spite of that."
+            "scorer or another model; or pass accept_unreliable=True (--accept-unreliable) to plan from it anyway."
         )
 
 
@@ -28,7 +28,7 @@ def check_costed(graph: ModelGraph, metric: str, *, accepted: bool) -> None:
     """
     if metric == "macs" and graph.uncosted_ops and not accepted:
         raise TargetError(
-            f"The MACs of {', '.join(graph.uncosted_ops)} are unknown, so a share of the rest is no share of the network. Register a rule "
-            "with its cost (proxyprune.register_rule), budget parameters instead (metric='params', --metric params), or pass "
-            "accept_uncosted=True (--accept-uncosted) to leave these ops out of every figure."
+            f"The MACs of {', '.join(graph.uncosted_ops)} are unknown, so a share of the rest is not a share of the whole network. "
+            "Register a rule with its cost (proxyprune.register_rule), budget parameters instead (metric='params', --metric params), "
+            "or pass accept_uncosted=True (--accept-uncosted) to exclude these ops from every figure."
         )

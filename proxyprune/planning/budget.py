@@ -79,7 +79,7 @@ def parse_budget(target: Target, *, base: int, metric: str = "macs") -> Budget:
     budget = Budget(asked=_plain(target), metric=metric, base=base, limit=limit)
     if limit >= base:
         raise TargetError(
-            f"Target {target!r} asks for at most {limit:,} {budget.unit}, but the unpruned model has {base:,}: nothing would be cut; "
+            f"Target {target!r} allows {limit:,} {budget.unit}, but the unpruned model has {base:,}: nothing would be cut; "
             f"{_EXPECTED if metric in METRICS else _EXPECTED_TIME}."
         )
     return budget

@@ -141,7 +141,7 @@ def multiple_of(graph: ModelGraph, group: ChannelGroup, limits: Limits) -> int:
         return int(limits.round_to)
     if graph.cost.time is None:
         raise InputError(
-            "round_to='auto' takes the multiples that pay from the cost table of this machine, and this graph has none. Make the plan "
+            "round_to='auto' needs the cost table of this machine, and this graph has none. Make the plan "
             "from proxyprune.with_times(graph, model, example_inputs), or give a number."
         )
     return graph.cost.time.multiples.get(group.id, 1)
@@ -197,7 +197,9 @@ def _removed(names: Names, graph: ModelGraph, pattern: str, kept: frozenset[str]
         removable = [block.id for block in graph.blocks if block.removable]
         raise InputError(f"No block that {pattern!r} matches can be removed. Removable blocks: {listed(removable, 8) or 'none'}.")
     if found & kept:
-        raise InputError(f"{pattern!r} removes {listed(sorted(found & kept), 4)}, and a keep pattern or a floor holds it. Leave one out.")
+        raise InputError(
+            f"{pattern!r} removes {listed(sorted(found & kept), 4)}, and a keep pattern or a floor protects it. Omit one of them."
+        )
     return found
 
 

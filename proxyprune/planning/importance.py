@@ -132,7 +132,7 @@ def _channel_scores(group: ChannelGroup, ranking: Ranking) -> NDArray[np.float64
     if scores.shape != (group.atoms,) or not np.isfinite(scores).all():
         raise InvalidScoreError(
             f"Scorer '{ranking.scorer}' must give group '{group.id}' one finite score for each of its {group.atoms} atoms; "
-            f"found {len(scores)} scores, {int(np.isfinite(scores).sum())} of them finite. Fix the scorer, or leave the group out."
+            f"found {len(scores)} scores, {int(np.isfinite(scores).sum())} of them finite. Correct the scorer, or omit the group."
         )
     return scores
 

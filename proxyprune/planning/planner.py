@@ -362,7 +362,7 @@ def _unreachable(problem: _Problem) -> TargetError:
     return TargetError(
         f"Target {budget.asked!r} ({budget.limit:,} {budget.unit}) cannot be reached. The best reachable is {best:,} {budget.unit}, "
         f"{fraction:.4f} of the base of {budget.base:,}. What limits it: {'; '.join(reasons)}. "
-        f"Ask for a higher target, or loosen the limits.{_share_hint(budget)}"
+        f"Choose a higher target, or loosen the limits.{_share_hint(budget)}"
     )
 
 

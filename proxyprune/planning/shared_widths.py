@@ -103,7 +103,7 @@ class Ties:
         for layer in self.removable(graph):
             if layer & blocks and not layer <= blocks:
                 together = ", ".join(sorted(layer))
-                raise InputError(f"{together} leave together, because the config counts layers; remove all of them or none.")
+                raise InputError(f"{together} can only be removed together, because the config counts layers. Remove all of them or none.")
 
 
 def ties_of(graph: ModelGraph, uniform: Uniform) -> Ties:

@@ -89,7 +89,9 @@ class LLMScorer(LLMSettings):
         if self.fallback is not None:
             other = find(self.fallback, {})
             if "network" in other.needs:
-                raise InputError(f"fallback must be a scorer that asks nobody, found '{self.fallback}'. Use 'taylor' or 'magnitude'.")
+                raise InputError(
+                    f"fallback must be a scorer that uses no language model, found '{self.fallback}'. Use 'taylor' or 'magnitude'."
+                )
             needs |= other.needs
         object.__setattr__(self, "needs", frozenset(needs))
 
@@ -400,7 +402,7 @@ class AnthropicScorer(LLMScorer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature is not None:
-            raise InputError("Claude models take no temperature; leave it out. Samples differ by the order of the blocks.")
+            raise InputError("Claude models take no temperature; omit it. Samples differ by the order of the blocks.")
 
     def provider(self, endpoint: Endpoint) -> Provider:
         """Make the client for an address."""

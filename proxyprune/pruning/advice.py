@@ -134,7 +134,7 @@ def read_advice(path: Path) -> tuple[Advice, ...]:
     except OSError as error:
         raise StorageError(f"The advice {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"The advice {path} is no JSON: {error}") from error
+        raise InputError(f"The advice {path} is not JSON: {error}") from error
     return advice_of(data, str(path))
 
 

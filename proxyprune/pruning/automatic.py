@@ -73,7 +73,7 @@ def split(batches: Sequence[Any] | None, held_out: Sequence[Any] | None) -> tupl
         return own, tuple(held_out)
     if len(own) < 2:
         raise MissingNeedError(
-            f'scorer="auto" measures what it tries on batches that no scorer has seen, and found {len(own)} calibration batches. Give at '
+            f'scorer="auto" measures each trial on batches that no scorer has used, and found {len(own)} calibration batches. Give at '
             "least two (batches=[...]; in a model file, calibration_batches()), or name a scorer."
         )
     count = max(1, round(len(own) * HELD_OUT_SHARE))

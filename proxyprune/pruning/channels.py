@@ -116,7 +116,7 @@ class Scorers:
         blocks_by: Scorer = find(self.blocks, {}) if isinstance(self.blocks, str) else self.blocks
         if self.channels is not None and self.channels != AUTO:
             named = self.channels if isinstance(self.channels, str) else self.channels.name
-            purpose = f"channels='{named}' measures how much block scores weigh on its channel scores"
+            purpose = f"channels='{named}' measures the weight of block scores on its channel scores"
             check_choosable(purpose, data.batches, data.loss_fn)
 
         def scored(by: Scorer) -> Ranking:

@@ -36,13 +36,13 @@ def check_steps(steps: int, graph: ModelGraph, request: PlanRequest) -> None:
         raise InputError(f"Expected steps to be a whole number from 1 up, found {steps!r}.")
     if steps > 1 and (request.needs_times or len(request.targets) > 1):
         raise InputError(
-            f"steps={steps} takes one target of MACs or parameters and a number for round_to, because every step has a budget of its own. "
+            f"steps={steps} takes one target of MACs or parameters and a number for round_to, because every step has its own budget. "
             "Prune to a time, to several targets, or with round_to='auto' with steps=1."
         )
     if steps > 1 and graph.program.on_values:
         raise InputError(
-            f"steps={steps} needs a network whose sizes do not depend on values, because every step is planned on the network that the "
-            "last one left. Prune this one with steps=1."
+            f"steps={steps} needs a network whose sizes do not depend on values, because every step is planned on the network after the "
+            "previous step. Prune this one with steps=1."
         )
 
 

@@ -36,7 +36,7 @@ class PruneTask:
         scorer: Ranks the blocks and channels of every network that is cut.
         batches: Calibration batches, or None.
         loss_fn: loss_fn(model, batch) -> scalar, or None.
-        seed: Every random choice follows from it.
+        seed: Seed of all random choices.
         brief: Further information for the scorer, or None.
         compensate: Refit the remaining weights after every cut.
         channels: Scorer of the channels, where `scorer` scores blocks only; see `prune`.

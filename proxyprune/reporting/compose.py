@@ -56,17 +56,16 @@ def _summary(result: Result) -> str:
     if result.comparison is not None:
         return f"{counted(len(result.comparison.scorers), 'scorer')} compared on the same cuts, data and recovery."
     if result.diffusion is not None:
-        return (
-            f"Step-adaptive diffusion: {counted(len(result.diffusion.ranges), 'interval')}, each with a denoiser of the size that it needs."
-        )
+        return f"Step-adaptive diffusion: {counted(len(result.diffusion.ranges), 'interval')}, each with its own denoiser."
     if result.evaluations:
         pipelines = len({entry.pipeline for entry in result.evaluations})
-        return f"{counted(pipelines, 'pipeline')} judged by the images that they draw."
+        return f"{counted(pipelines, 'pipeline')} compared by the images that they generate."
     if result.search is not None:
         return f"A search with {result.search.proposer or 'an unnamed proposer'}: {counted(result.search.measured, 'measurement')}."
     if plan is not None:
-        what = {"width": "Channels", "depth": "Whole blocks", "both": "Channels and whole blocks"}[plan.mode]
-        return f"{what} were {'planned' if result.kind == 'plan' else 'cut'} where {plan.scorer} found them least important."
+        what = {"width": "channels", "depth": "whole blocks", "both": "channels and whole blocks"}[plan.mode]
+        least = f"{what} that are least important by {plan.scorer}"
+        return f"A plan to cut the {least}." if result.kind == "plan" else f"The {least} were cut."
     if result.ranking is not None:
         return f"{counted(len(result.ranking.scores), 'block')}, ranked by {result.ranking.scorer}."
     return "The structure of a network, as it was traced."
@@ -104,7 +103,7 @@ def _facts(result: Result) -> Iterator[Fact]:
 
 
 def _confidence(ranking: Ranking) -> Fact:
-    unreliable = "unreliable, by its own account"
+    unreliable = "marked unreliable"
     if ranking.confidence is None:
         return Fact("scorer", ranking.scorer, unreliable if ranking.unreliable else "")
     told = unreliable if ranking.unreliable else "agreement of repeated answers"
@@ -128,10 +127,10 @@ def _diffusion_facts(result: Result) -> Iterator[Fact]:
     if run is None:
         return
     if run.mean_share is not None:
-        yield Fact("sampling MACs", f"{run.mean_share:.1%}", "mean over the sampler's steps, of the base", share_bar(run.mean_share))
+        yield Fact("sampling MACs", share(run.mean_share, 1.0), "mean over the sampler's steps, of the base", share_bar(run.mean_share))
     if run.limit_macs:
         part = run.spent_macs / run.limit_macs
-        yield Fact("training MACs", f"{part:.1%}", f"{quantity(run.spent_macs)}, of one full-size model", share_bar(part))
+        yield Fact("training MACs", share(part, 1.0), f"{quantity(run.spent_macs)}, of one full-size model", share_bar(part))
     elif run.ledger:
         yield Fact("training MACs", quantity(run.spent_macs), "so far")
     done = sum(entry.macs is not None for entry in run.ranges)

@@ -139,7 +139,7 @@ def _target(source: Path | None, to: str | Path | None) -> Path | None:
     """
     if (source is None) != (to is None):
         raise InputError(
-            "A state dict is returned, not written: leave out `to`, or pass a file or folder."
+            "A state dict is returned, not written: omit `to`, or pass a file or folder."
             if source is None
             else f"Expected a place for the carried adapter beside '{source}': carry_lora(adapter, result, to)."
         )
@@ -151,7 +151,7 @@ def _target(source: Path | None, to: str | Path | None) -> Path | None:
     if source.is_dir() and target.exists() and not target.is_dir():
         raise StorageError(f"Cannot write to '{to}': it is a file. Choose a folder.")
     if target.is_dir() and (not source.is_dir() or (any(target.iterdir()) and not (target / CONFIG).is_file())):
-        raise StorageError(f"Cannot write to '{to}': it holds files that are no PEFT adapter. Choose a new or empty place.")
+        raise StorageError(f"Cannot write to '{to}': it holds files that are not of a PEFT adapter. Choose a new or empty place.")
     return target
 
 
@@ -166,7 +166,7 @@ def _read(path: Path) -> _Adapter:
     if path.is_dir():
         missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
         if missing:
-            raise InputError(f"'{path}' is no adapter folder of PEFT: expected {' and '.join(missing)}, found no such file.")
+            raise InputError(f"'{path}' is not an adapter folder of PEFT: expected {' and '.join(missing)}, found no such file.")
     with storage_errors(f"read the adapter '{path}'"):
         with safe_open(path / WEIGHTS if path.is_dir() else path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
@@ -207,7 +207,7 @@ def _modules(shapes: Mapping[str, object]) -> set[str]:
 def _renamed(read: _Adapter, state: LoraState, result: PruneResult) -> _Adapter:
     """Return the adapter with the names of the plain network."""
     if result.example_inputs is None:
-        raise InputError("The names of the plain network need example inputs, and this result has none. Prune again, or leave out plain.")
+        raise InputError("The names of the plain network need example inputs, and this result has none. Prune again, or omit plain.")
     standard = plain_form(result, result.example_inputs)[0].config
     root = f"{standard.blueprint.module}." if standard.blueprint.module else ""
     inner = {name: name.removeprefix(root) for name in state.modules.values()}
@@ -216,7 +216,7 @@ def _renamed(read: _Adapter, state: LoraState, result: PruneResult) -> _Adapter:
     if read.metadata is not None and _METADATA in read.metadata and standard.renumbered:
         raise InputError(
             f"The file keeps the config of its adapter in its metadata ('{_METADATA}'), with the old numbers of layers. "
-            "Leave out plain, or pass the state dict."
+            "Omit plain, or pass the state dict."
         )
     config = read.config if read.config is None or not standard.renumbered else with_new_names(read.config, state, names)
     return replace(read, state=tensors, config=config)

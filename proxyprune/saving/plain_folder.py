@@ -223,5 +223,5 @@ def check_plain_folder(folder: str | Path) -> None:
         raise StorageError(f"Cannot save to '{target}': it is a file. Choose a folder.")
     if target.is_dir() and any(target.iterdir()) and not ((target / CONFIG).is_file() and (target / CARD).is_file()):
         raise StorageError(
-            f"Cannot save to '{target}': it holds files that are no plain network of proxyprune. Choose a new or empty folder."
+            f"Cannot save to '{target}': it holds files that are not of a plain network of proxyprune. Choose a new or empty folder."
         )

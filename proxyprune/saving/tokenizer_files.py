@@ -37,7 +37,7 @@ def add_tokenizer(source: Any, folder: Path) -> None:
     found = _folder_of(str(source), None)
     if found is None:
         raise StorageError(
-            f"Cannot copy the files of a tokenizer from '{source}': it is no folder, and no hub id in the local cache. "
+            f"Cannot copy the files of a tokenizer from '{source}': it is neither a folder nor a hub id in the local cache. "
             "Load the tokenizer once (AutoTokenizer.from_pretrained), or pass the tokenizer itself."
         )
     copy_tokenizer_files(found, folder)

@@ -100,7 +100,7 @@ class _Entry:
         if self.unreadable is not None:
             return f"The entry_points.txt of {self.origin} cannot be read ({self.unreadable}); expected lines 'name = module:attribute'."
         if self.shadowed_by is not None:
-            return f"Shadowed: the name '{self.name}' belongs to {self.shadowed_by}. Ask for '{self.qualified}' to use this one."
+            return f"Shadowed: the name '{self.name}' belongs to {self.shadowed_by}. Use the name '{self.qualified}' for this one."
         return None
 
 

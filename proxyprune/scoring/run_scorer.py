@@ -200,7 +200,7 @@ def _channel_scores(graph: ModelGraph, scores: Mapping[str, tuple[float, ...]], 
     unknown = [group for group in scores if group not in graph.by_id]
     if unknown:
         raise InvalidScoreError(
-            f"Scorer '{scorer}' gave channel scores for {_list(unknown)}, which is no channel group. Use the ids of graph.groups."
+            f"Scorer '{scorer}' gave channel scores for {_list(unknown)}, which is not a channel group. Use the ids of graph.groups."
         )
     checked: dict[str, tuple[float, ...]] = {}
     for group in graph.groups:

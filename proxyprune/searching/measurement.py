@@ -104,8 +104,8 @@ def measured_in_processes(measurement: Measurement, wanted: Mapping[str, Wanted]
     except TerminatedWorkerError as error:
         beside = ", ".join(names[finished + 1 : finished + jobs]) or "none"
         raise ScoringError(
-            f"A process that measured ended without a result, at the measurement of {names[finished]} or of one beside it ({beside}). "
-            "It was stopped, or memory ran out: use fewer jobs, and resume."
+            f"A measuring process ended without a result, during the measurement of {names[finished]} or of one beside it ({beside}). "
+            "It was killed, or memory ran out. Use fewer jobs, and resume."
         ) from error
 
 

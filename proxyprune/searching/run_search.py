@@ -244,7 +244,7 @@ def search(
         memory: Append-only JSONL file in which every round is remembered; None forgets.
         resume: Go on with a memory that has rounds; it must belong to this network, target and way of measuring.
         seed: All randomness follows from it.
-        jobs: Processes that measure at the same time. Model, loss and batches must survive pickling.
+        jobs: Number of processes that measure at the same time. Model, loss and batches must survive pickling.
         batch: Proposals that are made from the same rounds and may be measured at the same time; None: `jobs`. The result depends on
             it, and not on `jobs`.
         timing: Batch, threads, dtype, and eager or compiled, for targets of time. The limit of predicted time is corrected by measuring
@@ -284,7 +284,7 @@ def search(
         stopped = _go_on(bounded, chosen, first, done, _End(rounds, patience, chosen.repeats, batch, jobs), diary)
     best = task.history(first, done).best
     if best.loss is None:
-        raise ScoringError(f"None of {len(done)} rounds gave a network with a finite loss; the first said: {done[0].error}")
+        raise ScoringError(f"None of {len(done)} rounds gave a network with a finite loss; the first error was: {done[0].error}")
     notes = () if data.note is None else (data.note,)
     result = task.rebuilt(best)
     if "time" in request.targets:

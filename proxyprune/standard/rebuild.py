@@ -104,7 +104,7 @@ def rebuilt(family: Family, pruned: nn.Module, call: InnerCall) -> Standard:
             return Standard(network, config)
     raise ConfigError(
         f"{family.blueprint.kind.__name__} builds networks of the pruned one's shapes from {len(configs)} configs, and none of them gives "
-        "its outputs: the layers that were removed, or a size that no shape shows, cannot be written in the config."
+        "its outputs: the layers that were removed, or a size that no shape shows, cannot be expressed in the config."
     )
 
 

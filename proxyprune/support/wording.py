@@ -16,6 +16,11 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
+def tenths(value: float) -> str:
+    """`-10.3`; never `-0.0`."""
+    return f"{round(value, 1) + 0.0:.1f}"
+
+
 def counted(number: int, what: str) -> str:
     """`1 block`, `2 blocks`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -85,7 +85,7 @@ def _refuse_data_dependent_sizes(model: nn.Module, graph: Graph) -> None:
             kind = type(model.get_submodule(module)).__name__
             raise TraceError(
                 f"The size of the result of {node.target} in module '{module}' ({kind}) depends on the data, "
-                "so the network has no one cost. Give inputs that avoid that branch (no mask, no padding), "
+                "so the network has no fixed cost. Give inputs that avoid that branch (no mask, no padding), "
                 "or trace the part of the model without that module."
             )
 

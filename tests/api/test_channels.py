@@ -106,7 +106,7 @@ def test_right_block_scores_help_and_wrong_ones_get_no_weight(network):
     alone, wrong = pruned(network, "taylor"), pruned(network, WRONG, channels="taylor")
     assert loss_of(network, wrong) == loss_of(network, alone)
     assert wrong.plan.kept == alone.plan.kept
-    assert "weigh on them with 0," in wrong.plan.notes[-1]
+    assert "have the weight 0," in wrong.plan.notes[-1]
     assert right.plan.scorer == "fixed on magnitude"
 
 

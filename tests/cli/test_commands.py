@@ -41,7 +41,7 @@ class TestHelp:
         """`--help` has a line for each command, with the beginning of what it does."""
         lines = dict(line.split(maxsplit=1) for line in succeed("--help").stdout.partition("Commands:")[2].strip().splitlines())
         assert set(lines) == set(main.commands)
-        assert lines["score"] == "Rank a network's blocks by importance."
+        assert lines["score"] == "Rank the blocks of a network by importance."
 
     @pytest.mark.parametrize("command", sorted(main.commands))
     def test_every_option_is_explained(self, command):
@@ -415,7 +415,7 @@ class TestStepsAndRecovery:
         model_file.write_text(NETWORK + MEASURED.replace("range(2)", "range(4)"))
         arguments = ("prune", "-m", model_file, "-t", "0.5", "--recover-steps", "8", "--learning-rate", "0.01", "--compensate")
         printed = succeed(*arguments, "--out", "small").stdout
-        assert "Mean loss on 1 held-out batch" in printed
+        assert "mean loss on 1 held-out batch" in printed
         assert "after 8 steps of training" in printed
         losses = json.loads(succeed(*arguments, "--out", "small", "--json").stdout)["report"]["losses"]
         assert losses["recovered"] < losses["compensated"]

@@ -35,7 +35,7 @@ def asking(server: FakeLLMServer, scorer: str = "openai") -> tuple[str, ...]:
 def test_score(network, server, scorer):
     """The table of blocks, and the table of what was asked."""
     text = succeed("score", "--model", network, *asking(server, scorer), "--samples", 3).stdout
-    assert "Asked fake-1" in text
+    assert "Requests to fake-1" in text
     assert "unknown" in text  # the price
     assert "UNRELIABLE" not in text
     assert "Confidence" in text

@@ -112,7 +112,7 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
     """A damaged npz says that it is one, and never to unpickle it, which is numpy's advice."""
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(RNG.bytes(100))
-    with pytest.raises(DataError, match=r"damaged\.npz is no npz archive") as caught:
+    with pytest.raises(DataError, match=r"damaged\.npz is not an npz archive") as caught:
         load_data(DataConfig(source=str(damaged)), 8)
     assert "pickle" not in str(caught.value)
 

@@ -241,7 +241,7 @@ def test_a_plan_of_a_run_with_other_settings_is_refused(half_done):
     assert config.budgets.target != 0.9
     done = CliRunner().invoke(main, ["diffusion", "plan", "--preset", "digits", "--run", str(run.with_name("mistyped"))])
     assert done.exit_code != 0
-    assert "is no run" in done.output
+    assert "is not a run" in done.output
 
 
 def test_a_second_job_waits(tmp_path):

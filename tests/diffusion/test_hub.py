@@ -96,7 +96,7 @@ def test_ids_revisions_and_subfolders(tmp_path):
     assert found[:3] == [hash_of(first), hash_of(second), hash_of(second)]
     assert "org/name" in found[3]
     assert "revision 'v3'" in found[3]
-    assert "'org/missing' is no folder here" in found[4]
+    assert "'org/missing' is not a local folder" in found[4]
     assert "hf auth login" in found[4]
     assert "large.bin" not in downloaded
     assert "experts/1/model.safetensors" in downloaded
@@ -124,7 +124,7 @@ def test_commands_take_ids(tmp_path):
     assert all(np.array_equal(found[name], expected[name]) for name in found.files)
     assert "--run" in judged.stderr
     assert downloaded.count("experts/0/model.safetensors") == 2
-    assert "'org/missing' is no folder here" in missing.stderr
+    assert "'org/missing' is not a local folder" in missing.stderr
 
 
 def test_a_folder_comes_before_the_hub(tmp_path, monkeypatch):

@@ -420,7 +420,7 @@ def test_a_value_outside_its_limits_is_named(name, value):
     """One setting that cannot be used is refused by its name and with what was found."""
     group, setting = name.split(".")
     config = StepAdaptiveConfig()
-    with pytest.raises(InputError, match=f"1 to mend: .*{setting}"):
+    with pytest.raises(InputError, match=rf"\(1 problem\): .*{setting}"):
         replace(config, **{group: replace(getattr(config, group), **{setting: value})})
 
 

@@ -132,7 +132,7 @@ def test_a_network_is_told_in_full(tmp_path):
     for reason in found.report.pinned.values():
         assert re.sub(r"\s", "", reason) in joined
     assert found.plan.removed_blocks
-    assert f"Removed whole: {', '.join(found.plan.removed_blocks)}." in words
+    assert f"Blocks removed as a whole: {', '.join(found.plan.removed_blocks)}." in words
     for text in (found.plan.sha256, found.graph.fingerprint, found.report.made_with["torch"], "magnitude", "Hourglass"):
         assert text.replace(" ", "") in joined
 

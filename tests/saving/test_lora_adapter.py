@@ -506,7 +506,7 @@ def test_a_destination_goes_with_files_alone(tmp_path: Path) -> None:
     model, inputs = llama(layers=1)
     result = pp.prune(model, inputs, 0.7)
     state = made_adapter(model, peft_key)
-    with pytest.raises(InputError, match="leave out `to`"):
+    with pytest.raises(InputError, match="omit `to`"):
         pp.carry_lora(state, result, tmp_path / "x")
     with pytest.raises(InputError, match="Expected a place"):
         pp.carry_lora(written_folder(tmp_path / "dense", state), result)

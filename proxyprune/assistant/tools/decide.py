@@ -120,7 +120,7 @@ def _request(task: PruningTask, arguments: PlanArguments) -> PlanRequest:
         round_to=goal.limits.round_to if arguments.round_to is None else arguments.round_to,
     )
     if arguments.target is not None and len(goal.targets) > 1:
-        raise InputError(f"The session has several budgets ({', '.join(goal.targets)}), which hold for every plan. Leave target out.")
+        raise InputError(f"The session has several budgets ({', '.join(goal.targets)}), which hold for every plan. Omit target.")
     request = replace(
         goal,
         target=goal.target if arguments.target is None else arguments.target,
@@ -134,7 +134,7 @@ def _request(task: PruningTask, arguments: PlanArguments) -> PlanRequest:
         if asked.limit > limit:
             raise TargetError(
                 f"Target {arguments.target!r} allows {asked.limit:,} {asked.unit}, above the session's budget of {limit:,}. "
-                "Ask for that or less."
+                "Request at most that budget."
             )
     return request
 

@@ -33,7 +33,7 @@ def _shown(diagnosis: Diagnosis) -> list[RenderableType]:
     ]
     if not diagnosis.problems:
         return [*lines, Text("\nEverything that should work does.", style="green")]
-    return [*lines, Text("\nTo mend:", style="bold red"), *(Text(f"• {problem}") for problem in diagnosis.problems)]
+    return [*lines, Text("\nProblems:", style="bold red"), *(Text(f"• {problem}") for problem in diagnosis.problems)]
 
 
 def _place(diagnosis: Diagnosis) -> Table:

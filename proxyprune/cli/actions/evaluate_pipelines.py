@@ -50,7 +50,7 @@ class Evaluated:
         path = RunFolder(self.run or Path(self.pipelines[0]).parent).config
         if not path.is_file():
             raise StorageError(
-                f"Expected the configuration of the pipeline's run, which says what images are compared with, at '{path}'; "
+                f"The configuration of the pipeline's run, which names the images to compare with, was expected at '{path}'; "
                 "it is not there. Give the folder of the run with --run."
             )
         return StepAdaptiveConfig.from_json(path)

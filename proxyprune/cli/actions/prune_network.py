@@ -255,7 +255,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
     out.text(
         f"\nVerified, and saved to {destination}{', in place of an earlier result' if replaced else ''}. Load it with:\n\n"
         f"    import proxyprune as pp\n    from proxyprune.modelfile import load_model_file\n\n    {line}\n\n"
-        f"{_fine_tuning_hint(result)}To see what was done, as one HTML page:\n\n"
+        f"{_fine_tuning_hint(result)}For a report as an HTML page, run:\n\n"
         f"    proxyprune report {shlex.quote(str(destination))}"
     )
     out.emit(
@@ -274,7 +274,7 @@ def _finish(built: Built, result: PruneResult, files: PruneFiles, times: TimeOpt
 
 def _fine_tuning_hint(result: PruneResult) -> str:
     trained = result.report.losses is not None and result.report.losses.recover_steps
-    return "" if trained else "A short fine-tuning brings back most of what the cut cost. "
+    return "" if trained else "A short fine-tuning usually recovers most of the lost accuracy. "
 
 
 def _plain_class(result: PruneResult) -> str:
@@ -347,7 +347,7 @@ def _refuse_foreign_plan(place: Path) -> None:
         _read_plan(place)
     except PlanFormatError as error:
         raise StorageError(
-            f"Cannot write the plan to '{place}': that file is there and holds no plan. Choose another name with --out."
+            f"Cannot write the plan to '{place}': that file exists and is not a plan. Choose another name with --out."
         ) from error
 
 

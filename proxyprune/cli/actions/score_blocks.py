@@ -37,7 +37,7 @@ def score_blocks(
     with output(as_json) as out:
         judge = scorer_named(scorer, llm)
         if llm.ask_advice and not llm.dry_run:
-            raise click.UsageError("--ask-advice asks for limits of a plan, and `proxyprune score` makes none; use it with prune.")
+            raise click.UsageError("--ask-advice requests limits of a plan, and `proxyprune score` makes no plan; use it with prune.")
         built = build(source, out)
         if judge.dry_run:
             built.show_dry_run(judge, out, timing)

@@ -55,10 +55,12 @@ def _proposer(how: SearchOptions, llm: LLMOptions) -> Proposer:
     """Find the proposer before anything slow happens; a language model gets its options, which hold for every round."""
     name = how.proposer
     if how.ask_widths and name not in SCORERS:
-        raise click.UsageError(f"--ask-widths asks a language model, and proposer '{name}' asks none. Use --proposer {', '.join(SCORERS)}.")
+        raise click.UsageError(
+            f"--ask-widths needs a language model as proposer, and '{name}' is not one. Use --proposer {', '.join(SCORERS)}."
+        )
     if how.writer is not None:
         if name != "formula":
-            raise click.UsageError(f"--writer is asked for formulas, and proposer '{name}' proposes none. Use --proposer formula.")
+            raise click.UsageError(f"--writer writes formulas, and proposer '{name}' uses none. Use --proposer formula.")
         return FormulaProposer(writer=find(how.writer, llm.scorer_options(how.writer)))  # type: ignore[arg-type]  # one of SCORERS
     if name in SCORERS:
         scorer: Any = scorer_named(name, llm).scorer

@@ -18,7 +18,7 @@ from proxyprune.cli.options.shared import (
 from proxyprune.planning.request import CutKeywords
 
 
-@click.command(cls=Command, stopped="With --journal, what was measured is kept, and --resume goes on from there.")
+@click.command(cls=Command, stopped="With --journal, all finished measurements are kept, and --resume continues from them.")
 @measured_model_options
 @compare_options
 @cut_options
@@ -29,17 +29,17 @@ from proxyprune.planning.request import CutKeywords
 def compare(
     source: ModelOptions, what: CompareOptions, cuts: CutKeywords, recovery: RecoveryOptions, llm: LLMOptions, as_json: bool
 ) -> None:
-    """Compare scorers on a network: the same cuts, the same data, the same recovery.
+    """Compare scorers on a network, with the same cuts, data and recovery.
 
-    For each scorer: Kendall's tau to the ablation oracle, held-out loss right after the cut and after a short recovery, seconds and money.
-    The model file defines calibration_batches() and loss(model, batch), and may define validation_batches() to measure with.
+    For each scorer, the tables show Kendall's tau to the ablation oracle, the held-out loss right after the cut and after a short recovery,
+    seconds and money. The model file defines calibration_batches() and loss(model, batch), and may define validation_batches().
     """
     if llm.dry_run:
-        raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
+        raise click.UsageError("--dry-run is an option of `proxyprune score`, which shows the prompt for a language model.")
     if not any(name in SCORERS for name in listed_names(what.scorers)):
         llm.refuse_any("a comparison without a language model")
     if what.resume and what.journal is None:
-        raise click.UsageError("--resume goes on with a journal; name it with --journal.")
+        raise click.UsageError("--resume continues from a journal; name it with --journal.")
     from proxyprune.cli.actions.compare_scorers import compare_scorers
 
     compare_scorers(source, what, cuts, recovery, llm, as_json=as_json)

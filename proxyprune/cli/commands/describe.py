@@ -17,9 +17,9 @@ from proxyprune.measuring.timing import Timing
 @json_option
 @traceback_option
 def describe(source: ModelOptions, timed: bool, timing: Timing, as_json: bool) -> None:
-    """Show a network's blocks, their cost, and how they are wired.
+    """Show the blocks of a network, their cost and their connections.
 
-    The text is the same for the same network, byte for byte. A language model is shown another one, without names: `proxyprune score
+    The same network always gives the same text, byte for byte. Language models get another text, without names. `proxyprune score
     --dry-run` prints it.
     """
     from proxyprune.cli.actions.describe_network import describe_network

@@ -89,29 +89,29 @@ _CHOICE = (
         shell_complete=preset_names,
         help=f"{PRESETS[0]} (default), {', '.join(PRESETS[1:-1])} or {PRESETS[-1]}.",
     ),
-    file_option("--config", "FILE", "Configuration as JSON; a run's folder holds its own."),
+    file_option("--config", "FILE", "Configuration as JSON, such as config.json of a run."),
     click.option("--model", "-m", metavar="NAME", shell_complete=files, help="Preset, diffusers config, or model file path.py[:factory]."),
     click.option("--source", metavar="DATA", help="digits, fashion-mnist, a folder of images, FILE.npz, or hub:NAME."),
-    click.option("--data", "data_path", metavar="PATH", help="Where the files of a named data set are."),
-    click.option("--scorer", "-s", metavar="NAME", shell_complete=scorer_names, help="Scorer that chooses what each expert loses."),
+    click.option("--data", "data_path", metavar="PATH", help="Folder or file of a named data set."),
+    click.option("--scorer", "-s", metavar="NAME", shell_complete=scorer_names, help="Scorer for the cuts of the experts."),
     click.option(
         "--accept-unreliable",
         is_flag=True,
         default=None,
-        help="Cut although a ranking says of itself that it should decide nothing.",
+        help="Cut even if a ranking is marked unreliable.",
     ),
     click.option("--target", "-t", type=float, help="Mean cost of a sampling step, as a fraction of the base's."),
-    click.option("--metric", type=click.Choice(["macs", "time"]), help="What the target budgets: MACs (default), or time on this machine."),
+    click.option("--metric", type=click.Choice(["macs", "time"]), help="Unit of the target: MACs (default), or time on this machine."),
     click.option("--intervals", type=click.IntRange(min=1), help="Number of intervals."),
-    click.option("--steps", type=click.IntRange(min=1), help="Training steps of the full-size model that the run may cost as much as."),
-    click.option("--seed", type=int, help="Every random choice follows from it."),
+    click.option("--steps", type=click.IntRange(min=1), help="Limit of the training compute, in steps of the full-size model."),
+    click.option("--seed", type=int, help="Seed of all random choices."),
     click.option(
         "--set",
         "settings",
         multiple=True,
         metavar="NAME=VALUE",
         shell_complete=setting_names,
-        help="Any other setting by dotted name; repeatable.",
+        help="Any other setting, by its dotted name; repeatable.",
     ),
 )
 choice_options = gathered("choice", _choice, _CHOICE, names=("preset", "config", "settings", *_SHORT))
@@ -119,7 +119,7 @@ choice_options = gathered("choice", _choice, _CHOICE, names=("preset", "config",
 
 @click.group()
 def diffusion() -> None:
-    """Train, sample and judge step-adaptive diffusion: one denoiser for each interval of noise levels.
+    """Train, sample and evaluate step-adaptive diffusion: one denoiser for each interval of noise levels.
 
     Start with: proxyprune diffusion plan --preset digits
     """
@@ -127,12 +127,12 @@ def diffusion() -> None:
 
 @diffusion.command(cls=Command)
 @choice_options
-@file_option("--run", "FOLDER", "A run; measured intervals and budgets are read from it.")
+@file_option("--run", "FOLDER", "Run from which measured intervals and budgets are read.")
 @plot_option("SNR, intervals and budgets")
 @json_option
 @traceback_option
 def plan(choice: Choice, run: Path | None, plot: Path | None, as_json: bool) -> None:
-    """Show intervals, SNR ranges, budgets and the expected saving, before anything trains."""
+    """Show intervals, SNR ranges, budgets and the expected saving, before training."""
     from proxyprune.cli.output.console import output
     from proxyprune.cli.output.diffusion_tables import layout_table, plan_payload
     from proxyprune.plots.figure import check_plot_path
@@ -162,10 +162,7 @@ def _check_run(run: Path, choice: Choice) -> None:
         StorageError: If it has no configuration and none is named.
     """
     if not run.is_dir() or (choice.preset is None and choice.config is None and not RunFolder(run).config.is_file()):
-        raise StorageError(
-            f"'{run}' is no run: it has no config.json. Look for a typing mistake in the name, or say which configuration it is to have "
-            "(--preset, --config)."
-        )
+        raise StorageError(f"'{run}' is not a run: it has no config.json. Check the name, or choose a configuration (--preset, --config).")
 
 
 def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Setup, Layout]:
@@ -180,36 +177,45 @@ def _laid_out(config: StepAdaptiveConfig, run: Path | None) -> tuple[Setup, Layo
         return setup, found
     if {"measured", "complexity"} & {config.intervals.method, config.budgets.method}:
         raise InputError(
-            "Intervals and budgets that are measured (complexity too) are decided on a trained base, so there is nothing to show yet. Run "
+            "Measured intervals and budgets (complexity included) need a trained base, so there is nothing to show yet. Run "
             f"`proxyprune diffusion train --stage layout --out {run or 'FOLDER'}` with these settings, and give that folder as --run."
         )
     return setup, decide(setup, None)
 
 
-@diffusion.command(cls=Command, stopped="The same command goes on with what is there.")
+@diffusion.command(cls=Command, stopped="The same command resumes the run.")
 @choice_options
 @click.option(
-    "--out", "folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The run; an unfinished one goes on."
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of the run; an unfinished run is resumed.",
 )
 @click.option(
-    "--stage", type=click.Choice(["all", "base", "layout", "experts", "merge"]), default="all", show_default=True, help="What to do."
+    "--stage",
+    type=click.Choice(["all", "base", "layout", "experts", "merge"]),
+    default="all",
+    show_default=True,
+    help="Part of the run to do.",
 )
-@click.option("--interval", type=click.IntRange(min=0), help="Train the expert of one interval only, as one job of several.")
-@file_option("--base-from", "FOLDER", "Take the base over from another run.")
+@click.option("--interval", type=click.IntRange(min=0), help="Train only the expert of this interval, as one job of several.")
+@file_option("--base-from", "FOLDER", "Use the base of another run.")
 @json_option
 @traceback_option
 def train(choice: Choice, folder: Path, stage: str, interval: int | None, base_from: Path | None, as_json: bool) -> None:
-    """Train base and experts into a folder; a run that was stopped goes on.
+    """Train base and experts into a folder, or resume a stopped run.
 
-    Under `accelerate launch` every process does its part. With --interval N each job trains one expert in the shared folder; --stage merge
-    puts them together.
+    Under `accelerate launch`, every process does its part. With --interval N, each job trains one expert in the shared folder, and
+    --stage merge merges the experts.
     """
     from proxyprune.cli.output.console import output
     from proxyprune.cli.output.diffusion_tables import layout_table, ledger_table
     from proxyprune.diffusion.trainer import StepAdaptiveTrainer
 
     if interval is not None and stage not in ("all", "experts"):
-        raise click.UsageError("--interval trains an expert; it goes with --stage experts, or with none.")
+        raise click.UsageError("--interval trains an expert, so it can be combined only with --stage experts.")
     if interval is not None or stage in ("layout", "experts", "merge"):
         _check_run(folder, choice)
     with output(as_json) as out:
@@ -252,19 +258,19 @@ def _stages(trainer: StepAdaptiveTrainer, stage: str, interval: int | None) -> N
 @diffusion.command(cls=Command)
 @sampling_options(count=64)
 @click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True, help="Sampling steps.")
-@file_option("--grid", "PATH", "Write a picture of all images.")
-@file_option("--out", "FILE.npz", "Write the images as bytes.")
+@file_option("--grid", "PATH", "Picture file for a grid of all images.")
+@file_option("--out", "FILE.npz", "File for the images as bytes.")
 @json_option
 @traceback_option
 def sample(sampling: SamplingOptions, steps: int, grid: Path | None, out: Path | None, as_json: bool) -> None:
-    """Draw images; write a grid, an npz file, or both."""
+    """Generate images, and write a grid, an npz file, or both."""
     import time
 
     from proxyprune.cli.output.console import output
     from proxyprune.diffusion.data import write_images as images
 
     if grid is None and out is None:
-        raise click.UsageError("Say where the images go: --grid PICTURE, --out FILE.npz, or both.")
+        raise click.UsageError("Choose where to write the images: --grid PICTURE, --out FILE.npz, or both.")
     with output(as_json) as shown:
         images.check_places(grid, out)
         pipeline = sampling.open()
@@ -296,14 +302,18 @@ def sample(sampling: SamplingOptions, steps: int, grid: Path | None, out: Path |
 
 @diffusion.command(cls=Command)
 @sampling_options(count=2000)
-@click.option("--steps", type=COUNTS, default="50", show_default=True, help="Sampling steps; several, such as 8,12,20, are compared.")
-@click.option("--beside", multiple=True, metavar="FOLDER|ORG/NAME", shell_complete=files, help="A further pipeline; may be repeated.")
-@file_option("--run", "FOLDER", "The run that it came from (default: the folder above the pipeline); says which data to compare with.")
+@click.option(
+    "--steps", type=COUNTS, default="50", show_default=True, help="Sampling steps; several numbers, such as 8,12,20, are compared."
+)
+@click.option(
+    "--beside", multiple=True, metavar="FOLDER|ORG/NAME", shell_complete=files, help="Another pipeline to compare with; repeatable."
+)
+@file_option("--run", "FOLDER", "Run of the pipeline (default: the folder above it), for the data to compare with.")
 @click.option(
     "--features",
     metavar="NAME",
-    help="fashion-mnist, digits, inception, inception:WEIGHTS.pth, or trained, which learns them on the images; by default those of the "
-    "data, or trained.",
+    help="fashion-mnist, digits, inception, inception:WEIGHTS.pth, or trained (a small network, trained on the images). Default: "
+    "those of the data, or trained.",
 )
 @plot_option("distance against compute, a curve for each pipeline")
 @json_option
@@ -319,7 +329,7 @@ def evaluate(
 ) -> None:
     """Measure Fréchet distance, KID, precision, recall, and the held-out loss of every expert.
 
-    With several numbers of steps, or pipelines (--beside), a table compares distance, compute and time.
+    With several numbers of steps or several pipelines (--beside), a table compares distance, compute and time.
     """
     from proxyprune.cli.actions.evaluate_pipelines import Evaluated, evaluate_pipelines
 

@@ -13,9 +13,9 @@ from proxyprune.cli.options.shared import json_option
 @traceback_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what is installed, which devices work, which data sets are here, and what is missing.
+    """Report what is installed, which devices work, which data sets were found, and what is missing.
 
-    Nothing is sent anywhere. Exits with 2 when something that should work does not; an extra that is left out is no fault.
+    Nothing is sent anywhere. The exit code is 2 if something that should work does not. A missing extra is not an error.
     """
     from proxyprune.cli.actions.diagnose import diagnose
 

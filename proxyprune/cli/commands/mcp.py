@@ -12,7 +12,7 @@ from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
 
 
-@click.command(cls=Command, stopped="Every answered call is in the workspace; the same command goes on from there.")
+@click.command(cls=Command, stopped="The workspace contains every answered call; the same command resumes the session.")
 @optional_model_options
 @plan_options
 @session_options
@@ -22,8 +22,8 @@ from proxyprune.planning.request import PlanRequest
 def mcp(source: ModelOptions | None, request: PlanRequest, how: SessionOptions, timing: Timing, recovery: RecoveryOptions) -> None:
     """Serve tools to an assistant over the Model Context Protocol.
 
-    An assistant starts this command and talks to it over stdin and stdout. It can describe, score, price, plan, measure, compare and apply,
-    within the target and the limits that are given here. Every call is kept in the workspace, from which --replay answers it again.
+    An assistant starts this command and uses it over stdin and stdout. It can describe, score, price, plan, measure, compare and apply,
+    within the target and the limits that you give. Every call is recorded in the workspace, and --replay answers from the record.
     """
     if (source is None) == (how.replay is None):
         raise click.UsageError("Give either --model, or --replay with a recorded session.")

@@ -59,10 +59,10 @@ def prune(
     times: TimeOptions,
     as_json: bool,
 ) -> None:
-    """Prune a network to a budget, verify it, and save it.
+    """Prune a network to a budget, verify it and save it.
 
-    Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded; one of time is
-    measured, and the plan corrected, until it is met.
+    Writes a folder that `proxyprune.load` reads: plan, weights (safetensors) and report. The budget is never exceeded. For a budget
+    of time, the network is measured and the plan corrected until the budget is met.
     """
     _refuse_conflicts(ctx, source, files, repair)
     if files.ranking is not None or files.plan is not None:
@@ -84,26 +84,28 @@ def _refuse_conflicts(ctx: click.Context, source: ModelOptions, files: PruneFile
                 f"A plan already says what is cut, so {', '.join(p.opts[0] for p in typed)} cannot be given with --plan."
             )
     if files.ranking is not None and ctx.get_parameter_source("scorer") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--ranking takes the place of a scorer; give --ranking or --scorer.")
+        raise click.UsageError("--ranking replaces a scorer; give --ranking or --scorer.")
     if files.timed and files.plan_only:
-        raise click.UsageError("--plan-only cuts nothing, so there is no time to measure; leave --time out.")
+        raise click.UsageError("--plan-only cuts nothing, so there is no time to measure; omit --time.")
     if repair.asked and files.plan_only:
         named = " and ".join(repair.asked)
-        raise click.UsageError(f"--plan-only cuts nothing, so there is nothing to compensate, train or cut in steps; leave {named} out.")
+        raise click.UsageError(f"--plan-only cuts nothing, so there is nothing to compensate, train or cut in steps; omit {named}.")
     if ctx.params["scorer"] == "auto" and files.plan_only:
         raise click.UsageError("--scorer auto measures cuts, and --plan-only cuts nothing; name a scorer.")
     if repair.steps > 1 and files.ranking is not None:
-        raise click.UsageError("--steps scores again before each cut, and --ranking gives the scores of the uncut network; leave one out.")
+        raise click.UsageError(
+            "--steps scores again before each cut, and --ranking gives the scores of the uncut network; omit one of them."
+        )
     if files.save_pretrained is not None and files.plan_only:
-        raise click.UsageError("--plan-only cuts nothing, so there is no network for --save-pretrained; leave one of them out.")
+        raise click.UsageError("--plan-only cuts nothing, so there is no network for --save-pretrained; omit one of them.")
     if files.onnx is not None and files.plan_only:
-        raise click.UsageError("--plan-only cuts nothing, so there is no network for --onnx; leave one of them out.")
+        raise click.UsageError("--plan-only cuts nothing, so there is no network for --onnx; omit one of them.")
     if files.lora and files.plan_only:
-        raise click.UsageError("--plan-only cuts nothing, so there is no network for the adapter of --lora; leave one of them out.")
+        raise click.UsageError("--plan-only cuts nothing, so there is no network for the adapter of --lora; omit one of them.")
     if files.lora_prefix is not None and not files.lora:
         raise click.UsageError("--lora-prefix chooses keys of an adapter; give the adapter with --lora.")
     if source.fake_weights and not files.plan_only:
-        raise click.UsageError("A network without weights cannot be cut; add --plan-only, or leave --fake-weights out.")
+        raise click.UsageError("A network without weights cannot be cut; add --plan-only, or omit --fake-weights.")
 
 
 def _was_typed(ctx: click.Context, parameter: click.Parameter) -> bool:

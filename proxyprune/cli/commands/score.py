@@ -23,7 +23,7 @@ from proxyprune.measuring.timing import Timing
 @json_option
 @traceback_option
 def score(source: ModelOptions, scorer: str, llm: LLMOptions, timed: bool, timing: Timing, plot: Path | None, as_json: bool) -> None:
-    """Rank a network's blocks by importance.
+    """Rank the blocks of a network by importance.
 
     `--json` prints a ranking that `proxyprune prune --ranking` reads.
     """

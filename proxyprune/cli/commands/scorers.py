@@ -12,7 +12,7 @@ from proxyprune.cli.options.shared import json_option
 @json_option
 @traceback_option
 def scorers(as_json: bool) -> None:
-    """List the scorers, where each comes from, and what it needs.
+    """List the scorers with their source and requirements.
 
     A plug-in that cannot be used is listed with its error.
     """

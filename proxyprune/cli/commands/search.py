@@ -20,7 +20,7 @@ from proxyprune.measuring.timing import Timing
 from proxyprune.planning.request import PlanRequest
 
 
-@click.command(cls=Command, stopped="The rounds so far are kept; the same command with --resume goes on from there.")
+@click.command(cls=Command, stopped="The finished rounds are kept; the same command with --resume continues from them.")
 @measured_model_options
 @plan_options
 @search_options
@@ -38,13 +38,13 @@ def search(
     timing: Timing,
     as_json: bool,
 ) -> None:
-    """Search for the best network of a budget by measuring proposals.
+    """Search for the best network within a budget by measuring proposals.
 
-    Each round proposes a ranking, plans, cuts and measures the loss on held-out batches. The model file defines calibration_batches() and
-    loss(model, batch), and may define validation_batches() to measure with. A killed search goes on with --resume.
+    In each round, a proposed ranking is planned, cut and measured on held-out batches. The model file defines calibration_batches() and
+    loss(model, batch), and may define validation_batches() for measuring. --resume continues a search that was stopped.
     """
     if llm.dry_run:
-        raise click.UsageError("--dry-run belongs to `proxyprune score`, which shows what a language model would be sent.")
+        raise click.UsageError("--dry-run is an option of `proxyprune score`, which shows the prompt for a language model.")
     from proxyprune.cli.actions.search_networks import search_networks
 
     search_networks(source, request, how, recovery, llm, timing=timing, as_json=as_json)

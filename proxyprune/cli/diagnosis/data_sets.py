@@ -37,7 +37,7 @@ def fashion_mnist(places: tuple[Path, ...]) -> DataSet:
     """Look for Debian's copy of Fashion-MNIST in several folders."""
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
-        advice = f"apt install dataset-fashion-mnist, or put the four idx files into {places[-1]}; another folder is given with --data"
+        advice = f"apt install dataset-fashion-mnist, or put the four idx files into {places[-1]}; use --data for another folder"
         return DataSet("fashion-mnist", None, advice)
     lacking = [name for name in _FASHION_FILES if not ((folder / name).is_file() or (folder / f"{name}.gz").is_file())]
     if lacking:

@@ -110,5 +110,5 @@ def _tried(device: str) -> str | None:
     except Exception as error:  # noqa: BLE001  whatever a driver raises is the finding
         return f"a small convolution fails: {type(error).__name__}: {error}"
     if not torch.allclose(found, torch.nn.functional.conv2d(image, kernel), rtol=1e-2):
-        return "a small convolution gives another result than on the CPU"
+        return "a small convolution gives a different result from the CPU"
     return None

@@ -46,20 +46,30 @@ _OPTIONS = (
         show_default=True,
         metavar="A,B,...",
         shell_complete=scorer_list,
-        help="Registered names.",
+        help="Names of registered scorers.",
     ),
-    click.option("--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the base, or amounts."),
-    click.option("--modes", default="width", show_default=True, metavar="MODE,...", help="width, depth, both."),
-    click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions, with seeds from --seed on."),
+    click.option(
+        "--targets", "-t", default="0.8,0.6,0.4", show_default=True, metavar="T,...", help="Fractions of the unpruned network, or amounts."
+    ),
+    click.option("--modes", default="width", show_default=True, metavar="MODE,...", help="Modes out of width, depth and both."),
+    click.option(
+        "--seeds",
+        type=click.IntRange(min=1),
+        default=3,
+        show_default=True,
+        help="Number of repetitions, with consecutive seeds from --seed.",
+    ),
     click.option(
         "--peer",
         multiple=True,
         type=click.Choice(["torch-pruning-magnitude", "torch-pruning-taylor"]),
-        help="Another library's pruner beside the scorers, at the same budgets; may be repeated.",
+        help="Pruner of another library to compare at the same budgets; repeatable.",
     ),
-    click.option("--calibration", type=click.IntRange(min=1), metavar="N", help="Let scorers see N batches, drawn for each seed (all)."),
-    file_option("--journal", "FILE", "Where every measurement is kept as it comes."),
-    click.option("--resume", is_flag=True, help="Go on with the measurements in the journal."),
+    click.option(
+        "--calibration", type=click.IntRange(min=1), metavar="N", help="Give scorers N batches, drawn for each seed (default: all batches)."
+    ),
+    file_option("--journal", "FILE", "File that records every measurement."),
+    click.option("--resume", is_flag=True, help="Continue from the measurements in the journal."),
     plot_option("agreement with the oracle, and loss by target"),
 )
 

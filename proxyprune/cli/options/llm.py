@@ -81,7 +81,7 @@ class LLMOptions:
         if self._given:
             typed = ", ".join("--" + name.replace("_", "-") for name in self._given)
             raise click.UsageError(
-                f"{who[0].upper()}{who[1:]} asks no language model, so {typed} cannot be given with it. These options belong to --scorer "
+                f"{who[0].upper()}{who[1:]} uses no language model, so {typed} cannot be given with it. These options belong to --scorer "
                 f"{', '.join(SCORERS)}."
             )
 
@@ -95,7 +95,7 @@ class LLMOptions:
             self.refuse_any(f"scorer '{scorer}'")
             return {}
         if self.llm_model is None:
-            raise click.UsageError(f"Scorer '{scorer}' needs --llm-model, the name of the model to ask; there is no default.")
+            raise click.UsageError(f"Scorer '{scorer}' needs --llm-model, the name of the language model; there is no default.")
         if self.statistics and self.no_statistics:
             raise click.UsageError("--statistics shows figures and --no-statistics shows none; give one of them.")
         none: dict[str, Any] = {"statistics": ()} if self.no_statistics else {}
@@ -108,14 +108,21 @@ _PARAMETERS = {"llm_model": "model"}
 _PATH = click.Path(path_type=Path)
 _POSITIVE = click.IntRange(min=1)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--llm-model", metavar="NAME", help="Model that an LLM scorer asks; required for one, there is no default."),
+    click.option("--llm-model", metavar="NAME", help="Language model of an LLM scorer; required, without a default."),
     click.option(
-        "--base-url", metavar="URL", help="Server of your own instead of the hosted service; never gets the hosted service's key."
+        "--base-url", metavar="URL", help="Your own server instead of the hosted service; it never receives the hosted service's key."
     ),
-    click.option("--samples", type=_POSITIVE, metavar="N", help="Answers to ask for, blocks shuffled each time (default 5)."),
-    click.option("--max-samples", type=_POSITIVE, metavar="N", help="Answers at most, while one more still changes the order (default 9)."),
+    click.option("--samples", type=_POSITIVE, metavar="N", help="Number of answers, each with shuffled blocks (default 5)."),
     click.option(
-        "--max-cost-usd", "--max-cost", "max_cost_usd", type=click.FloatRange(min=0), metavar="USD", help="Stop before this is exceeded."
+        "--max-samples", type=_POSITIVE, metavar="N", help="Largest number of answers, if the order is not stable before (default 9)."
+    ),
+    click.option(
+        "--max-cost-usd",
+        "--max-cost",
+        "max_cost_usd",
+        type=click.FloatRange(min=0),
+        metavar="USD",
+        help="Stop before this cost is exceeded.",
     ),
     click.option(
         "--price-per-million",
@@ -123,20 +130,23 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "price_per_million",
         type=(float, float),
         metavar="IN OUT",
-        help="USD for a million tokens in and out, if the price is not known.",
+        help="Price in USD of a million tokens in and out, if it is not known.",
     ),
-    click.option("--max-output-tokens", type=_POSITIVE, metavar="N", help="Longest answer, reasoning included."),
+    click.option("--max-output-tokens", type=_POSITIVE, metavar="N", help="Largest length of an answer in tokens, reasoning included."),
     click.option(
-        "--prompt-tokens", type=_POSITIVE, metavar="N", help="Longest prompt (default 6000); beyond it, the model is asked in stages."
+        "--prompt-tokens",
+        type=_POSITIVE,
+        metavar="N",
+        help="Largest prompt in tokens (default 6000); a longer one is split into stages.",
     ),
-    click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Left to the service by default."),
+    click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature (default: that of the service)."),
     click.option(
         "--deadline-seconds",
         "--deadline",
         "deadline_seconds",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="For the whole ranking (default 900).",
+        help="Time limit of the whole ranking (default 900).",
     ),
     click.option(
         "--timeout-seconds",
@@ -144,34 +154,38 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "timeout_seconds",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="For one request (default 180).",
+        help="Time limit of one request (default 180).",
     ),
-    click.option("--cache", type=_PATH, metavar="DIR", help="Record answers here, and use the ones that are there."),
+    click.option(
+        "--cache", type=_PATH, metavar="DIR", help="Folder to which answers are recorded, and from which recorded answers are used."
+    ),
     click.option(
         "--cache-mode",
         type=click.Choice(["read-write", "off", "replay-only"]),
-        help="replay-only reproduces a recorded ranking and never touches the network.",
+        help="replay-only reproduces a recorded ranking and opens no connection.",
     ),
-    click.option("--audit", type=_PATH, metavar="FILE", help="Append every attempt to this file (default: audit.jsonl in the cache)."),
+    click.option(
+        "--audit", type=_PATH, metavar="FILE", help="File to which every attempt is appended (default: audit.jsonl in the cache)."
+    ),
     click.option(
         "--fallback",
         metavar="SCORER",
         shell_complete=scorer_names,
-        help="Use this scorer if the model gives no usable ranking; the result says so.",
+        help="Scorer to use if the model gives no usable ranking; the result records this.",
     ),
     click.option(
         "--statistics",
         type=click.Choice(["weights", "taylor", "similarity"]),
         multiple=True,
-        help="Show the model these measured figures; repeatable (default: all, if the model file has data and a loss).",
+        help="Add these measured figures to the prompt; repeatable (default: all, if the model file has data and a loss).",
     ),
-    click.option("--no-statistics", is_flag=True, help="Show the model no measured figures."),
-    click.option("--real-names", is_flag=True, help="Send module names; by default they are replaced by b00, b01, ..."),
-    click.option("--show-time", is_flag=True, help="Show the model each block's share of the time of a run on this machine."),
+    click.option("--no-statistics", is_flag=True, help="Add no measured figures to the prompt."),
+    click.option("--real-names", is_flag=True, help="Send module names (default: replaced by b00, b01, ...)."),
+    click.option("--show-time", is_flag=True, help="Add each block's share of the time of a run on this machine to the prompt."),
     click.option(
-        "--ask-advice", is_flag=True, help="Also ask for limits with reasons; prune measures each, and keeps those that lower the loss."
+        "--ask-advice", is_flag=True, help="Also request limits with reasons; prune measures each and keeps those that lower the loss."
     ),
-    click.option("--show-source", is_flag=True, help="With --ask-advice: send the source code of the blocks' classes."),
+    click.option("--show-source", is_flag=True, help="With --ask-advice, send the source code of the blocks' classes."),
     click.option("--dry-run", is_flag=True, help="Show the prompt and the estimated cost; send nothing."),
 )
 

@@ -49,22 +49,20 @@ class PruneFiles:
 
 _OPTIONS = (
     file_option("--ranking", "FILE", "Ranking from `score --json`, used instead of a scorer."),
-    file_option("--plan", "FILE", "Plan to apply, instead of making one."),
-    file_option(
-        "--advice", "FILE", "Limits with reasons, as JSON; each is measured on calibration data, kept if it helps, and dropped if not."
-    ),
-    click.option("--plan-only", is_flag=True, help="Write the plan as JSON and cut nothing."),
+    file_option("--plan", "FILE", "Plan to apply instead of making one."),
+    file_option("--advice", "FILE", "Limits with reasons, as JSON. Each is measured on calibration data, and dropped if it does not help."),
+    click.option("--plan-only", is_flag=True, help="Only write the plan as JSON; cut nothing."),
     file_option(
         "--out",
         "PATH",
-        "Folder for the pruned network (FILE-pruned), in place of an earlier one; with --plan-only, the JSON file (FILE-plan.json).",
+        "Folder for the pruned network (default: FILE-pruned), replaced if it exists; with --plan-only, the JSON file (FILE-plan.json).",
     ),
     plot_option("widths before and after"),
-    click.option(
-        "--time", "timed", is_flag=True, help="Measure a run on the example inputs before and after, and keep both with the result."
-    ),
+    click.option("--time", "timed", is_flag=True, help="Measure the time of a run on the example inputs before and after."),
     file_option(
-        "--save-pretrained", "FOLDER", "Also write a plain transformers or diffusers folder, loaded once without proxyprune; use --uniform."
+        "--save-pretrained",
+        "FOLDER",
+        "Also write a plain transformers or diffusers folder, and test it without proxyprune; use --uniform.",
     ),
     file_option("--onnx", "FILE", "Also export to ONNX with a dynamic batch, and compare onnxruntime with torch at two batch sizes."),
     click.option(
@@ -72,11 +70,15 @@ _OPTIONS = (
         multiple=True,
         type=click.Path(path_type=Path),
         metavar="ADAPTER",
-        help="LoRA adapter of the unpruned network (file or PEFT folder): also write the one for the pruned network, beside the "
-        "result; may be repeated.",
+        help="LoRA adapter of the unpruned network (file or PEFT folder). The adapter for the pruned network is written beside the "
+        "result; repeatable.",
     ),
-    click.option("--lora-prefix", metavar="PREFIX", help="Keys of --lora that belong to this network, such as unet.; others are copied."),
-    click.option("--ids", is_flag=True, help="Show channel groups by the id that plans and --keep use, not by block and role."),
+    click.option(
+        "--lora-prefix",
+        metavar="PREFIX",
+        help="Prefix of the --lora keys that belong to this network, such as unet.; other keys are copied.",
+    ),
+    click.option("--ids", is_flag=True, help="Show channel groups by the ids of plans and options, not by block and role."),
 )
 
 prune_files = gathered("files", PruneFiles, _OPTIONS)

@@ -57,7 +57,7 @@ _OPTIONS = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Cut in N steps, and score again before each.",
+        help="Cut in N steps, with new scores before each.",
     ),
     click.option(
         "--recover-steps",
@@ -65,10 +65,10 @@ _OPTIONS = (
         default=0,
         show_default=True,
         metavar="N",
-        help="Train N updates after the cut, with loss() and calibration_batches() of the model file.",
+        help="Train for N steps after the cut, with loss() and calibration_batches() of the model file.",
     ),
-    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that training (AdamW)."),
-    click.option("--auto-seconds", type=click.FloatRange(min=0.0), metavar="S", help="With --scorer auto: start no trial after S seconds."),
+    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Learning rate of that training (AdamW)."),
+    click.option("--auto-seconds", type=click.FloatRange(min=0.0), metavar="S", help="With --scorer auto, start no trial after S seconds."),
 )
 
 _NAMES = ("compensate", "steps", "recover_steps", "learning_rate", "auto_seconds")

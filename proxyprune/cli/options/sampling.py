@@ -30,7 +30,7 @@ class _Counts(click.ParamType):  # type: ignore[type-arg]  # generic from click 
             return value
         parts = [part.strip() for part in str(value).split(",")]
         if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-            self.fail(f"expected whole numbers from 1 up, between commas, such as 8,12,20; found {value!r}", param, ctx)
+            self.fail(f"expected whole numbers of at least 1, separated by commas, such as 8,12,20; found {value!r}", param, ctx)
         return tuple(sorted({int(part) for part in parts}))
 
 
@@ -79,7 +79,7 @@ class SamplingOptions:
         from proxyprune.diffusion.data.conditions import read_condition, repeated
 
         if self.classes and self.condition is not None:
-            raise click.UsageError("--class and --condition both say what the images show; give one of them.")
+            raise click.UsageError("--class and --condition both set the content of the images; give one of them.")
         if self.classes:
             return repeated(torch.tensor(self.classes), self.count)
         return None if self.condition is None else repeated(read_condition(self.condition), self.count)
@@ -122,20 +122,26 @@ _SAMPLING = (
         required=True,
         metavar="FOLDER|ORG/NAME",
         shell_complete=files,
-        help="What `train` made: its folder, or the id of its repository on the Hugging Face hub.",
+        help="Folder of a pipeline from `train`, or the id of its repository on the Hugging Face hub.",
     ),
-    click.option("--revision", metavar="NAME", help="Branch, tag or commit of the repository of --pipeline (main)."),
+    click.option("--revision", metavar="NAME", help="Branch, tag or commit of the repository (default: main)."),
     click.option(
         "--sampler",
         metavar="NAME",
         shell_complete=sampler_names,
-        help=f"{', '.join(SAMPLERS)}, or a class of diffusers; the saved one by default.",
+        help=f"{', '.join(SAMPLERS)}, or a class of diffusers (default: the saved one).",
     ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time; changes no image."),
-    click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="Number of images at a time; the images do not depend on it.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed; the same seed gives the same images."),
     click.option("--one-at-a-time", is_flag=True, help="Keep only one expert in memory."),
     click.option("--compile", is_flag=True, help="Compile the experts with torch.compile."),
-    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks came from one."),
+    click.option("--model", "-m", metavar="FILE.py[:FACTORY]", shell_complete=files, help="Model file, if the networks are from one."),
     file_option("--condition", "FILE.npz", "Array embeddings or labels for the images, repeated as needed."),
     click.option(
         "--class",
@@ -143,7 +149,7 @@ _SAMPLING = (
         multiple=True,
         type=click.IntRange(min=0),
         metavar="N",
-        help="Draw this class, counted from 0; repeated, the classes in turn. For networks with classes.",
+        help="Generate images of this class, counted from 0; if repeated, of the classes in turn.",
     ),
 )
 

@@ -27,7 +27,7 @@ class SearchOptions:
         resume: Go on with it.
         out: Folder for the best network; None chooses a name after the model file.
         plot: Where to draw the losses, or None.
-        jobs: Processes that measure at the same time.
+        jobs: Number of processes that measure at the same time.
         batch: Proposals from the same rounds, or None for `jobs`.
     """
 
@@ -53,17 +53,17 @@ _OPTIONS = (
         show_default=True,
         metavar="NAME",
         shell_complete=proposer_names,
-        help="evolution, coordinate, formula, random, or a scorer, which sees what was measured.",
+        help="evolution, coordinate, formula, random, or a scorer; language models get the measurements so far.",
     ),
     click.option(
         "--writer",
         type=click.Choice(SCORERS),
-        help="With --proposer formula: a language model that is asked for a formula in every third round.",
+        help="With --proposer formula, a language model that proposes a formula in every third round.",
     ),
     click.option(
         "--ask-widths",
         is_flag=True,
-        help="With a proposer that asks a language model: also ask for exact widths of channel groups; the solver keeps the budget.",
+        help="With a language model as proposer, also request exact widths of channel groups; the solver keeps the budget.",
     ),
     click.option(
         "--start",
@@ -71,18 +71,22 @@ _OPTIONS = (
         shell_complete=scorer_names,
         help="Scorer of the first round (default: the proposer if it is a scorer, else taylor).",
     ),
-    click.option("--rounds", type=click.IntRange(min=1), default=16, show_default=True, help="Measurements to spend, the first included."),
+    click.option("--rounds", type=click.IntRange(min=1), default=16, show_default=True, help="Number of measurements, the first included."),
     click.option("--patience", type=click.IntRange(min=1), metavar="N", help="Stop after N measurements without improvement."),
-    file_option("--memory", "FILE", "Where every round is remembered (default: FILE-search.jsonl)."),
-    click.option("--resume", is_flag=True, help="Go on with the rounds in the memory, as if nothing had happened."),
+    file_option("--memory", "FILE", "File that records every round (default: FILE-search.jsonl)."),
+    click.option(
+        "--resume", is_flag=True, help="Continue from the rounds in the memory, with the same result as without the interruption."
+    ),
     file_option("--out", "PATH", "Folder for the best network (default: FILE-searched)."),
     plot_option("the loss by measurement, and the best so far"),
-    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that measure at the same time."),
+    click.option(
+        "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes that measure at the same time."
+    ),
     click.option(
         "--batch",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Proposals made from the same rounds (default: jobs). The result depends on it, and not on --jobs.",
+        help="Number of proposals made from the same rounds (default: --jobs). The result depends on it, not on --jobs.",
     ),
 )
 

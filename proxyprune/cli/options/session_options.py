@@ -40,16 +40,16 @@ def _limit(name: str, default: int, text: str) -> Callable[[Any], Any]:
 
 
 _OPTIONS = (
-    file_option("--workspace", "FOLDER", "The one folder that is written to (default: FILE-session). A session in it goes on."),
-    file_option("--replay", "FOLDER", "Answer from the session recorded there, without a model."),
-    _limit("--calls", 1000, "Tool calls that are answered."),
-    _limit("--measurements", 64, "Networks that are built and measured."),
-    _limit("--networks", 8, "Networks that are saved."),
+    file_option("--workspace", "FOLDER", "Folder for all files of the session (default: FILE-session). A session in it is resumed."),
+    file_option("--replay", "FOLDER", "Answer from the session that is recorded there, without a model."),
+    _limit("--calls", 1000, "Largest number of tool calls."),
+    _limit("--measurements", 64, "Largest number of networks that are built and measured."),
+    _limit("--networks", 8, "Largest number of networks that are saved."),
     click.option(
-        "--seconds-per-call", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, help="Time of one call."
+        "--seconds-per-call", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, help="Time limit of one call."
     ),
     click.option(
-        "--source/--no-source", "show_source", default=True, show_default=True, help="Show the assistant the source code of blocks."
+        "--source/--no-source", "show_source", default=True, show_default=True, help="Let the assistant read the source code of blocks."
     ),
 )
 

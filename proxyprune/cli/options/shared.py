@@ -35,7 +35,7 @@ class ModelOptions:
         model: Model file, `path.py` or `path.py:factory`.
         weights: Safetensors file to load, or None.
         fake_weights: Build the network without memory for its weights.
-        seed: Every random choice follows from it.
+        seed: Seed of all random choices.
         norm_groups: How norm groups may shrink.
         conv_groups: How the groups of grouped convolutions may shrink.
         adapter_ranks: Whether inner ranks of adapters may shrink.
@@ -91,11 +91,11 @@ class RoundToType(click.ParamType):  # type: ignore[type-arg]  # as above
         if text == AUTO:
             return AUTO
         if not text.isdigit() or int(text) < 1:
-            self.fail(f"{value!r} is neither a whole number of channels from 1 up nor 'auto'.", param, ctx)
+            self.fail(f"{value!r} is neither a whole number of channels (at least 1) nor 'auto'.", param, ctx)
         return int(text)
 
 
-_FAKE_WEIGHTS = click.option("--fake-weights", is_flag=True, help="Build the model without its weights: for networks larger than memory.")
+_FAKE_WEIGHTS = click.option("--fake-weights", is_flag=True, help="Build the model without weights, for networks larger than memory.")
 _MODEL = (
     click.option(
         "--model",
@@ -105,29 +105,29 @@ _MODEL = (
         shell_complete=files,
         help="Model file; FACTORY defaults to build_model.",
     ),
-    click.option("--weights", "-w", type=_FILE, metavar="FILE", help="Safetensors file to load into the model."),
+    click.option("--weights", "-w", type=_FILE, metavar="FILE", help="Safetensors file with the weights of the model."),
     _FAKE_WEIGHTS,
-    click.option("--seed", type=int, default=0, show_default=True, help="Every random choice follows from it."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices."),
     click.option(
         "--norm-groups",
         type=click.Choice(["balanced", "whole", "reduced"]),
         default="balanced",
         show_default=True,
-        help="GroupNorm: the same number of channels from each group, whole groups, or fewer groups.",
+        help="Cut GroupNorm by the same number of channels from each group, by whole groups, or with fewer groups.",
     ),
     click.option(
         "--conv-groups",
         type=click.Choice(["balanced", "whole"]),
         default="balanced",
         show_default=True,
-        help="Grouped convolutions: the same number of channels from each group, or whole groups.",
+        help="Cut grouped convolutions by the same number of channels from each group, or by whole groups.",
     ),
     click.option(
         "--adapter-ranks",
         type=click.Choice(["keep", "cut"]),
         default="keep",
         show_default=True,
-        help="Inner ranks of adapters (LoRA): leave them whole, or let them shrink.",
+        help="Keep or cut the inner ranks of adapters (LoRA).",
     ),
 )
 _GOAL = (
@@ -136,7 +136,7 @@ _GOAL = (
         "-t",
         default="0.6",
         show_default=True,
-        help="Fraction of the base (0.6), an amount (3.4G, 250M, 5ms), or several, all of which hold (macs=0.7,params=0.8).",
+        help="Fraction of the unpruned network (0.6), an amount (3.4G, 250M, 5ms), or several budgets (macs=0.7,params=0.8).",
     ),
     click.option("--mode", type=click.Choice(["width", "depth", "both"]), default="width", show_default=True, help="What may be cut."),
 )
@@ -146,30 +146,38 @@ _CUT = (
         type=click.Choice(["macs", "params", "time"]),
         default="macs",
         show_default=True,
-        help="What the target budgets; time is that of a run on this machine.",
+        help="Unit of the target; time is that of a run on this machine.",
     ),
     click.option(
         "--round-to",
         type=RoundToType(),
-        help="Make widths a multiple of this, where they can be (1); auto: the multiple that pays on this machine, the default for time.",
+        help="Make widths multiples of this number if possible (default 1). auto: the fast multiple on this machine, the default for time.",
     ),
-    click.option("--keep", multiple=True, metavar="PATTERN", help="Leave matching blocks, modules or parameters alone; repeatable."),
-    click.option("--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this much of what matches; repeatable."),
-    click.option("--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this much of what matches; repeatable."),
-    click.option("--remove", multiple=True, metavar="PATTERN", help="Remove matching removable blocks as a whole; repeatable."),
+    click.option("--keep", multiple=True, metavar="PATTERN", help="Do not cut matching blocks, modules or parameters; repeatable."),
+    click.option(
+        "--floor", "floors", type=BoundType(), multiple=True, help="Keep at least this share or number of matching channels; repeatable."
+    ),
+    click.option(
+        "--ceiling", "ceilings", type=BoundType(), multiple=True, help="Keep at most this share or number of matching channels; repeatable."
+    ),
+    click.option(
+        "--remove", multiple=True, metavar="PATTERN", help="Remove matching blocks as a whole, if they are removable; repeatable."
+    ),
     click.option(
         "--allocation",
         type=click.Choice(["auto", "blocks", "channels"]),
         default="auto",
         show_default=True,
-        help="Where widths come from: channels weighed against each other, or the importance of blocks; auto: channels where they compare.",
+        help="Widths from a comparison of channels, or from block scores; auto: from channels if their scores are comparable.",
     ),
     click.option(
-        "--uniform", is_flag=True, help="Repeated layers keep equal widths, so that the config of a transformers or diffusers class fits."
+        "--uniform",
+        is_flag=True,
+        help="Keep equal widths in repeated layers, so that the config of a transformers or diffusers class fits.",
     ),
-    click.option("--accept-uncosted", is_flag=True, help="Plan although the MACs of some ops are unknown; they are in no figure."),
+    click.option("--accept-uncosted", is_flag=True, help="Plan even if the MACs of some ops are unknown; no figure includes them."),
 )
-_ACCEPT = click.option("--accept-unreliable", is_flag=True, help="Plan although the ranking says of itself that it should decide nothing.")
+_ACCEPT = click.option("--accept-unreliable", is_flag=True, help="Plan even if the ranking is marked unreliable.")
 
 _RECOVERY = (
     click.option(
@@ -177,9 +185,9 @@ _RECOVERY = (
         type=click.IntRange(min=0),
         default=None,
         metavar="N",
-        help="Updates of fine-tuning after each cut (0 in search, 50 in compare and mcp).",
+        help="Steps of fine-tuning after each cut (default 0 in search, 50 in compare and mcp).",
     ),
-    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of that fine-tuning (AdamW)."),
+    click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Learning rate of that fine-tuning (AdamW)."),
 )
 
 
@@ -202,7 +210,7 @@ class RecoveryOptions:
         return Recovery(default_steps if self.steps is None else self.steps, self.learning_rate)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout, and nothing else.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Write only JSON to stdout.")
 
 
 def gathered(
@@ -317,8 +325,8 @@ def scorer_option(command: _Function) -> _Function:
 def channels_option(command: _Function) -> _Function:
     """Give a command `--channels`."""
     text = (
-        "Scorer of the channels, where the scorer scores blocks only; calibration data decides how much the blocks weigh. "
-        "auto: taylor with a language model, in mode width, if the model file has data; none: no channel scorer."
+        "Scorer of channels, for a scorer that scores only blocks; calibration data decide the weight of the block scores. "
+        "auto: taylor with a language model, in mode width, if the model file has data. none: no channel scorer."
     )
     return click.option("--channels", default="auto", show_default=True, metavar="NAME", shell_complete=scorer_names, help=text)(command)
 

@@ -24,17 +24,21 @@ class TimeOptions:
 
 
 _TIMING = (
-    click.option("--time-batch", type=click.IntRange(min=1), metavar="N", help="Time runs of N samples; the example inputs are repeated."),
+    click.option("--time-batch", type=click.IntRange(min=1), metavar="N", help="Time runs of N samples, by repeating the example inputs."),
     click.option("--time-threads", type=click.IntRange(min=1), metavar="N", help="Time with N threads of the processor."),
     click.option("--time-dtype", type=click.Choice(DTYPES), help="Time with weights and inputs of this type."),
     click.option("--time-compiled", is_flag=True, help="Time under torch.compile."),
     click.option(
-        "--time-repeats", type=click.IntRange(min=3), default=Timing.repeats, show_default=True, help="Timed runs of each network."
+        "--time-repeats",
+        type=click.IntRange(min=3),
+        default=Timing.repeats,
+        show_default=True,
+        help="Number of timed runs of each network.",
     ),
 )
 _NAMES = ("time_batch", "time_threads", "time_dtype", "time_compiled", "time_repeats")
 _ACCEPT = click.option(
-    "--accept-missed-time", is_flag=True, help="If a target of time is not met, take the fastest network with a note instead of failing."
+    "--accept-missed-time", is_flag=True, help="If a target of time is not met, return the fastest network with a note instead of an error."
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from proxyprune.support.wording import quantity
+from proxyprune.support.wording import quantity, tenths
 
 if TYPE_CHECKING:
     from proxyprune.diffusion.config.run_config import StepAdaptiveConfig
@@ -28,7 +28,7 @@ def layout_table(layout: Layout, base_macs: int, snr_db: FloatArray) -> list[Ren
     last = len(layout.members) - 1
     for member, fraction, steps in zip(layout.members, layout.budgets.fractions, layout.budgets.steps, strict=True):
         end = " (clean)" if member.index == 0 else " (noisy)" if member.index == last else ""
-        span = f"{snr_db[member.last]:.1f} to {snr_db[member.first]:.1f}"
+        span = f"{tenths(snr_db[member.last])} to {tenths(snr_db[member.first])}"
         cost = (f"{fraction:.1%}",) if by_time else (f"{fraction:.1%}", quantity(int(fraction * base_macs)))
         table.add_row(f"{member.index}{end}", f"{member.first} to {member.last}", span, str(steps), *cost)
     mean, whole = layout.budgets.mean, "the base's time" if by_time else f"{quantity(base_macs)} MACs"
@@ -58,7 +58,7 @@ def evaluation_table(found: Evaluation) -> Table:
     for label, estimate in (("Fréchet distance", found.frechet), ("KID", found.kid)):
         table.add_row(label, f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}")
     if found.real_frechet is not None:
-        table.add_row("Fréchet distance of as many real images", f"{found.real_frechet:.4f}", "")
+        table.add_row("Fréchet distance of the same number of real images", f"{found.real_frechet:.4f}", "")
     table.add_row("precision", f"{found.precision:.3f}", "")
     table.add_row("recall", f"{found.recall:.3f}", "")
     table.add_row("sampling MACs an image", quantity(found.sampling_macs), f"{found.relative_macs:.1%} of the base")

@@ -43,7 +43,8 @@ class Listener:
         if self.finished is None:
             return None
         done = self.finished
-        table = Table(title=f"\nAsked {done.model} ({done.provider})", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        title = f"\nRequests to {done.model} ({done.provider})"
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for heading in ("samples", "dropped", "confidence", "W", "by chance", "answers", "from cache", "tokens in", "tokens out", "cost"):
             table.add_column(heading, justify="right")
         table.add_row(
@@ -109,7 +110,7 @@ def preview_text(preview: Preview) -> str:
     for index, prompt in enumerate(preview.prompts, start=1):
         if index == 1 or prompt.system != preview.prompts[index - 2].system:
             parts += ["===== system =====", prompt.system.rstrip()]
-        parts += [f"===== question {index} of {len(preview.prompts)} =====", prompt.user.rstrip()]
+        parts += [f"===== request {index} of {len(preview.prompts)} =====", prompt.user.rstrip()]
     return "\n".join(parts)
 
 

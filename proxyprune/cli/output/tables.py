@@ -50,9 +50,9 @@ def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = 
         lines.append(f"Confidence (mean Kendall tau of repeated queries): {confidence:.2f}.")
     lines.extend(notes)
     if graph.unsupported_ops:
-        lines.append(f"Without an axis rule, so what they touch is pinned: {', '.join(graph.unsupported_ops)}.")
+        lines.append(f"These ops have no axis rule, so the channels that they touch are pinned: {', '.join(graph.unsupported_ops)}.")
     if graph.uncosted_ops:
-        lines.append(f"Without a cost rule, so their MACs are missing from every figure: {', '.join(graph.uncosted_ops)}.")
+        lines.append(f"These ops have no cost rule, so their MACs are in no figure: {', '.join(graph.uncosted_ops)}.")
     if graph.unreached:
         lines.append(f"Not reached by the example call, so kept whole with every width they may share: {', '.join(graph.unreached)}.")
     return [Text(f"• {line}") for line in lines]
@@ -62,7 +62,7 @@ def warning(ranking: Ranking) -> Text | None:
     """Why a ranking should decide nothing; None for one that may."""
     if ranking.unreliable is None:
         return None
-    return Text(f"UNRELIABLE: {ranking.unreliable} Planning refuses this ranking unless --accept-unreliable is given.", style="bold red")
+    return Text(f"UNRELIABLE: {ranking.unreliable} Planning rejects this ranking unless --accept-unreliable is given.", style="bold red")
 
 
 def summary_table(plan: PrunePlan, *, conventional: tuple[int, int], thop: tuple[int, int] | None = None) -> Table:
@@ -159,7 +159,7 @@ def compensation_table(report: CompensationReport | None) -> Table | None:
         table.add_column(heading, justify="right")
     ordered = sorted(report.layers, key=lambda entry: -(entry.error_before or 0.0))
     for entry in ordered[:_SHOWN_LAYERS]:
-        after, ridge = (figure(entry.error_after), f"{entry.ridge:g}") if entry.refitted else ("left as cut", "")
+        after, ridge = (figure(entry.error_after), f"{entry.ridge:g}") if entry.refitted else ("not refitted", "")
         table.add_row(entry.layer, figure(entry.error_before), after, ridge)
     if len(ordered) > _SHOWN_LAYERS:
         table.add_row(f"and {len(ordered) - _SHOWN_LAYERS} more", "", "", "")
@@ -171,9 +171,9 @@ def losses_table(losses: Losses | None) -> Table | None:
     if losses is None or losses.unpruned is None:
         return None
     where = losses.measured_on if losses.batches > 1 else losses.measured_on.removesuffix("es")
-    table = _table(f"Mean loss on {losses.batches} {where}")
+    table = _table("Loss before and after")
     table.add_column("network", overflow="fold")
-    table.add_column("loss", justify="right")
+    table.add_column(f"mean loss on {losses.batches} {where}", justify="right")
     trained = f"after {_counted(losses.recover_steps, 'step')} of training"
     stages = (("unpruned", losses.unpruned), ("cut", losses.cut), ("compensated", losses.compensated), (trained, losses.recovered))
     reached = [True, True, losses.compensated is not None, losses.recover_steps > 0]
@@ -194,7 +194,7 @@ def trials_table(trials: Trials | None) -> Table | None:
     table.add_column("seconds", justify="right")
     table.add_column("", overflow="fold")
     for trial in sorted(trials.tried, key=lambda each: (not each.chosen, math.inf if each.value is None else each.value)):
-        about = "taken" if trial.chosen else trial.note
+        about = "used" if trial.chosen else trial.note
         table.add_row(trial.scorer, trial.mode, "" if trial.value is None else figure(trial.value), f"{trial.seconds:.1f}", about)
     for scorer, why in trials.unmeasured.items():
         table.add_row(scorer, "", "", "", why)

@@ -103,7 +103,7 @@ def register_rule(
     name = str(overload.overloadpacket)
     if not replace and (name in _registered or built_in_rule(name, overload) is not None):
         whose = "was registered before" if name in _registered else "is part of the package (or follows from torch's pointwise tag)"
-        raise RuleError(f"{name} has a rule already, which {whose}. Pass replace=True to replace it.")
+        raise RuleError(f"{name} already has a rule, which {whose}. Pass replace=True to replace it.")
     chosen = _with_cost(_axis_rule(overload, rule, arguments or {}, keeps_zero=keeps_zero), cost_rule)
     registration = RegisteredRule(name, chosen, _registered.get(name))
     _registered[name] = chosen
@@ -128,7 +128,7 @@ def _overload(op: Any) -> OpOverload:
         found = getattr(found, "default" if "default" in overloads else overloads[0])
     if not isinstance(found, OpOverload):
         raise RuleError(
-            f"{op!r} is no registered op. Expected a name such as 'mylib::swish' (after the module that defines the op was imported), "
+            f"{op!r} is not a registered op. Expected a name such as 'mylib::swish' (after the module that defines the op was imported), "
             "what torch.library.custom_op returned, or torch.ops.mylib.swish. Plain Python functions need no rule: their ops are traced."
         )
     return found
@@ -141,7 +141,7 @@ def _axis_rule(overload: OpOverload, rule: str | Rule, arguments: Mapping[str, A
         return rule
     if rule == "pointwise":
         if arguments:
-            raise RuleError("arguments= goes with the name of a known op; a pointwise rule takes all tensors of the call.")
+            raise RuleError("arguments= can be combined only with the name of a known op; a pointwise rule takes all tensors of the call.")
         return Elementwise(keeps_zero)
     like = _overload(rule)
     own = built_in_rule(str(like.overloadpacket), like)

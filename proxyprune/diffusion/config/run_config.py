@@ -16,6 +16,7 @@ from proxyprune.errors import InputError, StorageError, UnknownNameError
 from proxyprune.planning.limits import AUTO, Limits
 from proxyprune.planning.request import PlanRequest
 from proxyprune.support.dataclass_json import from_plain, to_plain
+from proxyprune.support.wording import counted
 
 SCHEMA = 1
 _FOR_TRIALS, _MOST_FOR_TRIALS, _ENOUGH_STEPS = 0.02, 0.05, 20
@@ -157,7 +158,7 @@ class PruningConfig:
         rounds: Cuts on the way to the budget, equal steps in log size, with training in between.
         compensate: After each cut, refit the remaining weights in closed form on the calibration batches, before training goes on; see
             `proxyprune.compensate`. What it computes is in the ledger.
-        accept_unreliable: Cut although a ranking says of itself that it should decide nothing. A run that stopped for that may go on with
+        accept_unreliable: Cut even if a ranking is marked unreliable. A run that stopped for that may go on with
             it.
         accept_uncosted: Cut although the MACs of some ops are unknown; no figure and no budget of the run counts them.
         uniform: Cut so that repeated layers keep equal widths and the config of the denoiser's class fits; see `proxyprune.CutKeywords`.
@@ -339,7 +340,7 @@ class StepAdaptiveConfig:
             UnknownNameError: If there is none of this name.
         """
         if name not in CONFIGS:
-            raise UnknownNameError(f"There is no preset {name!r}; there are {', '.join(CONFIGS)}. A model file goes with --model.")
+            raise UnknownNameError(f"There is no preset {name!r}; the presets are {', '.join(CONFIGS)}. Use --model for a model file.")
         return cls.from_dict(CONFIGS[name])
 
     def with_values(self, values: Mapping[str, Any]) -> StepAdaptiveConfig:
@@ -415,7 +416,7 @@ def settings() -> dict[str, Any]:
 
 
 def _unusable(found: list[str]) -> InputError:
-    return InputError(f"The configuration cannot be used; {len(found)} to mend: {'; '.join(found)}.")
+    return InputError(f"Invalid configuration ({counted(len(found), 'problem')}): {'; '.join(found)}.")
 
 
 def _close(name: str) -> str:

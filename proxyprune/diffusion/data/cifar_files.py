@@ -38,7 +38,7 @@ def cifar_records(place: Path, names: Sequence[str]) -> Bytes:
             raise DataError(f"{place} cannot be read ({type(error).__name__}: {error}). Download it again.") from error
         if raw is None:
             raise DataError(
-                f"{place} lacks {name}. The binary version of CIFAR-10 has it; the Python version holds pickles, which are not read."
+                f"{place} lacks {name}. It belongs to the binary version of CIFAR-10. The Python version holds pickles, which are not read."
             )
         if not raw or len(raw) % RECORD:
             raise DataError(f"{name} in {place} should hold records of {RECORD:,} bytes, but holds {len(raw):,} bytes in all.")

@@ -99,8 +99,8 @@ def load_data(config: DataConfig, size: int | None = None) -> ImageData:
     wanted = config.size or size
     if config.path is not None and config.source not in _WITH_FILES:
         raise DataError(
-            f"data.path (--data) says where the files of {' or '.join(_WITH_FILES)} are, but the source is {config.source!r}. Leave it "
-            "out, or name a folder of images or an .npz file as the source (--source)."
+            f"data.path (--data) names the place of the files of {' or '.join(_WITH_FILES)}, but the source is {config.source!r}. Omit "
+            "it, or name a folder of images or an .npz file as the source (--source)."
         )
     if config.source in _READERS:
         return _READERS[config.source](config, wanted)
@@ -148,7 +148,7 @@ def _fashion(config: DataConfig, size: int | None) -> ImageData:
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise DataError(
-            f"Fashion-MNIST was looked for in {', '.join(map(str, places))}. Install the package dataset-fashion-mnist, or give the folder "
+            f"Fashion-MNIST was not found in {', '.join(map(str, places))}. Install the package dataset-fashion-mnist, or give the folder "
             "with the four idx files as data.path (--data)."
         )
     images = [
@@ -171,7 +171,7 @@ def fashion_sized(images: Tensor, size: int) -> Tensor:
     if size == 28:
         return images
     if size not in (16, 32):
-        raise DataError(f"Fashion-MNIST comes in 16, 28 or 32 pixels, not {size}.")
+        raise DataError(f"Fashion-MNIST is available at 16, 28 or 32 pixels, not {size}.")
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     return padded if size == 32 else _means(padded, 2)
 
@@ -191,7 +191,7 @@ def _idx(folder: Path, name: str, dimensions: int) -> Bytes:
         raise DataError(f"{path} cannot be read: {error}. Download it again.") from error
     head = 4 + 4 * dimensions
     if len(raw) < head or raw[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path} is no IDX file of bytes with {dimensions} dimensions. Download it again.")
+        raise DataError(f"{path} is not an IDX file of bytes with {dimensions} dimensions. Download it again.")
     shape = struct.unpack(f">{dimensions}I", raw[4:head])
     if len(raw) - head != math.prod(shape):
         raise DataError(f"{path} should hold {math.prod(shape):,} bytes for {shape}, but holds {len(raw) - head:,}. Download it again.")
@@ -204,7 +204,7 @@ def _cifar10(config: DataConfig, size: int | None) -> ImageData:
     place = next((place for place in places if place.exists()), None)
     if place is None:
         raise DataError(
-            f"CIFAR-10 was looked for in {', '.join(map(str, places))}. Download cifar-10-binary.tar.gz, and give the archive or the "
+            f"CIFAR-10 was not found in {', '.join(map(str, places))}. Download cifar-10-binary.tar.gz, and give the archive or the "
             "folder that it unpacks to as data.path (--data)."
         )
     records = [cifar_records(place, names) for names in ([f"data_batch_{n}.bin" for n in range(1, 6)], ["test_batch.bin"])]
@@ -226,7 +226,7 @@ def _folder(config: DataConfig, size: int | None, place: Path) -> ImageData:
     if config.labels:
         groups = [path.relative_to(place).parts[0] for path in paths]
         if any(path.parent == place for path in paths):
-            raise DataError(f"Labels were asked for, but {place} holds images outside of sub-folders; put each class into its own.")
+            raise DataError(f"Labels were requested, but {place} holds images outside of sub-folders; put each class into its own.")
         names = sorted(set(groups))
         labels = torch.tensor([names.index(group) for group in groups])
     return _split(str(place), images, labels, config)
@@ -259,7 +259,7 @@ def _hub(config: DataConfig, size: int | None) -> ImageData:
     if config.labels:
         column = next((column for column, kind in columns.items() if kind == "ClassLabel"), "label" if "label" in columns else None)
         if column is None:
-            raise DataError(f"Labels were asked for, but {name!r} has no column of class labels; its columns are {columns}.")
+            raise DataError(f"Labels were requested, but {name!r} has no column of class labels; its columns are {columns}.")
         labels = torch.tensor(found[column][:])
     return _split(name, images, labels, config)
 
@@ -277,7 +277,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         DataError: If it cannot be read, or holds pickled objects.
     """
     if path.is_file() and not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no npz archive, or not all of it is there. Write it with numpy.savez, or copy it again.")
+        raise DataError(f"{path} is not an npz archive, or is incomplete. Write it with numpy.savez, or copy it again.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -301,10 +301,10 @@ def _npz(config: DataConfig, size: int | None, path: Path) -> ImageData:
     if config.labels:
         there = [key for key in _CONDITIONS if key in arrays]
         if len(there) > 1:
-            raise DataError(f"{path} holds {' and '.join(map(repr, there))}, and a denoiser takes one of them. Leave one out.")
+            raise DataError(f"{path} holds {' and '.join(map(repr, there))}, and a denoiser takes one of them. Remove one.")
         key = there[0] if there else None
         if key is None or len(arrays[key]) != len(images):
-            raise DataError(f"Labels were asked for, but {path} has no array 'labels' or 'embeddings' with one entry for each image.")
+            raise DataError(f"Labels were requested, but {path} has no array 'labels' or 'embeddings' with one entry for each image.")
         labels = _labels(path, key, arrays[key])
     if size is not None and images.shape[-2] != images.shape[-1]:
         images = _middle(images)
@@ -344,7 +344,7 @@ def _picture(source: Any, label: Any, size: int, channels: int) -> Tensor:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{label} is no readable image ({type(error).__name__}: {error}). Remove or replace it.") from error
+        raise DataError(f"{label} is not a readable image ({type(error).__name__}: {error}). Remove or replace it.") from error
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -378,7 +378,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 def _size_needed(size: int | None, where: object) -> int:
     if size is None:
-        raise DataError(f"{where}: say how many pixels a side has (data.size), because images may differ.")
+        raise DataError(f"{where}: set the number of pixels of a side (data.size), because images may differ in size.")
     return size
 
 

@@ -45,7 +45,7 @@ def check_places(picture: Path | None, arrays: Path | None) -> None:
     from PIL import Image
 
     if picture is not None and Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
-        raise StorageError(f"A picture cannot be written as '{picture.name}': its ending '{picture.suffix}' is no format. Use .png.")
+        raise StorageError(f"A picture cannot be written as '{picture.name}': '{picture.suffix}' is not a picture format. Use .png.")
     for path in (picture, arrays):
         if path is None:
             continue
@@ -53,7 +53,7 @@ def check_places(picture: Path | None, arrays: Path | None) -> None:
             raise StorageError(f"{path} cannot be written: it is a folder. Name a file.")
         above = next(parent for parent in path.absolute().parents if parent.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise StorageError(f"{path} cannot be written: '{above}' is no folder that can be written to. Choose another place.")
+            raise StorageError(f"{path} cannot be written: '{above}' is not a writable folder. Choose another place.")
 
 
 def save_picture(picture: Tensor, path: Path) -> Path:

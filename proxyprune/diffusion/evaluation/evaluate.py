@@ -44,8 +44,8 @@ class Evaluation:
         kid: Kernel distance; smaller is better.
         precision: Share of generated images that look real.
         recall: Share of real images that can be generated.
-        real_frechet: Fréchet distance of as many real images that are not among the reference; None where there are fewer. What a perfect
-            denoiser would have: the distance is too large for few images.
+        real_frechet: Fréchet distance of the same number of real images that are not among the reference; None if there are fewer.
+            A perfect denoiser would have this distance, which is too large for few images.
         features: What images were compared by.
         images: Generated images.
         reference: Real images, and where they came from.
@@ -89,8 +89,8 @@ _LEAST_IMAGES = 4
 """What precision and recall need with three neighbours."""
 _IMAGES_A_FEATURE = 10
 _FEW = (
-    "So few images make the Fréchet distance too large, by more than its interval says: it has to estimate a covariance. Compare only with "
-    "figures of as many images, or take {:,} and more."
+    "With so few images, the Fréchet distance is too large by more than its interval, because it estimates a covariance. Compare it only "
+    "with distances of the same number of images, or use at least {:,}."
 )
 
 
@@ -165,7 +165,7 @@ def evaluate(
     if condition is None and pipeline.blueprint.calling.condition and known is not None:
         condition = repeated(known, images)
     if images < _LEAST_IMAGES:
-        raise InputError(f"Figures of merit need at least {_LEAST_IMAGES} images, found {images}.")
+        raise InputError(f"An evaluation needs at least {_LEAST_IMAGES} images, found {images}.")
     if images_given is None and pipeline.experts.compile_options is not None:  # compiling is not sampling
         first = min(batch_size, images)
         pipeline.generate(first, steps=steps, batch_size=batch_size, condition=None if condition is None else condition[:first])

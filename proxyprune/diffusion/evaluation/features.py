@@ -84,7 +84,7 @@ class Features:
             found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise DataError(
                 f"Expected a tensor of bytes (torch.uint8) [images, channels, height, width] with 1 or 3 channels, found {found}. "
-                "Bring pixels to 0 ... 255 first."
+                "Scale pixels to 0 ... 255 first."
             )
         with torch.inference_mode():
             parts = [self._embed(images[start : start + batch_size]).double() for start in range(0, len(images), batch_size)]
@@ -105,8 +105,8 @@ def load_features(name: str) -> Features:
         return Features("inception-v3-compat (torch-fidelity)", _inception(Path(path) if path else None))
     if name not in SIZES:
         raise UnknownNameError(
-            f"There are no features {name!r}: those of {', '.join(SIZES)} are part of the package. Take one of them, inception (needs "
-            "torch-fidelity), or trained, which are learned on the images (--features)."
+            f"There are no features {name!r}: those of {', '.join(SIZES)} are part of the package. Use one of them, inception (needs "
+            "torch-fidelity), or trained, for features that are trained on the images (--features)."
         )
     size, widths = SIZES[name]
     network = FeatureNet(widths)

@@ -106,7 +106,7 @@ def _check(a: FloatArray, b: FloatArray) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise InputError(f"Expected two sets of at least 2 features of one length, found {a.shape} and {b.shape}.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise InputError("Features hold NaN or infinite values; look at the images.")
+        raise InputError("Features hold NaN or infinite values; check the images.")
 
 
 def _kernel_sum(a: FloatArray, b: FloatArray, rows: int = 1000) -> float:

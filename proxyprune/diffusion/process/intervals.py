@@ -140,7 +140,7 @@ class Intervals:
                 raise InputError(f"Expected intervals with schema 1, found {data['schema']!r}.")
             return cls(tuple(float(value) for value in data["boundaries_db"]), str(data["method"]))
         except (KeyError, TypeError) as error:
-            raise InputError(f"These are no intervals ({type(error).__name__}: {error}).") from error
+            raise InputError(f"These are not intervals ({type(error).__name__}: {error}).") from error
 
     @classmethod
     def at(cls, cuts: Sequence[int], schedule: NoiseSchedule, method: str) -> Intervals:

@@ -54,7 +54,8 @@ class ExpertSampler:
             self.scheduler.set_timesteps(steps)
             levels = snr_of_steps(self.scheduler)[unusable_steps(self.scheduler) :]
         if not len(levels):
-            raise InputError(f"{type(self.scheduler).__name__} has none of its {steps} steps where the network can be asked; take more.")
+            name = type(self.scheduler).__name__
+            raise InputError(f"None of the {steps} steps of {name} is at a noise level where the network can be used. Use more steps.")
         check_start(self.scheduler, steps, float(levels[0]))
         key = f"{type(self.scheduler).__name__} {self.scheduler.config} {steps}"
         if key not in self.rehearsed:
@@ -104,8 +105,8 @@ class ExpertSampler:
                 images = after_step(number, time, images)
         if not bool(torch.isfinite(images).all()):
             raise InputError(
-                f"{steps} steps of {type(scheduler).__name__} ended in NaN or infinite values. Take fewer steps or another sampler; if "
-                "that changes nothing, the networks are at fault: look at the log of their training."
+                f"{steps} steps of {type(scheduler).__name__} ended in NaN or infinite values. Use fewer steps or another "
+                "sampler. If the problem remains, check the log of the networks' training."
             )
         return images.clamp(-1.0, 1.0)
 

@@ -50,7 +50,7 @@ def _downloaded(name: str, subfolder: str, revision: str | None, download: Mappi
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
         at = "" if revision is None else f" at revision {revision!r}"
         raise StorageError(
-            f"'{name}' is no folder here, and the hub gives no repository of this name{at}: {reason}. Check the name, the network, and "
-            "for a private repository the token (`hf auth login`)."
+            f"'{name}' is not a local folder, and the hub returned no repository of this name{at}: {reason}. Check the name, the "
+            "network, and for a private repository the token (`hf auth login`)."
         ) from error
     return Path(found)

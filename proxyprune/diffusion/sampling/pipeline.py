@@ -292,7 +292,7 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
             return None
         blueprint = self.blueprint
         if blueprint.calling.condition is None:
-            raise InputError("The networks of this pipeline take no labels or embeddings; leave the condition out.")
+            raise InputError("The networks of this pipeline take no labels or embeddings; omit the condition.")
         if blueprint.takes_embeddings and isinstance(condition, Tensor) and not condition.is_floating_point():
             raise InputError(f"The networks take embeddings ({blueprint.calling.condition}), not classes; give --condition FILE.npz.")
         found = torch.as_tensor(condition)

@@ -50,7 +50,7 @@ def read_pipeline(folder: Path) -> tuple[Blueprint, Mapping[str, Any]]:
     if not isinstance(data, Mapping) or not isinstance(index, Mapping):
         inside = RunFolder(folder).pipeline
         advice = f"Did you mean '{inside}'?" if (inside / RECORD).is_file() else "`proxyprune diffusion train` makes one."
-        raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
+        raise StorageError(f"'{folder}' is not a step-adaptive pipeline: it lacks {RECORD} or {INDEX}. {advice}")
     return Blueprint.from_dict(data), index
 
 

@@ -97,5 +97,5 @@ def read_blueprint(folder: Path) -> Blueprint:
     """
     data = read_json(folder / RECORD, "Copy the whole pipeline again.")
     if not isinstance(data, Mapping):
-        raise StorageError(f"'{folder}' is no step-adaptive pipeline: it lacks {RECORD}.")
+        raise StorageError(f"'{folder}' is not a step-adaptive pipeline: it lacks {RECORD}.")
     return Blueprint.from_dict(data)

@@ -42,7 +42,7 @@ def rehearse(scheduler: Scheduler, trained: Scheduler, steps: int) -> None:
     name = type(scheduler).__name__
     kinds = [found.config.get("prediction_type") for found in (scheduler, trained)]
     if None not in kinds and kinds[0] != kinds[1]:
-        raise InputError(f"{name} takes what a network says for {kinds[0]}, and this one predicts {kinds[1]}. {FITTING}")
+        raise InputError(f"{name} expects a network that predicts {kinds[0]}, and this one predicts {kinds[1]}. {FITTING}")
     process = NoiseSchedule.from_scheduler(trained)
     generator = torch.Generator().manual_seed(0)
     with named(name), torch.random.fork_rng(devices=[]):
@@ -58,9 +58,9 @@ def rehearse(scheduler: Scheduler, trained: Scheduler, steps: int) -> None:
             unit = (scaled.double() - signal * _IMAGE) / noise
             found = float(unit.square().mean().sqrt())
             if not found <= _MOST_NOISE:
-                seen = f"{found:.1f} times the noise" if math.isfinite(found) else "no numbers"
+                seen = f"{found:.1f} times the noise" if math.isfinite(found) else "not finite noise instead of that"
                 raise InputError(
-                    f"{name} does not sample this process in {steps} steps: before step {number + 1} images hold {seen} that the network "
+                    f"{name} does not sample this process in {steps} steps: before step {number + 1}, images have {seen} that the network "
                     f"expects at timestep {float(time):g}. {FITTING}"
                 )
             told = [torch.tensor(value, dtype=torch.float64) for value in (signal, noise)]
@@ -69,8 +69,8 @@ def rehearse(scheduler: Scheduler, trained: Scheduler, steps: int) -> None:
     error = float((images.double() - _IMAGE).square().mean().sqrt())
     if not error <= _MOST_ERROR:
         raise InputError(
-            f"{name} does not end at images in {steps} steps: even a perfect network leaves "
-            f"{f'an error of {error:.2g}' if math.isfinite(error) else 'no numbers'}. {FITTING}"
+            f"{name} does not end at images in {steps} steps: a perfect network leaves "
+            f"{f'an error of {error:.2g}' if math.isfinite(error) else 'values that are not finite'}. {FITTING}"
         )
 
 

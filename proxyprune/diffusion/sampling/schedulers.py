@@ -97,7 +97,9 @@ def named(scheduler: str) -> Iterator[None]:
         raise
     except _RAISED as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{scheduler} of diffusers does not sample this process: {type(error).__name__}: {reason}. {FITTING}") from error
+        raise InputError(
+            f"diffusers' {scheduler} does not support this noise process: {type(error).__name__}: {reason}. {FITTING}"
+        ) from error
 
 
 def _on_straight_paths(kind: Any, scheduler: Scheduler) -> Scheduler:

@@ -99,15 +99,16 @@ def by_formula(target: float, steps: Sequence[int], capacity: str = "clean", k: 
 
     Its mean is lowest at k = 0. For a target below that, which the formula has no answer to, the fractions of k = 0 keep their proportions.
     """
-    end = f"the larger experts work at the {capacity} end."
+    end = f"the larger experts are at the {capacity} end."
     lowest = formula(len(steps), 0.0, capacity)
     reached = weighted_mean(lowest, steps)
     if k is None and 0.0 < target <= reached:
         scaled = tuple(fraction * target / reached for fraction in lowest)
-        note = f"The formula's lowest mean is {reached:.3f}, at k = 0; experts are {target / reached:.3f} times as large as there; {end}"
+        ratio = target / reached
+        note = f"The formula's lowest mean is {reached:.3f}, at k = 0; experts are {ratio:.3f} times as large as at that mean; {end}"
         return Budgets(scaled, tuple(steps), "formula", 0.0, (note,))
     solved = solve_k(target, steps, capacity) if k is None else k
-    origin = "was solved for the target" if k is None else "was given, whatever the target"
+    origin = "follows from the target" if k is None else "was given, so the target is not used"
     return Budgets(formula(len(steps), solved, capacity), tuple(steps), "formula", solved, (f"k = {solved:.4f} {origin}; {end}",))
 
 

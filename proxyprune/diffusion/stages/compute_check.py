@@ -26,7 +26,7 @@ def check_compute(setup: Setup, looks: float) -> None:
     config, compute = setup.config, setup.config.compute
     if affordable_steps(int(compute.base_share * setup.limit_macs), setup.base_macs, config.run.batch_size) < 1:
         raise ComputeError(
-            f"{compute.base_share:.0%} of {compute.reference_steps} reference steps pay for no step of the base. Raise "
+            f"{compute.base_share:.0%} of {compute.reference_steps} reference steps is less than one step of the base. Raise "
             "compute.reference_steps (--steps) or compute.base_share."
         )
     if setup.only_base:
@@ -57,7 +57,7 @@ def check_compute(setup: Setup, looks: float) -> None:
         judged = (scoring_macs(setup, looks) + compensation_macs(setup)) * config.pruning.rounds if fraction < 1.0 else 0
         if affordable_steps(max(0, allowance - judged), int(fraction * setup.base_macs), config.run.batch_size) < 1:
             raise ComputeError(
-                f"Expert {index} would not be trained for a single step: its share is {allowance:,} training MACs, of which judging "
-                f"channels takes {judged:,}. Raise compute.reference_steps (--steps), or judge with fewer images "
+                f"Expert {index} would not be trained for a single step: its share is {allowance:,} training MACs, of which scoring "
+                f"channels takes {judged:,}. Raise compute.reference_steps (--steps), or score with fewer images "
                 "(pruning.calibration_batches, pruning.rounds)."
             )

@@ -109,7 +109,7 @@ class Specialist:
         if training.step == 0:
             raise ComputeError(
                 f"{self.allowance_macs:,} training MACs for {self.name} pay for no step of training after {training.ledger.spent_macs:,} "
-                "for judging channels. Raise compute.reference_steps, or judge with fewer images (pruning.calibration_batches)."
+                "for scoring channels. Raise compute.reference_steps, or score with fewer images (pruning.calibration_batches)."
             )
         return self._finish(training)
 

@@ -109,8 +109,8 @@ def decide(setup: Setup, weights: dict[str, Tensor] | None, limit_macs: int | No
     if not empty:
         return layout
     note = (
-        f"None of the sampler's {sum(layout.budgets.steps)} steps falls into interval {', '.join(empty)}, whose experts are trained all "
-        "the same; take fewer intervals, or more steps (budgets.sampler_steps)."
+        f"None of the sampler's {sum(layout.budgets.steps)} steps falls into interval {', '.join(empty)}, whose experts are "
+        "trained nevertheless; use fewer intervals, or more steps (budgets.sampler_steps)."
     )
     return replace(layout, budgets=replace(layout.budgets, notes=(*layout.budgets.notes, note)))
 

@@ -35,8 +35,8 @@ def check_settings(run: RunFolder, config: StepAdaptiveConfig) -> None:
     changed = sorted(_differences(_meaning(StepAdaptiveConfig.from_json(run.config)), _meaning(config)))
     if changed:
         raise StorageError(
-            f"{run.path} holds a run with other settings: {', '.join(changed)}. Go on with its own (--config {run.config}), or choose "
-            "another folder."
+            f"{run.path} holds a run with other settings: {', '.join(changed)}. Continue with its own settings (--config {run.config}), "
+            "or choose another folder."
         )
 
 
@@ -49,7 +49,7 @@ def check_images(run: RunFolder, data: ImageData) -> None:
     before, now = fingerprint_of(run), data.fingerprint()
     if before is not None and before != now:
         raise StorageError(
-            f"{run.path} was begun with {before.get('train')} training and {before.get('held_out')} held-out images of "
+            f"{run.path} was started with {before.get('train')} training and {before.get('held_out')} held-out images of "
             f"{data.name}, which has other images now ({now['train']} and {now['held_out']}). Restore them, or choose another folder."
         )
 

@@ -159,7 +159,7 @@ class _ShortTraining:
         return found
 
     def _failed(self, fraction: float, what: str) -> TrainingError:
-        advice = ", or leave the size out (budgets.sizes)" if fraction < 1.0 else ""
+        advice = ", or remove the size (budgets.sizes)" if fraction < 1.0 else ""
         return TrainingError(
             f"Size {fraction} was tried in interval {self.interval.index}, and {what}; its damage cannot be measured. "
             f"Lower experts.learning_rate{advice}."

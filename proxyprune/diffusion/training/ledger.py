@@ -73,8 +73,8 @@ class Ledger:
             asked = ", ".join(f"{entry.stage} {entry.what}" for entry in entries)
             raise ComputeError(
                 f"The ledger allows {self.limit_macs:,} training MACs, {self.spent_macs:,} are spent, and {asked} would bring that to "
-                f"{grown.spent_macs:,}. In a new folder (--base-from takes a base "
-                "over), measure with fewer images or raise compute.reference_steps."
+                f"{grown.spent_macs:,}. In a new folder (--base-from reuses a base), "
+                "measure with fewer images or raise compute.reference_steps."
             )
         return grown
 

@@ -50,8 +50,8 @@ def _refused(config: StepAdaptiveConfig, reason: str) -> InputError:
         return _no_precision(run.mixed_precision, reason)
     if "already been initialized" in reason:
         return InputError(
-            f"run.mixed_precision is {run.mixed_precision!r} (run.cpu {run.cpu}), and accelerate keeps what the process began with: "
-            "start this run in a process of its own."
+            f"run.mixed_precision is {run.mixed_precision!r} (run.cpu {run.cpu}), and accelerate keeps the settings of the first run in "
+            "a process: start this run in its own process."
         )
     return InputError(f"accelerate cannot be set up: {reason}. Install what run.trackers ({list(run.trackers)}) needs.")
 

@@ -64,7 +64,7 @@ class Endpoint:
         if not key:
             raise LLMAuthError(
                 f"No key for {self.url}: expected it in the environment variable {self.hosted.key_variable}, which is not set. "
-                "Set it, or give base_url (--base-url) for a server of your own."
+                "Set it, or give base_url (--base-url) for your own server."
             )
         return key
 
@@ -103,7 +103,7 @@ def endpoint_of(base_url: str | None, hosted: Hosted | None) -> Endpoint:
     if parts.scheme not in ("http", "https") or not host:
         raise InputError(f"Expected base_url to be an http or https URL such as http://127.0.0.1:8080/v1, found '{shown}'.")
     if parts.query or parts.fragment:
-        raise InputError(f"Expected base_url without a query and without a fragment, found '{shown}' with one. Leave it out.")
+        raise InputError(f"Expected base_url without a query and without a fragment, found '{shown}' with one. Omit it.")
     loopback = _is_loopback(host)
     if parts.scheme == "http" and not loopback:
         raise InputError(

@@ -56,7 +56,7 @@ class Request:
         system: The part that never changes.
         turns: The question; after an invalid answer also that answer and what is wrong with it.
         schema: JSON schema of the answer.
-        max_output_tokens: Longest answer, reasoning included.
+        max_output_tokens: Largest length of an answer in tokens, reasoning included.
         temperature: None leaves it to the service.
     """
 

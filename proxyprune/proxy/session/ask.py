@@ -126,7 +126,9 @@ class Asker:
             cut = self._cut(prompt, usage, requests=2 if content.get("asked_twice") else 1)
             return Answer(found, usage, replayed=True, cut=cut)
         if self.cache.replaying:
-            raise LLMReplayMissError(f"The recorded answer {key} is no longer valid: {problem} Ask again with cache_mode='read-write'.")
+            raise LLMReplayMissError(
+                f"The recorded answer {key} is no longer valid: {problem} Request it again with cache_mode='read-write'."
+            )
         return None
 
     def ask(self, prompt: Question[Content], sample: int) -> Answer[Content]:

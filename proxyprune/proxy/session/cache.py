@@ -72,7 +72,7 @@ class Cache:
         if content is None and self.replaying:
             raise LLMReplayMissError(
                 f"A replay needs the recorded file {path}, which {problem}. Expected the folder that the ranking was made with, and the "
-                "same network, model, seed and options; or ask anew with cache_mode read-write."
+                "same network, model, seed and options; or request new answers with cache_mode read-write."
             )
         return content
 

@@ -151,7 +151,7 @@ class Account:
         if self.limit_usd is not None and self.price is None:
             raise LLMBudgetError(
                 f"A limit of ${self.limit_usd:g} cannot be kept, because the price of this model is unknown. Install the extra "
-                "proxyprune[prices], give price_per_million=(input, output) in USD, or leave the limit out."
+                "proxyprune[prices], give price_per_million=(input, output) in USD, or omit the limit."
             )
 
     @property

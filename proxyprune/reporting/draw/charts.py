@@ -86,7 +86,10 @@ def line_chart(
             )
     for entry in series:
         placed = [(across(x), up(y)) for x, y in entry.points]
-        if entry.class_.startswith("line"):
+        if entry.class_.startswith("line") and len(placed) == 1:
+            x, y = placed[0]
+            parts.append(tag("circle", cx=x, cy=y, r=3.5, class_=f"dot fill-{entry.class_.removeprefix('line-')} {entry.class_}"))
+        elif entry.class_.startswith("line"):
             stairs = [point for (x, y), (after, _) in itertools.pairwise(placed) for point in ((x, y), (after, y))]
             parts.append(polyline([*stairs, placed[-1]] if entry.step else placed, f"line {entry.class_}"))
         else:
@@ -161,7 +164,7 @@ def interval_strip(named: Named, ranges: Sequence[tuple[str, str, float, float]]
     parts = [text(left, 12, axis, "axis-name")]
     for level in (0.0, 0.5, 1.0):
         y = top + tall * (1 - level)
-        parts += [line(left, y, width - right, y, "grid"), text(left - 6, y + 4, f"{level:.0%}", "tick", "end")]
+        parts += [line(left, y, width - right, y, "grid"), text(left - 6, y + 4, f"{100 * level:.0f} %", "tick", "end")]
     x = left
     for index, (name, below, size, high) in enumerate(ranges):
         span = (width - left - right) * size / total

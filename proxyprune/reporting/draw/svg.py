@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from proxyprune.support.wording import quantity
+
+_LARGE = 1e5
+"""From here on, ticks are written with a unit."""
+
 
 def tag(name: str, *children: str | Markup, **attributes: object) -> Markup:
     """One element. An attribute `class_` is written class, and `text_anchor` text-anchor; None leaves it out; floats are rounded."""
@@ -108,8 +113,8 @@ class Scale:
 
 
 def tick_text(value: float) -> str:
-    """Return a tick's label: short, without trailing zeros."""
-    return f"{value:.6g}"
+    """Return a tick's label: short, without trailing zeros; large amounts as `30 M`."""
+    return quantity(value) if value >= _LARGE else f"{value:.6g}"
 
 
 def _plain(value: object) -> str:

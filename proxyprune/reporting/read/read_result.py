@@ -113,7 +113,7 @@ def read_result(path: str | Path) -> Result:
     for wanted, read in _KINDS.items():
         if data.has(*wanted):
             return replace(read(data), name=path.name)
-    raise ResultFileError(f"'{path}' is JSON, but no result of proxyprune. Expected {_ACCEPTED}.")
+    raise ResultFileError(f"'{path}' is JSON, but not a result of proxyprune. Expected {_ACCEPTED}.")
 
 
 def _folder(path: Path) -> Result:
@@ -123,7 +123,7 @@ def _folder(path: Path) -> Result:
         judged = _object(path / EVALUATION, evaluations) or ()
         return Result(DIFFUSION, path.resolve().name, diffusion=read_run(path), evaluations=judged)
     raise ResultFileError(
-        f"The folder '{path}' is no result of proxyprune: it has neither a {MANIFEST} nor the configuration of a diffusion run. "
+        f"The folder '{path}' is not a result of proxyprune: it has neither a {MANIFEST} nor the configuration of a diffusion run. "
         f"Expected {_ACCEPTED}."
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from proxyprune.reporting.page import Column, Part, Row, Section, Table, TableCell
 from proxyprune.reporting.read.diffusion_run import DiffusionRun
 from proxyprune.reporting.read.read_result import Result
-from proxyprune.support.wording import quantity
+from proxyprune.support.wording import quantity, share
 
 _NONE = "–"
 
@@ -22,7 +22,7 @@ def beside(result: Result, other: Result) -> Section:
     parts: list[Part] = [figures]
     if differing := tuple(_differing(*pair)):
         parts.append(Table("Settings that differ", (Column("setting"), *columns[1:]), differing))
-    lead = "Two runs, figure by figure. The smaller loss of each interval is in bold."
+    lead = "The figures of both runs. The smaller loss of each interval is in bold."
     return Section("beside", f"Beside {other.name}", lead, tuple(parts))
 
 
@@ -30,7 +30,7 @@ def _rows(first: DiffusionRun, second: DiffusionRun) -> Iterator[Row]:
     pair = (first, second)
     yield _row("intervals", [f"{len(run.ranges)}, {run.interval_method}" if run.ranges else _NONE for run in pair])
     yield _row("budgets", [run.budget_method or _NONE for run in pair])
-    yield _row("sampling MACs, of the base", [_NONE if run.mean_share is None else f"{run.mean_share:.1%}" for run in pair])
+    yield _row("sampling MACs, of the base", [_NONE if run.mean_share is None else share(run.mean_share, 1.0) for run in pair])
     yield _row("MACs of the base", [_NONE if run.base_macs is None else quantity(run.base_macs) for run in pair])
     yield _row("training MACs", [quantity(run.spent_macs) for run in pair])
     for index in range(max(len(run.ranges) for run in pair)):

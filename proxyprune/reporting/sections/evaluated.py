@@ -9,7 +9,7 @@ from proxyprune.reporting.draw.svg import Named
 from proxyprune.reporting.page import Column, Illustration, Part, Remarks, Row, Section, Table, TableCell
 from proxyprune.reporting.read.evaluation_record import EvaluationRecord
 from proxyprune.reporting.read.read_result import Result
-from proxyprune.support.wording import counted, quantity
+from proxyprune.support.wording import counted, quantity, share
 
 _COLOURS = 6
 
@@ -20,7 +20,7 @@ def evaluated(result: Result) -> Section | None:
     if not found:
         return None
     first = found[0]
-    compared = f"{first.images:,} images each, seed {first.seed}, compared by {first.features} with {first.reference}"
+    compared = f"{first.images:,} images each, seed {first.seed}, compared with {first.reference} by the features {first.features}"
     lead = f"{compared}. Smaller distances are better."
     notes = tuple(dict.fromkeys(note for entry in found for note in entry.notes))
     parts: list[Part] = [*_frontier(found), _table(found), *((Remarks(notes),) if notes else ())]
@@ -41,20 +41,20 @@ def _frontier(found: Sequence[EvaluationRecord]) -> list[Part]:
     return [Illustration("Fréchet distance against the compute of sampling; one point for each number of steps", drawing)]
 
 
-def _short(name: str, most: int = 18) -> str:
+def _short(name: str, most: int = 15) -> str:
     """Return the end of a path, as far as it fits beside a chart."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _table(found: Sequence[EvaluationRecord]) -> Table:
-    numbers = ("steps", "Fréchet", "95 % interval", "KID", "precision", "recall", "MACs", "of the base", "ms an image", "parameters")
+    numbers = ("steps", "Fréchet", "95 % interval", "KID", "precision", "recall", "MACs", "of the base", "ms per image", "parameters")
     columns = (Column("pipeline"), Column("sampler"), *(Column(name, True) for name in numbers))
     best = min(entry.frechet.value for entry in found)
     rows = tuple(
         Row(
             (
                 TableCell(entry.pipeline or "this pipeline"),
-                TableCell(entry.sampler.removesuffix("Scheduler") or "–"),
+                TableCell(entry.sampler.removesuffix("Scheduler") or "–", tone="quiet"),
                 TableCell(str(entry.steps)),
                 TableCell(f"{entry.frechet.value:.3f}", tone="strong" if entry.frechet.value == best and len(found) > 1 else ""),
                 TableCell(f"{entry.frechet.low:.3f} to {entry.frechet.high:.3f}"),
@@ -62,7 +62,7 @@ def _table(found: Sequence[EvaluationRecord]) -> Table:
                 TableCell("–" if entry.precision is None else f"{entry.precision:.3f}"),
                 TableCell("–" if entry.recall is None else f"{entry.recall:.3f}"),
                 TableCell(quantity(entry.macs)),
-                TableCell("–" if entry.relative_macs is None else f"{entry.relative_macs:.1%}"),
+                TableCell("–" if entry.relative_macs is None else share(entry.relative_macs, 1.0)),
                 TableCell("–" if entry.seconds is None else f"{1000 * entry.seconds:.1f}"),
                 TableCell("–" if entry.params is None else quantity(entry.params)),
             )

@@ -13,7 +13,7 @@ from proxyprune.reporting.read.result_records import CellRecord, ComparisonRecor
 from proxyprune.support.wording import counted, figure, quantity, seconds, share
 
 _STOPPED = {
-    "budget": "all measurements were spent",
+    "budget": "all measurements were used",
     "patience": "nothing improved for several rounds",
     "repeats": "the proposer repeated itself",
 }
@@ -33,7 +33,7 @@ def search(result: Result) -> Section | None:
     columns = (*numbers, Column("verdict"), Column("remark"))
     parts.append(Table(f"{counted(len(found.rounds), 'round')}, {found.measured} of them measured", columns, tuple(_round_rows(found))))
     stopped = f" It ended because {_STOPPED[found.stopped]}." if found.stopped in _STOPPED else ""
-    lead = f"Each round proposes a ranking, cuts, and measures the loss on held-out batches; lower is better.{stopped}"
+    lead = f"In each round, a proposed ranking is planned, cut and measured on held-out batches. A lower loss is better.{stopped}"
     return Section("search", "The search", lead, tuple(parts))
 
 
@@ -43,7 +43,7 @@ def _search_chart(found: SearchRecord, losses: Sequence[tuple[float, float]]) ->
         best.append((index, min(loss, best[-1][1]) if best else loss))
     levels = {} if found.base_loss is None else {"unpruned": found.base_loss}
     series = [Series("", losses, "dots"), Series("best so far", best, "line-0", step=True)]
-    said = f"The loss of {len(losses)} rounds; it begins at {losses[0][1]:.5g}, and the best is {best[-1][1]:.5g}."
+    said = f"The loss of {len(losses)} rounds. The first is {losses[0][1]:.5g}, the best {best[-1][1]:.5g}."
     drawing = line_chart(Named("search-chart", "Held-out loss by round", said), series, ("round", "held-out loss"), levels)
     return Illustration("Held-out loss by round, and the best so far", drawing)
 
@@ -113,7 +113,8 @@ def _agreement(found: ComparisonRecord) -> Section | None:
         )
         parts.append(
             Illustration(
-                "Agreement with measured ablation; a dot is one seed, the bar their mean, the line one deviation to each side", plot
+                "Kendall's tau to measured ablation: a dot is a seed, the bar the mean, the line one standard deviation",
+                plot,
             )
         )
     columns = (
@@ -124,8 +125,8 @@ def _agreement(found: ComparisonRecord) -> Section | None:
         Column("seeds", True),
     )
     parts.append(Table("Agreement with the ablation oracle, and what a ranking costs", columns, tuple(rows)))
-    lead = "The oracle switches off each block and measures the loss. 1 is the same order, 0 is chance."
-    return Section("agreement", "Who agrees with measuring?", lead, tuple(parts))
+    lead = "The oracle removes one block at a time and measures the loss. A tau of 1 is the same order, 0 is chance."
+    return Section("agreement", "Agreement with the oracle", lead, tuple(parts))
 
 
 def _case(found: ComparisonRecord, case: str, number: int) -> Section:
@@ -156,7 +157,7 @@ def _case(found: ComparisonRecord, case: str, number: int) -> Section:
     return Section(
         f"case-{number}",
         f"Cut to {case}",
-        "Every scorer gets the same cut, the same data and the same recovery; lower is better.",
+        "Every scorer gets the same cut, the same data and the same recovery. A lower loss is better.",
         tuple(parts),
     )
 
@@ -187,7 +188,7 @@ def _values(cells: Sequence[CellRecord], scorer: str, name: str) -> list[float]:
 def _errors(found: ComparisonRecord) -> Section | None:
     pairs = [(entry.scorer, entry.error) for entry in found.scorings] + [(cell.scorer, cell.error) for cell in found.cells]
     said = unique(f"{scorer}: {error}" for scorer, error in pairs if error is not None)
-    return Section("failed", "What failed", "", (Remarks(said, "warning"),)) if said else None
+    return Section("failed", "Failures", "", (Remarks(said, "warning"),)) if said else None
 
 
 def _spread(name: str, values: Sequence[float]) -> DotRow:
@@ -202,7 +203,7 @@ def _mean(values: Sequence[float], form: str = ".4g") -> str:
 
 
 def time(result: Result) -> Section | None:
-    """Measured time of a run before and after, where somebody measured it."""
+    """Measured time of a run before and after, if it was measured."""
     if result.figures is None or result.figures.seconds is None:
         return None
     before, after = result.figures.seconds
@@ -217,5 +218,8 @@ def time(result: Result) -> Section | None:
     columns = (Column(""), Column("before", True), Column("after", True), Column("left", True))
     rows = (Row(cells), Row((*macs, TableCell(share(result.figures.macs, result.figures.base_macs), share_bar(ratio)))))
     return Section(
-        "time", "Measured time", "Time follows MACs only as far as the machine lets it.", (Table("Time and MACs", columns, rows),)
+        "time",
+        "Measured time",
+        "Time does not follow MACs exactly.",
+        (Table("Time and MACs", columns, rows),),
     )

@@ -22,16 +22,16 @@ def remarks(result: Result) -> Section | None:
     """Return what to know before trusting a figure."""
     warnings = list(result.warnings)
     if result.ranking is not None and result.ranking.unreliable:
-        warnings.insert(0, f"The ranking calls itself unreliable: {result.ranking.unreliable}")
+        warnings.insert(0, f"The ranking is marked unreliable: {result.ranking.unreliable}")
     unpriced, unruled = _ops(result)
     if unpriced:
-        warnings.append(f"Without a cost rule, so their MACs are missing from every figure: {', '.join(unpriced)}.")
+        warnings.append(f"These ops have no cost rule, so their MACs are in no figure: {', '.join(unpriced)}.")
     notes = list(result.plan.notes) if result.plan is not None else [] if result.figures is None else list(result.figures.notes)
     notes += [] if result.ranking is None else [note for note in result.ranking.notes if note not in notes]
     notes += [] if result.comparison is None else list(result.comparison.notes)
     notes += [] if result.diffusion is None else list(result.diffusion.notes)
     if unruled:
-        notes.append(f"Without an axis rule, so what they touch is pinned: {', '.join(unruled)}.")
+        notes.append(f"These ops have no axis rule, so the channels that they touch are pinned: {', '.join(unruled)}.")
     parts: list[Part] = []
     if warnings:
         parts.append(Remarks(tuple(warnings), "warning"))
@@ -53,11 +53,11 @@ def graph(result: Result) -> Section | None:
     shown = {block.id: _shown(result, block) for block in structure.blocks}
     scored = any(entry.score is not None for entry in shown.values())
     shades = _shades(result)
-    told = ["Each box is a block, numbered in execution order as in the tables below; the rows are resolutions."]
+    told = ["Each box is a block, numbered in execution order as in the tables below. Each row is a resolution."]
     if scored:
-        told.append("The colour is the block's place in the ranking, in tenths.")
+        told.append("The colour shows the block's position in the ranking, in tenths.")
     if any(entry.kept is not None for entry in shown.values()):
-        told.append("The line under a box is the share of its MACs that it keeps; a dashed box was removed.")
+        told.append("The line under a box shows the share of its MACs that is left. A dashed box was removed.")
     told.append("Skip connections run above their row.")
     caption = "The block graph, coloured by rank" if scored else "The block graph"
     drawing = Illustration(
@@ -99,7 +99,7 @@ def ranking(result: Result) -> Section | None:
             ]
         rows.append(Row(tuple(cells)))
     table = Table(f"{counted(len(rows), 'block')}, most important first", tuple(columns), tuple(rows))
-    lead = "A long bar beside a small share of the MACs is a block that earns its place; the reverse is where pruning pays."
+    lead = "The best blocks to prune have a low importance and a large share of the MACs."
     return Section("ranking", "Ranking", lead, (Details(tuple(_trust(result))), table))
 
 
@@ -110,11 +110,11 @@ def _trust(result: Result) -> Iterator[tuple[str, str]]:
     yield "scorer", found.scorer
     yield "seed", str(found.seed)
     if found.confidence is None:
-        yield "confidence", "asked once, so there is no agreement to measure"
+        yield "confidence", "one answer, so there is no agreement to measure"
     else:
         yield "confidence", f"{found.confidence:.2f} (mean Kendall tau of repeated answers: 1 agrees fully, 0 is chance)"
-    yield "reliability", found.unreliable or "not flagged as unreliable"
-    names = {"provider": "asked", "model": "model", "samples": "samples", "requests": "requests", "replayed": "replies from the cache"}
+    yield "reliability", found.unreliable or "not marked as unreliable"
+    names = {"provider": "service", "model": "model", "samples": "samples", "requests": "requests", "replayed": "replies from the cache"}
     for key, label in names.items():
         if key in result.asked:
             yield label, result.asked[key]
@@ -156,7 +156,7 @@ def cost(result: Result) -> Section | None:
         anchor = "" if number is None else f"block-{number}"
         table.append(Row(tuple(cell for index, cell in enumerate(cells) if cut or index not in (4, 6)), anchor))
     what = "MACs and parameters by block, before and after" if cut else "MACs and parameters by block"
-    lead = "In execution order; pale is before, full is after. MACs are multiply-accumulates of one run, attention included."
+    lead = "In execution order. The pale bar is the cost before, the full bar the cost after. MACs include attention."
     return Section("cost", "Cost by block", lead, (Table(what, tuple(shown), tuple(table)),))
 
 
@@ -205,11 +205,11 @@ def widths(result: Result) -> Section | None:
         columns, rows = columns[:4], [Row(row.cells[:4]) for row in rows]
     parts: list[Part] = [Table(f"{counted(len(rows), 'channel group')} cut", tuple(columns), tuple(rows))] if rows else []
     if plan.removed_blocks:
-        parts.append(Remarks((f"Removed whole: {', '.join(plan.removed_blocks)}.",)))
+        parts.append(Remarks((f"Blocks removed as a whole: {', '.join(plan.removed_blocks)}.",)))
     if whole:
         names = listed((result.group_names[group.id] for group in whole), _MOST_NAMES)
-        parts.append(Remarks((f"Could be cut, and stay whole: {names}.",)))
-    lead = "A channel group is everything that has to shrink together, in one layer or in twenty; its name is its block and role."
+        parts.append(Remarks((f"Can be cut, but this plan keeps them whole: {names}.",)))
+    lead = "A channel group contains all slices that must shrink together, in one or many layers. Its name is its block and role."
     return Section("widths", "Widths before and after", lead, tuple(parts))
 
 
@@ -223,7 +223,7 @@ def compensation(result: Result) -> Section | None:
             (
                 TableCell(entry.layer),
                 TableCell(figure(entry.error_before)),
-                TableCell(figure(entry.error_after) if entry.refitted else "left as cut", tone="" if entry.refitted else "quiet"),
+                TableCell(figure(entry.error_after) if entry.refitted else "not refitted", tone="" if entry.refitted else "quiet"),
                 TableCell(f"{entry.ridge:g}" if entry.refitted else "", tone="quiet"),
             )
         )
@@ -234,12 +234,12 @@ def compensation(result: Result) -> Section | None:
         (f"{found.measure} as cut", figure(found.before)),
         (f"{found.measure} at the end", figure(found.after)),
         ("held-out batches", str(found.held_out_batches)),
-        ("verdict", "the refitted weights were kept" if found.accepted else "no help: every weight is as the cut left it"),
+        ("verdict", "the refitted weights were kept" if found.accepted else "rejected: all weights are as after the cut"),
     )
     parts: list[Part] = [Details(details)]
     parts += [Table(f"{counted(len(rows), 'layer')} that could be refitted", columns, tuple(rows))] if rows else []
     parts += [Remarks(tuple(f"{name} was not compensated: {why}." for name, why in found.skipped.items()))] if found.skipped else []
-    lead = "The error is that of the layer's output, relative to its square, on batches that the fit did not see."
+    lead = "The error is that of the layer's output, relative to its square, on batches that were not used for the fit."
     return Section("compensation", "Compensation", lead, tuple(parts))
 
 
@@ -269,14 +269,14 @@ def trials(result: Result) -> Section | None:
                 TableCell(trial.mode),
                 TableCell(figure(trial.value)),
                 TableCell(figure(trial.seconds, 3), tone="quiet"),
-                TableCell("taken" if trial.chosen else trial.note, tone="" if trial.chosen else "quiet"),
+                TableCell("used" if trial.chosen else trial.note, tone="" if trial.chosen else "quiet"),
             )
         )
         for trial in ordered
     ]
     columns = (Column("scorer"), Column("mode"), Column(found.measure, True), Column("seconds", True), Column(""))
     table = Table(f"{counted(len(rows), 'trial')} on held-out batches ({found.batches})", columns, tuple(rows))
-    return Section("trials", "Scorers tried", "Each cut was measured on batches that no scorer and no refit saw.", (table,))
+    return Section("trials", "Scorers tried", "Each cut was measured on batches that no scorer and no refit used.", (table,))
 
 
 def pinned(result: Result) -> Section | None:
@@ -288,8 +288,8 @@ def pinned(result: Result) -> Section | None:
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(name)
     rows = [Row((TableCell(why), TableCell(str(len(ids))), _group_cell(result, ids))) for why, ids in by_reason.items()]
-    columns = (Column("why"), Column("groups", True), Column("which"))
-    lead = "A width that cannot be changed safely is left alone rather than guessed at."
+    columns = (Column("reason"), Column("groups", True), Column("names"))
+    lead = "A width that cannot be changed safely stays whole."
     return Section("pinned", "Pinned, and why", lead, (Table(f"{counted(len(reasons), 'channel group')} pinned", columns, tuple(rows)),))
 
 
@@ -307,7 +307,7 @@ def kept_as_they_are(result: Result) -> Section | None:
         rows = [Row((TableCell(name), TableCell(why))) for name, why in figures.not_followed.items()]
         caption = f"{counted(len(rows), 'attribute')} that no example call uses as a size"
         parts.append(Table(caption, (Column("attribute"), Column("why it stays")), tuple(rows)))
-    lead = "Parameters that no example call reaches stay whole. Other methods or modes may read these attributes. also=[...] adds calls."
+    lead = "Parameters that no example call reaches stay whole. Other methods may use the attributes as sizes. also=[...] adds calls."
     return Section("kept", "Kept as it was", lead, tuple(parts))
 
 
@@ -333,13 +333,13 @@ def provenance(result: Result) -> Section:
         ]
     elif result.ranking is not None:
         pairs += [("scored by", f"{result.ranking.scorer}, seed {result.ranking.seed}")]
-    pairs += [(f"asking: {name}", value) for name, value in result.asked.items()]
+    pairs += [(f"requests: {name}", value) for name, value in result.asked.items()]
     for settings in (result.search, result.comparison, result.diffusion):
         pairs += [] if settings is None else list(settings.settings.items())
     versions = [(name, version) for name, version in result.made_with.items()]
-    lead = "Enough to make the same result again: same network, inputs, seed, replies and versions give the same bytes."
+    lead = "The same network, inputs, seed, recorded answers and versions give the same result, byte for byte."
     parts: list[Part] = [Details(tuple(pairs))]
-    parts.append(Details(tuple(versions)) if versions else Remarks(("The file does not say with which versions it was made.",)))
+    parts.append(Details(tuple(versions)) if versions else Remarks(("The file does not contain the versions that made it.",)))
     return Section("provenance", "Provenance", lead, tuple(parts))
 
 

@@ -9,7 +9,7 @@ from proxyprune.reporting.draw.svg import Named
 from proxyprune.reporting.page import Column, Gallery, Illustration, Part, Row, Section, Table, TableCell
 from proxyprune.reporting.read.diffusion_run import DiffusionRun, LoggedLoss, Range
 from proxyprune.reporting.read.read_result import Result
-from proxyprune.support.wording import counted, quantity, share
+from proxyprune.support.wording import counted, quantity, share, tenths
 
 _MOST_POINTS = 240
 
@@ -46,10 +46,10 @@ def _intervals(run: DiffusionRun) -> Section:
     rows = tuple(_interval_row(run, entry) for entry in run.ranges)
     table = Table(f"{counted(len(rows), 'interval')} ({run.interval_method}), budgets: {run.budget_method}", columns, rows)
     lead = (
-        "Noise from clean (left) to pure noise (right), cut where the signal-to-noise ratio says; each interval has a denoiser of its own."
+        "The noise levels from clean (left) to pure noise (right) are split by signal-to-noise ratio. Each interval has its own denoiser."
     )
     curve = (_curve(run),) if run.curve else ()
-    parts = (*curve, Illustration("How large each expert is, and for which timesteps", drawing), table)
+    parts = (*curve, Illustration("Size and timesteps of each expert", drawing), table)
     return Section("intervals", "Intervals and budgets", lead, parts)
 
 
@@ -61,7 +61,7 @@ def _curve(run: DiffusionRun) -> Illustration:
         if points:
             series.append(Series(f"interval {entry.index}", points, f"line-{entry.index % 6}"))
     said = (
-        f"Signal-to-noise ratio from {run.curve[0][1]:.1f} to {run.curve[-1][1]:.1f} dB, cut into {counted(len(run.ranges), 'interval')}."
+        f"Signal-to-noise ratio from {run.curve[0][1]:.1f} to {run.curve[-1][1]:.1f} dB, split into {counted(len(run.ranges), 'interval')}."
     )
     named = Named("snr-chart", "Signal-to-noise ratio by timestep", said)
     return Illustration("Signal-to-noise ratio by timestep", line_chart(named, series, ("timestep, 0 is clean", "dB")))
@@ -85,18 +85,18 @@ def _by_snr(run: DiffusionRun) -> Section:
                 TableCell("no signal" if entry.snr_db is None else f"{entry.snr_db:.1f}"),
                 TableCell(f"{entry.base:.4g}"),
                 TableCell("–" if entry.expert is None else f"{entry.expert:.4g}"),
-                TableCell(f"{entry.expert / entry.base - 1.0:+.1%}" if entry.expert is not None and entry.base else "–"),
+                TableCell(f"{100 * (entry.expert / entry.base - 1.0):+.1f} %" if entry.expert is not None and entry.base else "–"),
             )
         )
         for entry in run.bins
     )
-    lead = f"The same held-out images, noise and timesteps for both. {said} Evaluation, so it is not in the ledger."
+    lead = f"Both were measured on the same held-out images, noise and timesteps. {said} This is evaluation, so it is not in the ledger."
     drawn: tuple[Part, ...] = ()
     if series:
         named = Named("snr-loss-chart", "Held-out loss by SNR", said)
         drawing = line_chart(named, series, ("SNR in dB, clean to the right", "loss"))
         drawn = (Illustration("Held-out loss by signal-to-noise ratio", drawing),)
-    return Section("by-snr", "Loss by noise level", lead, (*drawn, Table("Base against expert", columns, rows)))
+    return Section("by-snr", "Loss by noise level", lead, (*drawn, Table("Base and expert", columns, rows)))
 
 
 def _interval_row(run: DiffusionRun, entry: Range) -> Row:
@@ -107,7 +107,7 @@ def _interval_row(run: DiffusionRun, entry: Range) -> Row:
             TableCell(_decibels(entry)),
             TableCell(f"{entry.first} to {entry.last}"),
             TableCell("–" if entry.sampler_steps is None else str(entry.sampler_steps)),
-            TableCell("–" if entry.budget is None else f"{entry.budget:.1%}", None if part is None else share_bar(part)),
+            TableCell("–" if entry.budget is None else share(entry.budget, 1.0), None if part is None else share_bar(part)),
             TableCell("not trained yet" if entry.macs is None else quantity(entry.macs)),
             TableCell("–" if entry.params is None else quantity(entry.params)),
             TableCell("–" if entry.steps is None else f"{entry.steps:,}"),
@@ -121,11 +121,9 @@ def _share(run: DiffusionRun, entry: Range) -> float | None:
 
 def _decibels(entry: Range) -> str:
     low, high = entry.low_snr_db, entry.high_snr_db
-    if low is None and high is None:
-        return "every SNR"
     if low is None:
-        return f"below {high:.1f} dB"
-    return f"above {low:.1f} dB" if high is None else f"{low:.1f} to {high:.1f} dB"
+        return "every SNR" if high is None else f"below {tenths(high)} dB"
+    return f"above {tenths(low)} dB" if high is None else f"{tenths(low)} to {tenths(high)} dB"
 
 
 def _trials(run: DiffusionRun) -> Section:
@@ -135,13 +133,13 @@ def _trials(run: DiffusionRun) -> Section:
         series.append(Series("", sorted((size.fraction, size.value) for size in entry.tried), f"dots fill-{colour} line-{colour}"))
         line = sorted((size.fraction, size.value) for size in entry.remaining)
         series.append(Series(f"interval {entry.index}", line, f"line-{colour}"))
-    named = Named("trials-chart", "Damage by size", f"Damage to {len(tried)} intervals at several sizes, measured and expected.")
+    named = Named("trials-chart", "Damage by size", f"Damage in {len(tried)} intervals at several sizes, measured and expected.")
     drawing = line_chart(named, series, ("share of the base's MACs", "log ratio of losses"))
     return Section(
         "trials",
-        "What pruning costs in each interval",
-        "The loss of the pruned network against that of the whole one after the same training: dots at the end of a short trial, lines as "
-        "the trials let expect it once an expert is trained. Budgets follow from the lines.",
+        "Damage of pruning in each interval",
+        "Damage is the log ratio of the pruned network's loss to that of the whole network after the same training. Dots are measured "
+        "at the end of a short trial. Lines are expected after the training of an expert, and determine the budgets.",
         (Illustration("Damage by size", drawing),),
     )
 
@@ -172,18 +170,18 @@ def _ledger(run: DiffusionRun) -> Section:
     columns = (Column("stage"), Column("spent on"), Column("images", True), Column("MACs", True), Column("of all", True))
     against = f", {share(run.spent_macs, run.limit_macs)} of one full-size model" if run.limit_macs else ""
     table = Table(f"{quantity(run.spent_macs)} MACs of training compute{against}", columns, tuple(rows))
-    lead = "Everything that was computed with a network is in it, scoring and measuring included; a training image counts as three passes."
+    lead = "It contains all compute of the networks, scoring and measuring included. A training image counts as three forward passes."
     return Section("ledger", "Ledger of training compute", lead, (Illustration("Training compute by stage", drawing), table))
 
 
 def _losses(run: DiffusionRun) -> Section:
     parts: list[Part] = []
-    series = [Series(entry.stage, _thinned(entry), f"line-{_hue(entry.stage)}") for entry in run.losses]
+    series = [Series(entry.stage.replace("-", " "), _thinned(entry), f"line-{_hue(entry.stage)}") for entry in run.losses]
     said = "; ".join(f"{entry.stage} ends at {entry.points[-1][1]:.4g}" for entry in run.losses)
     parts.append(
         Illustration("Training loss by step", line_chart(Named("loss-chart", "Training loss by step", said), series, ("step", "loss")))
     )
-    lead = "Means over equal stretches of steps. Losses of different intervals do not compare: noise levels differ in difficulty."
+    lead = "Means over equal numbers of steps. Losses of different intervals are not comparable, because noise levels differ in difficulty."
     return Section("losses", "Training losses", lead, tuple(parts))
 
 

@@ -103,7 +103,7 @@ class _Contributions:
             listed = ", ".join(f"'{name}'" for name in unreached[:5])
             raise MissingNeedError(
                 f"Scorer 'taylor' got no gradient for {len(unreached)} of {len(self._groups)} channel groups, such as {listed}: the loss "
-                'does not depend on them. Let loss_fn use every output, or pass options={"unused": "zero"} to let them go first.'
+                'does not depend on them. Let loss_fn use every output, or pass options={"unused": "zero"} to remove them first.'
             )
 
 
