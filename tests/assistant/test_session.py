@@ -261,12 +261,12 @@ class TestGuards:
         """Each limit has its message, and history is still answered after the last call."""
         with Session.open(task(), tmp_path / "w", Bounds(calls=6, measurements=1, networks=1)) as opened:
             answered(opened, "measure", plan="p0")
-            assert "measurements of this session are spent" in failed(opened, "measure", plan="p0", recovery=True)
+            assert "measurements of this session are used up" in failed(opened, "measure", plan="p0", recovery=True)
             answered(opened, "apply", plan="p0", name="a")
             assert "networks of this session are saved" in failed(opened, "apply", plan="p0", name="b")
             answered(opened, "describe")
             answered(opened, "describe")
-            assert "calls of this session are spent" in failed(opened, "describe")
+            assert "calls of this session are used up" in failed(opened, "describe")
             assert answered(opened, "history")["left"] == {"calls": 0, "measurements": 0, "networks": 0}
 
     def test_time_is_limited(self, tmp_path):

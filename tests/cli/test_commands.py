@@ -242,7 +242,7 @@ class TestPrune:
         Path("notes.json").write_text('{"mine": 1}')
         for taken in ("notes.json", model_file):
             before = Path(taken).read_bytes()
-            assert "holds no plan" in fail("prune", "--model", model_file, "--scorer", "random", "--plan-only", "--out", taken)
+            assert "exists and is not a plan" in fail("prune", "--model", model_file, "--scorer", "random", "--plan-only", "--out", taken)
             assert Path(taken).read_bytes() == before
 
     def test_an_earlier_result_is_replaced_aloud(self, model_file):
@@ -430,7 +430,7 @@ class TestStepsAndRecovery:
             (("--plan-only", "--steps", "2"), "cuts nothing"),
             (("--plan-only", "--recover-steps", "2"), "cuts nothing"),
             (("--plan", "p.json", "--steps", "2"), "--steps cannot be given with --plan"),
-            (("--ranking", "r.json", "--steps", "2"), "leave one out"),
+            (("--ranking", "r.json", "--steps", "2"), "omit one of them"),
             (("--recover-steps", "2"), "there is no loss"),
         ],
     )

@@ -132,7 +132,7 @@ def test_names_of_an_op_are_one():
 @pytest.mark.parametrize("op", ["proxyprune_tests::nothing", "nowhere::swish", "swish", "", print, 3])
 def test_what_is_no_op_is_rejected(op):
     """A misspelt name, a plain function and a number raise an error that says what is expected."""
-    with pytest.raises(RuleError, match="no registered op"):
+    with pytest.raises(RuleError, match="not a registered op"):
         pp.register_rule(op, "pointwise")
 
 
@@ -164,12 +164,12 @@ def test_a_rule_of_the_package_can_be_replaced():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "aten::nothing"}, "no registered op"),
+        ({"rule": "aten::nothing"}, "not a registered op"),
         ({"rule": "proxyprune_tests::swish"}, "has no rule in this package"),
         ({"rule": "aten::linear", "arguments": {"input": "y"}}, "arguments= names y"),
         ({"rule": "aten::linear", "arguments": {"matrix": "w"}}, "arguments= names matrix"),
         ({"rule": "aten::group_norm"}, "'num_groups' of aten::group_norm"),
-        ({"rule": "pointwise", "arguments": {"input": "x"}}, "goes with the name of a known op"),
+        ({"rule": "pointwise", "arguments": {"input": "x"}}, "only with the name of a known op"),
         ({"rule": 3}, "A rule is 'pointwise'"),
     ],
 )

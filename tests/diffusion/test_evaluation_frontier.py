@@ -52,7 +52,7 @@ def test_other_numbers_of_steps_are_refused(pipeline, text):
     """With what is expected."""
     found = invoke("evaluate", "-p", pipeline, "--steps", text)
     assert found.exit_code == 2
-    assert "whole numbers from 1 up" in found.output
+    assert "whole numbers of at least 1" in found.output
 
 
 def test_features_learned_on_images_order_them():

@@ -83,11 +83,11 @@ def test_an_infinite_gradient_reaches_no_weight(tmp_path, clip):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"compute.reference_steps": 1}, "no step of the base"),
+        ({"compute.reference_steps": 1}, "less than one step of the base"),
         ({"compute.reference_steps": 6}, "Expert 1 would not be trained for a single step"),
         ({"budgets.method": "measured", "budgets.trial_steps": 50}, "Measuring would cost"),
         ({"intervals.method": "measured", "intervals.images": 100}, "Measuring would cost"),
-        ({"pruning.scorer": "ablation", "pruning.calibration_batches": 8}, "judging channels takes"),
+        ({"pruning.scorer": "ablation", "pruning.calibration_batches": 8}, "scoring channels takes"),
     ],
 )
 def test_compute_that_does_not_suffice_is_told_before_anything_is_spent(tmp_path, changes, said):

@@ -136,7 +136,7 @@ def test_a_folder_comes_before_the_hub(tmp_path, monkeypatch):
         StepAdaptivePipeline.from_pretrained("org/name", subfolder="../name/inside")
     with pytest.raises(InputError, match="no option variant"):
         StepAdaptivePipeline.from_pretrained("org/name", variant="fp16")
-    with pytest.raises(StorageError, match="no step-adaptive pipeline"):
+    with pytest.raises(StorageError, match="not a step-adaptive pipeline"):
         StepAdaptivePipeline.from_pretrained(Path("org/other"))
 
 

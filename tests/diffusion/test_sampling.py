@@ -170,7 +170,7 @@ def test_saving_again_keeps_what_is_not_ours(tmp_path):
         ("--grid", "picture", "its ending '' is no format"),
         ("--grid", "picture.txt", r"its ending '\.txt' is no format"),
         ("--out", "folder.npz", "it is a folder"),
-        ("--out", "file/x.npz", "is no folder that can be written to"),
+        ("--out", "file/x.npz", "is not a writable folder"),
     ],
 )
 def test_places_are_checked_before_images_are_drawn(tmp_path, option, path, said):

@@ -90,7 +90,7 @@ def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, numb
     step = Checkpoint.read(out / "base").record["step"]
     assert step >= 3
     assert f"Stopped base at step {step:,} of" in said
-    assert "goes on with what is there" in said
+    assert "The same command resumes the run" in said
     again = CliRunner().invoke(main, command)
     assert again.exit_code == 0, again.output
     StepAdaptiveTrainer(config, tmp_path / "whole").train_base()

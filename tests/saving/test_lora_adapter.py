@@ -221,7 +221,7 @@ def test_a_folder_keeps_its_config_and_its_tokenizer(tmp_path: Path) -> None:
         pp.carry_lora(source, result, source)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("mine")
-    with pytest.raises(StorageError, match="no PEFT adapter"):
+    with pytest.raises(StorageError, match="not of a PEFT adapter"):
         pp.carry_lora(source, result, tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "mine", "pruned"]
 
@@ -578,4 +578,4 @@ def test_the_command_checks_adapters_first(tmp_path: Path, monkeypatch: pytest.M
     assert "--lora-prefix" in fail("prune", "--model", "net.py", "--lora-prefix", "unet.")
     Path("net-pruned-style").mkdir()
     Path("net-pruned-style/notes").write_text("mine")
-    assert "no PEFT adapter" in fail("prune", "--model", "net.py", "--lora", "style")
+    assert "not of a PEFT adapter" in fail("prune", "--model", "net.py", "--lora", "style")

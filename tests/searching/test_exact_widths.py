@@ -263,4 +263,4 @@ def test_the_command_asks_for_widths(tmp_path, monkeypatch):
         given = ("search", "--model", "net.py", "--start", "taylor", "--rounds", 2, *asking, "--ask-widths", "--json")
         data = json.loads(succeed(*given).stdout)
     assert list(data["rounds"][1]["exact_widths"].values()) == [7]
-    assert "asks none" in fail("search", "--model", "net.py", "--proposer", "random", "--ask-widths")
+    assert "needs a language model as proposer" in fail("search", "--model", "net.py", "--proposer", "random", "--ask-widths")

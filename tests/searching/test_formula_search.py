@@ -250,6 +250,6 @@ def test_the_command_finds_a_formula_and_uses_it(tmp_path, monkeypatch):
     notes = json.loads((tmp_path / "best" / "ranking.json").read_text())["notes"]
     assert best is None or data["best_round"] == 0 or f"Formula: {best}" in notes
     succeed("prune", "--model", "net.py", "--scorer", f"formula={best or 'w'}", "--out", "pruned")
-    assert "proposes none" in fail("search", "--model", "net.py", "--proposer", "random", "--writer", "local", "--llm-model", "m")
+    assert "uses none" in fail("search", "--model", "net.py", "--proposer", "random", "--writer", "local", "--llm-model", "m")
     assert "needs --llm-model" in fail("search", "--model", "net.py", "--proposer", "formula", "--writer", "local")
     assert "asks no language model" in fail("search", "--model", "net.py", "--proposer", "formula", "--llm-model", "m")
