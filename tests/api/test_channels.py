@@ -94,8 +94,8 @@ def test_a_plan_is_never_worse_on_the_held_out_half_than_its_channel_scorer_alon
     both = pruned(network, scores, channels=channels, compensate=compensate)
     assert loss_of(network, both) <= loss_of(network, alone)
     assert both.plan.macs <= both.plan.target_macs
-    assert both.plan.notes[-1].startswith(f"Channels are scored by '{channels}', and the block scores of 'fixed' weigh on them with ")
-    if "with 0," in both.plan.notes[-1]:
+    assert both.plan.notes[-1].startswith(f"Channels are scored by '{channels}', and the block scores of 'fixed' have the weight ")
+    if "the weight 0," in both.plan.notes[-1]:
         assert both.plan.kept == alone.plan.kept
 
 

@@ -209,7 +209,7 @@ def test_a_plan_made_before_a_flag_was_toggled_names_the_flag() -> None:
     model.config.output_hidden_states = False
     _, plan = plan_for(model, inputs)
     model.config.output_hidden_states = True
-    with pytest.raises(PlanMismatchError, match=r"config\.output_hidden_states = False, and it is True now\. Set it as it was"):
+    with pytest.raises(PlanMismatchError, match=r"config\.output_hidden_states = False, and it is True now\. Use the same setting"):
         pp.apply_plan(model, plan, inputs)
     assert model.config.output_hidden_states is True
 

@@ -153,7 +153,7 @@ def test_only_an_attribute_that_chooses_the_slot_is_renumbered() -> None:
 def test_a_position_with_a_second_use_keeps_the_block() -> None:
     """If the number is also a factor, it cannot change: removing the first layer raises and names it, and `prune` keeps it."""
     model, tokens = decoder(scaled=True), torch.randint(0, 20, (1, 10))
-    with pytest.raises(VerificationError, match=r"without block 'layers\.0' would decode wrongly") as caught:
+    with pytest.raises(VerificationError, match=r"without block 'layers\.0' decodes wrongly with a cache") as caught:
         without(model, (tokens,), "layers.0")
     assert caught.value.module == "layers.0"
     graph = pp.trace(model, (tokens,), probe=False)

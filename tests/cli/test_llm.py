@@ -112,7 +112,7 @@ def test_fallback(network):
     ("arguments", "message"),
     [
         (("--scorer", "magnitude", "--samples", "3", "--real-names"), "--samples, --real-names cannot be given"),
-        (("--llm-model", "x"), "'magnitude' asks no language model"),
+        (("--llm-model", "x"), "'magnitude' uses no language model"),
         (("--scorer", "openai"), "needs --llm-model"),
         (("--scorer", "local", "--llm-model", "x"), "needs base_url"),
         (("--scorer", "local", "--llm-model", "x", "--base-url", "http://example.org/v1"), "Plain http"),

@@ -75,7 +75,7 @@ class TestSearch:
             process.send_signal(signal.SIGINT)
             said = process.stderr.read()
         assert process.returncode == 130
-        assert "Stopped. The rounds so far are kept" in said
+        assert "Stopped. The finished rounds are kept" in said
         assert "Traceback" not in said
         measured = sum('"loss"' in line for line in Path("m.jsonl").read_text().splitlines())
         assert measured >= 1
@@ -100,7 +100,7 @@ class TestSearch:
             (("-p", "evolutoin"), "evolution"),
             (("--fake-weights",), "--fake-weights"),
             (("--plot", "s.gif"), ".gif"),
-            (("-p", "random", "--llm-model", "x"), "asks no language model"),
+            (("-p", "random", "--llm-model", "x"), "uses no language model"),
             (("-p", "local"), "needs --llm-model"),
             (("--rounds", "0"), "--rounds"),
         ],
@@ -172,7 +172,7 @@ class TestCompare:
             (("--scorers", "magnitud"), "Did you mean 'magnitude'"),
             (("--modes", "wide"), "Unknown mode"),
             (("--resume",), "--journal"),
-            (("--llm-model", "x"), "asks no language model"),
+            (("--llm-model", "x"), "uses no language model"),
             (("--fake-weights",), "--fake-weights"),
         ],
     )

@@ -167,8 +167,8 @@ def test_saving_again_keeps_what_is_not_ours(tmp_path):
 @pytest.mark.parametrize(
     ("option", "path", "said"),
     [
-        ("--grid", "picture", "its ending '' is no format"),
-        ("--grid", "picture.txt", r"its ending '\.txt' is no format"),
+        ("--grid", "picture", "its ending '' is not a picture format"),
+        ("--grid", "picture.txt", r"its ending '\.txt' is not a picture format"),
         ("--out", "folder.npz", "it is a folder"),
         ("--out", "file/x.npz", "is not a writable folder"),
     ],

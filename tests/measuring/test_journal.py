@@ -74,7 +74,7 @@ def test_damage_before_the_last_line_is_an_error_and_changes_nothing(tmp_path):
     [
         ("search", {**HEADER, "target": 0.4}, "target was 0.6, now 0.4"),
         ("search", {**HEADER, "more": 1}, "more was null, now 1"),
-        ("comparison", HEADER, "no journal of a comparison"),
+        ("comparison", HEADER, "not a journal of a comparison"),
     ],
 )
 def test_a_journal_of_something_else_is_refused(tmp_path, kind, header, message):

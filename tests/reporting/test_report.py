@@ -306,11 +306,11 @@ def test_a_diffusion_run_shows_what_it_has(tmp_path):
     assert "2 of 3" in page.words
     assert "-4.0 to 6.0 dB" in page.words
     assert "217 K MACs of training compute" in page.words
-    assert f"{(0.7 * 15 + 0.75 * 15 + 0.9 * 20) / 50:.1%}" in page.words
+    assert f"{100 * (0.7 * 15 + 0.75 * 15 + 0.9 * 20) / 50:.1f} %" in page.words
     assert [name for name, _ in page.tags].count("img") == 1
-    assert "Signal-to-noise ratio from 20.0 to -30.0 dB, cut into 3 intervals." in page.words
+    assert "Signal-to-noise ratio from 20.0 to -30.0 dB, split into 3 intervals." in page.words
     assert "In 1 of 3 bins the expert's loss is below the base's." in page.words
-    assert "-20.0%" in page.words
+    assert "-20.0 %" in page.words
     assert "Damage by size" in page.words
     assert "log ratio of losses" in page.words
     (line,) = [a for name, a in page.tags if name == "polyline" and "loss-chart" not in str(a) and len((a["points"] or "").split()) > 100]
@@ -330,7 +330,7 @@ def test_an_interval_has_one_colour(tmp_path):
 def test_evaluations_are_a_frontier(tmp_path):
     """Of several pipelines; the best distance is the headline, and one evaluation is a table without a chart."""
     page = page_of("evaluation", tmp_path)
-    assert "2 pipelines judged by the images that they draw." in page.words
+    assert "2 pipelines compared by the images that they generate." in page.words
     assert "1.400" in page.words
     assert "runs/b/pipeline, 12 steps, 7.2 M MACs" in page.words
     assert "frontier-chart" in str(page.tags)
@@ -439,7 +439,7 @@ def test_a_memory_in_the_folder_is_read_too(tmp_path):
         ("a.json", b"", "it is not JSON"),
         ("a.json", b"\xff\xfe{}", "it is not JSON"),
         ("a.json", b"[1]", "expected an object, found list"),
-        ("a.json", b'{"a": 1}', "no result of proxyprune"),
+        ("a.json", b'{"a": 1}', "not a result of proxyprune"),
         ("a.json", b"[" * 100_000, "it is not JSON"),
         ("a.json", b'{"blocks": [], "groups": {}}', "'groups' must be a list"),
         ("a.json", b'{"blocks": [{"id": 3}], "groups": []}', "'id' must be a string"),

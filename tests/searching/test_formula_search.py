@@ -252,4 +252,4 @@ def test_the_command_finds_a_formula_and_uses_it(tmp_path, monkeypatch):
     succeed("prune", "--model", "net.py", "--scorer", f"formula={best or 'w'}", "--out", "pruned")
     assert "uses none" in fail("search", "--model", "net.py", "--proposer", "random", "--writer", "local", "--llm-model", "m")
     assert "needs --llm-model" in fail("search", "--model", "net.py", "--proposer", "formula", "--writer", "local")
-    assert "asks no language model" in fail("search", "--model", "net.py", "--proposer", "formula", "--llm-model", "m")
+    assert "uses no language model" in fail("search", "--model", "net.py", "--proposer", "formula", "--llm-model", "m")

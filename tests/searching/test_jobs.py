@@ -100,7 +100,7 @@ def test_a_process_that_dies_is_an_error_that_names_the_measurement(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return loss_fn(model, batch)
 
-    with pytest.raises(ScoringError, match=r"ended without a result, at the measurement of round 1 or of one beside it \(round 2\)"):
+    with pytest.raises(ScoringError, match=r"ended without a result, during the measurement of round 1 or of one beside it \(round 2\)"):
         run_search(loss_fn=deadly, batch=2, jobs=2, memory=tmp_path / "m.jsonl")
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 3
 

@@ -45,7 +45,9 @@ def check_places(picture: Path | None, arrays: Path | None) -> None:
     from PIL import Image
 
     if picture is not None and Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
-        raise StorageError(f"A picture cannot be written as '{picture.name}': '{picture.suffix}' is not a picture format. Use .png.")
+        raise StorageError(
+            f"A picture cannot be written as '{picture.name}': its ending '{picture.suffix}' is not a picture format. Use .png."
+        )
     for path in (picture, arrays):
         if path is None:
             continue
