@@ -39,7 +39,7 @@ def test_samplers_that_fit_pass_the_rehearsal(noise, name, steps):
 @pytest.mark.parametrize(
     ("scheduler", "steps", "said"),
     [
-        (lambda trained: sampler("dpm++", trained), 1000, "no numbers"),  # timesteps that repeat, 0 / 0
+        (lambda trained: sampler("dpm++", trained), 1000, "values that are not finite"),  # timesteps that repeat, 0 / 0
         (lambda trained: sampler("ddim", trained), 1, "times the noise"),  # one step, at the clean end
         (lambda trained: sampler("UnCLIPScheduler", trained), 10, "times the noise"),  # has the alphas, steps by one of them
         (lambda _: diffusers.FlowMatchEulerDiscreteScheduler(), 10, "another process"),

@@ -58,7 +58,7 @@ def rehearse(scheduler: Scheduler, trained: Scheduler, steps: int) -> None:
             unit = (scaled.double() - signal * _IMAGE) / noise
             found = float(unit.square().mean().sqrt())
             if not found <= _MOST_NOISE:
-                seen = f"{found:.1f} times the noise" if math.isfinite(found) else "not finite noise instead of that"
+                seen = f"{found:.1f} times the noise" if math.isfinite(found) else "values that are not finite instead of the noise"
                 raise InputError(
                     f"{name} does not sample this process in {steps} steps: before step {number + 1}, images have {seen} that the network "
                     f"expects at timestep {float(time):g}. {FITTING}"
