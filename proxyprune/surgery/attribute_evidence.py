@@ -59,7 +59,6 @@ class AttributeEvidence:
 
     def __init__(self, model: nn.Module, graph: ModelGraph, example_inputs: Call) -> None:
         self.runs = UnprunedRuns(model, graph, example_inputs)
-        self._model = model
         self._known: dict[_Key, Use] = {}
         self._inside: dict[int, ReadsInside] = {}
 
@@ -67,7 +66,7 @@ class AttributeEvidence:
         """Return how the forward uses each of the attributes."""
         unknown: dict[_Key, AttributeChange] = {}
         for change in changes:
-            if isinstance(self._model.get_submodule(change.module), nn.MultiheadAttention):
+            if isinstance(self.runs.model.get_submodule(change.module), nn.MultiheadAttention):
                 self._known[self._key(change)] = Use.SIZE  # torch documents all of its integers as sizes
             elif self._key(change) not in self._known:
                 unknown.setdefault(self._key(change), change)
@@ -75,11 +74,11 @@ class AttributeEvidence:
         return {change: self._known[self._key(change)] for change in changes}
 
     def _key(self, change: AttributeChange) -> _Key:
-        return type(self._model.get_submodule(change.module)), change.path
+        return type(self.runs.model.get_submodule(change.module)), change.path
 
     @functools.cached_property
     def _skeleton(self) -> nn.Module:
-        return skeleton(self._model, self.runs.faithful.empty)
+        return skeleton(self.runs.model, self.runs.faithful.empty)
 
     def may_be_read(self, module: str, path: Path) -> bool:
         """Return False if the forward never reads an attribute, so that its value cannot matter."""
@@ -119,7 +118,7 @@ class AttributeEvidence:
 
     def _own_holders(self, modules: Iterable[nn.Module]) -> list[Any]:
         """List the objects with integers that modules of the skeleton hold, without those that the caller's model holds too."""
-        shared = {id(holder) for module in self._model.modules() for holder in plain_objects(module)}
+        shared = {id(holder) for module in self.runs.model.modules() for holder in plain_objects(module)}
         holders = {id(holder): holder for module in modules for holder in plain_objects(module)}
         return [holder for number, holder in holders.items() if number not in shared]
 
@@ -141,8 +140,16 @@ class AttributeEvidence:
 
 
 def evidence_for(model: nn.Module, graph: ModelGraph, example_inputs: ExampleInputs) -> tuple[AttributeEvidence, ...]:
-    """Return the evidence for each example call of a graph, in order."""
-    return tuple(AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs))
+    """Return the evidence for each example call of a graph, in order.
+
+    It is gathered once for a program, a model and its example inputs (the same objects): amended graphs and further plans share it.
+    """
+    known = graph.program.evidence.get(model)
+    if known is None or known[0] is not example_inputs:
+        gathered = tuple(AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs))
+        known = graph.program.evidence[model] = (example_inputs, gathered)
+    found: tuple[AttributeEvidence, ...] = known[1]
+    return found
 
 
 def _recording_reads(kind: type[nn.Module], name: str, reads: set[tuple[str, str]]) -> type[nn.Module]:

@@ -7,6 +7,7 @@ number of probes, of amendments or of layers.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -23,16 +24,23 @@ class UnprunedRuns:
     """Runs of one unpruned model on one example call.
 
     Args:
-        model: The unpruned model; it is not changed.
+        model: The unpruned model; it is not changed, and it is held weakly: whoever asks for a run holds it.
         graph: A trace of it. Amendments do not matter: nothing is cut here.
         example_inputs: What it was traced on.
     """
 
     def __init__(self, model: nn.Module, graph: ModelGraph, example_inputs: Call) -> None:
-        self.model = model
+        self._model = weakref.ref(model)
         self._graph = graph
         self._inputs = example_inputs
         self._lined_up: dict[EmptyTensors, LinedUp] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The unpruned model."""
+        model = self._model()
+        assert model is not None, "the model is gone"
+        return model
 
     @functools.cached_property
     def calls(self) -> Sequence[PredictedCall]:

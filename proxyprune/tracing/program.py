@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -40,6 +41,7 @@ class Program:
         on_values: True for a program recorded on real tensors, whose branches and sizes the values of the example inputs decided.
         exporting: True if the forward ran while `torch.compiler.is_exporting()` was true, so that it took its branch for export.
         known_ops: Ops on the meta device that were run before on tensors of the same layout, by the recorder or by a probe.
+        evidence: Model -> what its unpruned forward showed about its attributes, for all probes and plans; models are held weakly.
     """
 
     graph: Graph = field(repr=False)
@@ -55,6 +57,7 @@ class Program:
     on_values: bool = False
     exporting: bool = True
     known_ops: EmptyOps = field(default_factory=EmptyOps, repr=False)
+    evidence: WeakKeyDictionary[nn.Module, Any] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @property
     def calls(self) -> Iterator[Node]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +90,45 @@ def test_the_unpruned_forward_is_lined_up_once() -> None:
     assert evidence.runs.lined_up(evidence.runs.meta) is first
     assert next(evidence.runs.ways) is evidence.runs.faithful is evidence.runs.meta
     assert not FORWARDS
+
+
+def test_plans_use_the_evidence_of_the_trace() -> None:
+    """It belongs to one model and its example inputs: others get their own."""
+    model, inputs = Stack(2, False).eval(), torch.ones(1, 6, 8)
+    graph = pp.trace(model, inputs)
+    (evidence,) = evidence_for(model, graph, inputs)
+    assert list(graph.program.evidence) == [model]
+    amended = pp.trace(model, inputs, probe=False)
+    assert evidence_for(model, replace(amended, program=graph.program), inputs) == (evidence,)
+    assert evidence_for(model, amended, inputs) != (evidence,)
+    assert evidence_for(Stack(2, False).eval(), graph, inputs) != (evidence,)
+    assert evidence_for(model, graph, inputs.clone()) != (evidence,)
+
+
+def test_a_second_plan_takes_fewer_runs() -> None:
+    """Applying a plan with the graph of a trace runs the pruned network, and not the unpruned one without data again."""
+    model, inputs = Stack(2, False).eval(), torch.ones(1, 6, 8)
+    graph = pp.trace(model, inputs)
+    plan = pp.make_plan(graph, pp.score(graph, "magnitude", model=model), 0.6)
+    counts = []
+    for known in (True, False):
+        if not known:
+            graph.program.evidence.clear()
+        FORWARDS.clear()
+        pp.apply_plan(model, plan, inputs, graph=graph)
+        counts.append(FORWARDS["all"])
+    assert counts[0] < counts[1]
+
+
+def test_a_graph_keeps_no_model_alive() -> None:
+    """The evidence beside a program does not hold the weights that a result's graph outlives."""
+    model, inputs = Stack(2, False).eval(), torch.ones(1, 6, 8)
+    result, gone = pp.prune(model, inputs, 0.6), weakref.ref(model)
+    assert result.graph.program.evidence
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not result.graph.program.evidence
 
 
 def test_numbers_written_into_a_tensor_need_no_fake_tensors() -> None:
