@@ -350,8 +350,8 @@ def test_two_processes_train_a_network_with_a_part_that_is_not_used(tmp_path):
     (tmp_path / "own.py").write_text(UNUSED % {key: value for key, value in NETWORK.items() if key != "_class_name"})
     changes = {"model": str(tmp_path / "own.py"), "pruning.options": {"unused": "zero"}}
     config = small_config(tmp_path, compute__reference_steps=20).with_values(changes)
-    process = start(config, tmp_path / "run", processes=2, extra=("--stage", "base"))
-    said = process.communicate(timeout=600)[1]
+    with start(config, tmp_path / "run", processes=2, extra=("--stage", "base")) as process:
+        said = process.communicate()[1]
     assert process.returncode == 0, said
     assert len(losses(tmp_path / "run", "base")) == 12
 

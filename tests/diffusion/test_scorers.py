@@ -147,8 +147,8 @@ def test_processes_agree_about_a_scorer_that_does_not(tmp_path, monkeypatch):
     """A scorer that answers each process something else is asked once: both processes cut alike, and training ends."""
     install(tmp_path / "site")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    process = start(tiny(tmp_path, pruning__scorer="moody"), tmp_path / "run", processes=2)
-    _, errors = process.communicate(timeout=300)
+    with start(tiny(tmp_path, pruning__scorer="moody"), tmp_path / "run", processes=2) as process:
+        _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert (tmp_path / "run" / "pipeline").is_dir()
 

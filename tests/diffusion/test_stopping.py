@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +17,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from proxyprune.cli import main
-from proxyprune.diffusion import StepAdaptiveTrainer
+from proxyprune.diffusion import StepAdaptiveConfig, StepAdaptiveTrainer
 from proxyprune.diffusion.training.checkpoint import Checkpoint
 from proxyprune.diffusion.training.interruption import TrainingStopped, Watch
 from proxyprune.support.progress import duration
-from tests.shared.diffusion_runs import small_config, start
+from tests.shared.diffusion_runs import arguments, logged, small_config, start
 
 
 class Alone:
@@ -63,74 +61,54 @@ def test_another_thread_trains_without_handlers(tmp_path):
     assert ends
 
 
+def stoppable(folder: Path, **changes: Any) -> StepAdaptiveConfig:
+    """Return a run without checkpoints for a long time, whose base logs every step."""
+    return small_config(folder, **{"run__checkpoint_every": 100000, "compute__reference_steps": 150} | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the weights of the base of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return StepAdaptiveTrainer(stoppable(folder), folder / "run").train_base()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, number):
+def test_a_stopped_run_says_its_step_and_ends_as_one_that_was_not(tmp_path, whole, number):
     """Although no checkpoint was due for a long time; the base has the same weights, bit for bit."""
-    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 150, "run.log_every": 1}
-    config = small_config(tmp_path).with_values(changes)
-    (tmp_path / "config.json").write_text(config.to_text())
-    out = tmp_path / "run"
-    command = ["diffusion", "train", "--config", str(tmp_path / "config.json"), "--out", str(out), "--stage", "base"]
-
-    def heard() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with the signal ignored
-
-    log = out / "base" / "log.jsonl"
-    whole_command = [sys.executable, "-m", "proxyprune", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many threads as the runs below: sums depend on them in the last digit
-    with subprocess.Popen(whole_command, stderr=subprocess.PIPE, text=True, preexec_fn=heard, env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not (log.is_file() and log.read_text().count("\n") >= 3):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    config, out = stoppable(tmp_path), tmp_path / "run"
+    with start(config, out, extra=("--stage", "base")) as process:
+        logged(out, "base", 3, process)
         process.send_signal(number)
-        said = " ".join(process.stderr.read().split())
+        said = " ".join(process.communicate()[1].split())
     assert process.returncode == 130
     step = Checkpoint.read(out / "base").record["step"]
     assert step >= 3
     assert f"Stopped base at step {step:,} of" in said
     assert "The same command resumes the run" in said
-    again = CliRunner().invoke(main, command)
+    again = CliRunner().invoke(main, arguments(config, out, "--stage", "base"))
     assert again.exit_code == 0, again.output
-    StepAdaptiveTrainer(config, tmp_path / "whole").train_base()
-    stopped, whole = (load_file(tmp_path / name / "base" / "base.safetensors") for name in ("run", "whole"))
+    stopped = load_file(out / "base" / "base.safetensors")
+    assert stopped.keys() == whole.keys()
     assert all(torch.equal(stopped[name], value) for name, value in whole.items())
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="ranks of processes are read from /proc")
 def test_all_processes_stop_when_one_is_stopped(tmp_path):
     """A signal to the second of two processes alone: both stop after the same step, whose checkpoint is written, and the run goes on."""
-    changes = {"run.checkpoint_every": 100000, "compute.reference_steps": 200, "run.log_every": 1, "run.batch_size": 8}
-    config, out = small_config(tmp_path).with_values(changes), tmp_path / "run"
-    log = out / "base" / "log.jsonl"
+    config, out = stoppable(tmp_path, run__batch_size=8), tmp_path / "run"
     with start(config, out, processes=2, extra=("--stage", "base")) as process:
-        deadline = time.monotonic() + 180
-        while not (log.is_file() and log.read_text().count("\n") >= 3):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(rank_of(process.pid, 1), signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        logged(out, "base", 3, process)
+        os.kill(process.pids[1], signal.SIGTERM)
+        _, said = process.communicate()
     found = Checkpoint.read(out / "base")
     assert found is not None
     step = found.record["step"]
     assert 3 <= step < found.record["phase"]["stop"]
     assert len(set(re.findall(r"Stopped base at step ([\d,]+) of", said))) == 1
     with start(config, out, processes=2, extra=("--stage", "base")) as again:
-        _, errors = again.communicate(timeout=180)
+        _, errors = again.communicate()
     assert again.returncode == 0, errors
     assert (out / "base" / "base.safetensors").is_file()
-
-
-def rank_of(parent: int, rank: int) -> int:
-    """Return the process of a rank among the children of a launcher."""
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # processes that ended meanwhile, or belong to others
-            own = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if own == parent and f"\0RANK={rank}\0".encode() in (path / "environ").read_bytes():
-                return int(path.name)
-    raise AssertionError(f"There is no process of rank {rank}.")
 
 
 def test_stopping_is_no_exception():

@@ -71,7 +71,7 @@ def test_a_time_out_of_reach_is_an_error_before_the_base_is_trained(tmp_path):
 def test_two_processes_make_the_same_cut(tmp_path):
     """The main process measures, and the other takes its figures over."""
     with start(config_of(tmp_path), tmp_path / "run", processes=2) as process:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate()
     assert process.returncode == 0, errors
     weights = load_file(next((tmp_path / "run" / "pipeline" / "experts" / "0").rglob("model.safetensors")))
     assert all(value.isfinite().all() for value in weights.values())

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusion_runs import losses, small_config, start, weights
+from diffusion_runs import launch, logged, losses, small_config, start, weights
 
 from proxyprune.cli import main
 from proxyprune.diffusion import (
@@ -267,16 +267,10 @@ def test_resuming_is_bit_identical(finished, tmp_path):
     out = tmp_path / "run"
     moments = (("base", 9), ("expert-1", 2))
     for stage, step in moments:
-        process = start(trainer.config, out)
-        log = out / stage / "log.jsonl"
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and process.poll() is None:
-            if log.is_file() and len(log.read_text().splitlines()) >= step:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert log.is_file(), f"the run never reached {stage}"
+        with start(trainer.config, out) as process:
+            logged(out, stage, step, process)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
     StepAdaptiveTrainer(trainer.config, out).train()
     found, expected = weights(out), weights(run)
     assert found.keys() == expected.keys()
@@ -288,11 +282,11 @@ def test_resuming_is_bit_identical(finished, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
-    """Two processes on gloo log the losses of one with the same global batch, within 1e-5."""
+    """Two processes that torchrun starts, on gloo, log the losses of one with the same global batch, within 1e-5."""
     config = small_config(tmp_path)
     StepAdaptiveTrainer(config, tmp_path / "one").train()
-    process = start(config, tmp_path / "two", processes=2)
-    _, errors = process.communicate(timeout=300)
+    process = launch(config, tmp_path / "two", processes=2)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     for stage in ("base", "expert-0", "expert-1"):
         assert losses(tmp_path / "two", stage) == pytest.approx(losses(tmp_path / "one", stage), rel=1e-5)

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
 from safetensors.torch import load_file
 
 from proxyprune.diffusion import StepAdaptiveConfig
@@ -49,14 +51,35 @@ def small_config(folder: Path, **changes: Any) -> StepAdaptiveConfig:
     return StepAdaptiveConfig.preset("digits").with_values(values | {name.replace("__", "."): value for name, value in changes.items()})
 
 
-def start(config: StepAdaptiveConfig, out: Path, *, processes: int = 1, extra: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """Run the command line's `diffusion train` in processes of its own."""
+def arguments(config: StepAdaptiveConfig, out: Path, *extra: str) -> list[str]:
+    """Return the arguments of the command that trains, and write its configuration beside the run."""
     path = out.parent / f"{out.name}.config.json"
     path.write_text(config.to_text(), encoding="utf-8")
-    launch = [] if processes == 1 else ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command = [sys.executable, "-m", *launch, "proxyprune", "diffusion", "train", "--config", str(path), "--out", str(out), *extra]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return ["diffusion", "train", "--config", str(path), "--out", str(out), *extra]
+
+
+ON_CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def start(config: StepAdaptiveConfig, out: Path, *, processes: int = 1, extra: tuple[str, ...] = ()) -> Forked:
+    """Run the command line's `diffusion train` in processes of its own."""
+    return Forked("proxyprune", arguments(config, out, *extra), os.environ | ON_CPU, processes=processes)
+
+
+def launch(config: StepAdaptiveConfig, out: Path, processes: int) -> subprocess.Popen[str]:
+    """Run the same by torchrun, as users start it."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", *torchrun, "proxyprune", *arguments(config, out)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | ON_CPU, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def logged(out: Path, stage: str, steps: int, process: Forked) -> None:
+    """Wait until a run has logged some steps of a stage."""
+    log, deadline = out / stage / "log.jsonl", time.monotonic() + 600
+    while not (log.is_file() and log.read_text(encoding="utf-8").count("\n") >= steps):
+        assert process.poll() is None, process.text("err")
+        assert time.monotonic() < deadline, f"{stage} did not reach step {steps}: {process.text('err')}"
+        time.sleep(0.005)
 
 
 def losses(run: Path, stage: str) -> list[float]:
