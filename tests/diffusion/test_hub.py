@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,15 @@ cases = json.loads(sys.argv[1])
 print(json.dumps([(plain if given.pop('plain', False) else drawn)(name, **given) for name, given in cases]))
 """
 
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from proxyprune.cli import main
+
+done = [CliRunner().invoke(main, ["diffusion", *line.split()]) for line in json.loads(sys.argv[1])]
+print(json.dumps([[found.exit_code, " ".join(found.output.split())] for found in done]))
+"""
+
 
 def reaching(hub: str, home: Path) -> dict[str, str]:
     """Return an environment in which the hub is the one at an address."""
@@ -55,7 +66,12 @@ def reaching(hub: str, home: Path) -> dict[str, str]:
 
 def in_process(hub: str, home: Path, *cases: tuple[str, dict[str, object]]) -> list[str]:
     """Return a hash of the images of each case, or its error."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(cases)]
+    return answers(SCRIPT, hub, home, cases)
+
+
+def answers(script: str, hub: str, home: Path, given: object) -> list[Any]:
+    """Run a script in a process that reaches the hub, and return what it prints last."""
+    command = [sys.executable, "-c", script, json.dumps(given)]
     done = subprocess.run(command, cwd=home.parent, env=reaching(hub, home), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout.splitlines()[-1]))
@@ -77,54 +93,81 @@ def two_revisions(folder: Path) -> tuple[StepAdaptivePipeline, StepAdaptivePipel
     return first, second
 
 
-def test_ids_revisions_and_subfolders(tmp_path):
+TRUSTED = {"plain": True, "trust_remote_code": True}
+CASES = {
+    "main": ("org/name", {}),
+    "v2": ("org/name", {"revision": "v2"}),
+    "inside": ("org/name", {"subfolder": "inside/pipeline"}),
+    "v3": ("org/name", {"revision": "v3"}),
+    "missing": ("org/missing", {}),
+    "plain folder": ("{folder}", TRUSTED),
+    "plain": ("org/name", TRUSTED),
+    "untrusted": ("{folder}", {"plain": True}),
+    "another class": ("{folder}", {"plain": True, "kind": "DDPMPipeline"}),
+    "a network": ("{folder}", {"plain": True, "kind": "UNet2DModel"}),
+}
+"""Arguments of loading, by name; all are loaded in one process."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What one process that reaches a hub loaded: a hash of images or an error, by name of the case."""
+
+    first: str
+    second: str
+    found: dict[str, Any]
+    downloaded: list[str]
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory) -> Reached:
+    """Load every case from a hub with two revisions; the second stands in a subfolder of the first, too."""
+    folder = tmp_path_factory.mktemp("hub")
+    first, second = two_revisions(folder)
+    second.save_pretrained(folder / "main/inside/pipeline")
+    (folder / "main/large.bin").write_bytes(b"not of the pipeline")
+    cases = [(name.format(folder=folder / "main"), given) for name, given in CASES.values()]
+    with local_hub({("org/name", "main"): folder / "main", ("org/name", "v2"): folder / "other"}) as hub:
+        found = in_process(hub.url, folder / "home", *cases)
+        return Reached(hash_of(first), hash_of(second), dict(zip(CASES, found, strict=True)), list(hub.downloaded), folder / "home")
+
+
+def test_ids_revisions_and_subfolders(reached):
     """Each gives the images of its own folder; only files of the pipeline are downloaded, and later loads need no network."""
-    first, second = two_revisions(tmp_path)
-    second.save_pretrained(tmp_path / "main/inside/pipeline")
-    (tmp_path / "main/large.bin").write_bytes(b"not of the pipeline")
-    with local_hub({("org/name", "main"): tmp_path / "main", ("org/name", "v2"): tmp_path / "other"}) as hub:
-        found = in_process(
-            hub.url,
-            tmp_path / "home",
-            ("org/name", {}),
-            ("org/name", {"revision": "v2"}),
-            ("org/name", {"subfolder": "inside/pipeline"}),
-            ("org/name", {"revision": "v3"}),
-            ("org/missing", {}),
-        )
-        downloaded = list(hub.downloaded)
-    assert found[:3] == [hash_of(first), hash_of(second), hash_of(second)]
-    assert "org/name" in found[3]
-    assert "revision 'v3'" in found[3]
-    assert "'org/missing' is not a local folder" in found[4]
-    assert "hf auth login" in found[4]
-    assert "large.bin" not in downloaded
-    assert "experts/1/model.safetensors" in downloaded
-    again = in_process("http://127.0.0.1:9", tmp_path / "home", ("org/name", {"local_files_only": True}))
-    assert again == found[:1]
+    found = reached.found
+    assert [found[name] for name in ("main", "v2", "inside")] == [reached.first, reached.second, reached.second]
+    assert "org/name" in found["v3"]
+    assert "revision 'v3'" in found["v3"]
+    assert "'org/missing' is not a local folder" in found["missing"]
+    assert "hf auth login" in found["missing"]
+    assert "large.bin" not in reached.downloaded
+    assert "experts/1/model.safetensors" in reached.downloaded
+    again = in_process("http://127.0.0.1:9", reached.home, ("org/name", {"local_files_only": True}))
+    assert again == [reached.first]
 
 
 def test_commands_take_ids(tmp_path):
     """`sample --pipeline org/name --revision v2` draws the images of that revision; `evaluate` loads it before it looks for the run."""
     _, second = two_revisions(tmp_path)
     with local_hub({("org/name", "main"): tmp_path / "main", ("org/name", "v2"): tmp_path / "other"}) as hub:
-
-        def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-            line = [sys.executable, "-m", "proxyprune", "diffusion", *arguments]
-            return subprocess.run(line, cwd=tmp_path, env=reaching(hub.url, tmp_path / "home"), text=True, capture_output=True)
-
-        drawn = command(*"sample --pipeline org/name --revision v2 --count 2 --steps 3 --out images.npz".split())
-        assert drawn.returncode == 0, drawn.stderr
-        judged = command(*"evaluate --pipeline org/name --count 2 --steps 3".split())
-        missing = command(*"sample --pipeline org/missing --count 2 --out images.npz".split())
+        lines = (
+            "sample --pipeline org/name --revision v2 --count 2 --steps 3 --out images.npz",
+            "evaluate --pipeline org/name --count 2 --steps 3",
+            "sample --pipeline org/missing --count 2 --out images.npz",
+        )
+        drawn, judged, missing = answers(COMMANDS, hub.url, tmp_path / "home", lines)
         downloaded = list(hub.downloaded)
+    assert drawn[0] == 0, drawn[1]
     save_arrays(second.generate(2, steps=3, progress=False), tmp_path / "expected.npz")
     found, expected = (np.load(tmp_path / name) for name in ("images.npz", "expected.npz"))
     assert found.files == expected.files
     assert all(np.array_equal(found[name], expected[name]) for name in found.files)
-    assert "--run" in judged.stderr
+    assert judged[0] != 0
+    assert "--run" in judged[1]
     assert downloaded.count("experts/0/model.safetensors") == 2
-    assert "'org/missing' is not a local folder" in missing.stderr
+    assert missing[0] != 0
+    assert "'org/missing' is not a local folder" in missing[1]
 
 
 def test_a_folder_comes_before_the_hub(tmp_path, monkeypatch):
@@ -148,26 +191,13 @@ DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 """
 
 
-def test_plain_diffusers_loads_the_folder(tmp_path):
+def test_plain_diffusers_loads_the_folder(reached):
     """From disk and from a hub, with the images of our own loading; other classes and untrusted code end in an error."""
-    found = pipeline()
-    folder = tmp_path / "saved"
-    found.save_pretrained(folder)
-    trusted = {"plain": True, "trust_remote_code": True}
-    with local_hub({("org/name", "main"): folder}) as hub:
-        loaded, remote, untrusted, other, network = in_process(
-            hub.url,
-            tmp_path / "home",
-            (str(folder), trusted),
-            ("org/name", trusted),
-            (str(folder), {"plain": True}),
-            (str(folder), {"plain": True, "kind": "DDPMPipeline"}),
-            (str(folder), {"plain": True, "kind": "UNet2DModel"}),
-        )
-    assert loaded == remote == ["torch.float32", hash_of(found)]
-    assert "trust_remote_code=True" in untrusted
-    assert "trust_remote_code=True" in other
-    assert network.startswith(("OSError", "ValueError"))
+    found = reached.found
+    assert found["plain folder"] == found["plain"] == ["torch.float32", reached.first]
+    assert "trust_remote_code=True" in found["untrusted"]
+    assert "trust_remote_code=True" in found["another class"]
+    assert found["a network"].startswith(("OSError", "ValueError"))
 
 
 def test_without_proxyprune_the_last_line_says_what_to_do(tmp_path):
