@@ -14,6 +14,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 sys.path.insert(0, str(Path(__file__).parent / "shared"))  # `import zoo` works from every test folder
 
 import pytest
