@@ -257,7 +257,7 @@ def test_a_second_job_waits(tmp_path):
         thread.start()
         time.sleep(0.2)
         order.append("first")
-    thread.join(timeout=30)
+    thread.join(timeout=600)
     assert order == ["first", "second"]
 
 

@@ -102,7 +102,7 @@ def test_a_scorer_that_cannot_be_used_is_refused_before_training(tmp_path, optio
 
 
 def asking(server: FakeLLMServer, cache: Path, mode: str = "read-write") -> dict[str, Any]:
-    quick = {"model": "fake", "samples": 2, "max_samples": 2, "concurrency": 1, "timeout_seconds": 5.0, "price_per_million": [0.0, 0.0]}
+    quick = {"model": "fake", "samples": 2, "max_samples": 2, "concurrency": 1, "timeout_seconds": 60.0, "price_per_million": [0.0, 0.0]}
     options = quick | {"base_url": server.openai_url, "cache": str(cache), "cache_mode": mode}
     return {"pruning__scorer": "local", "pruning__options": options}
 

@@ -111,7 +111,7 @@ def test_search_works_from_disk(browser: Browser, site: Path) -> None:
     browser.open(site / "index.html", width=DESKTOP)
     browser.driver.find_element("css selector", "[data-md-component='search-query']").send_keys("budget")
     found = "[...document.querySelectorAll('.md-search-result__item a')].map(link => link.href)"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (links := browser.run(found)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(links) > 3

@@ -22,7 +22,7 @@ def small_graph() -> ModelGraph:
 
 def options(server: FakeLLMServer, scorer: str, **changed: Any) -> dict[str, Any]:
     """Options that reach the server and wait for nothing."""
-    quick = {"model": "fake", "samples": 2, "max_samples": 2, "concurrency": 1, "backoff_seconds": 0.01, "timeout_seconds": 5.0}
+    quick = {"model": "fake", "samples": 2, "max_samples": 2, "concurrency": 1, "backoff_seconds": 0.01, "timeout_seconds": 60.0}
     return {**quick, "base_url": server.url_for(scorer), **changed}
 
 
