@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import proxyprune as pp
+from proxyprune.saving.plain_folder import differences_elsewhere, write_plain
 
 pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -37,20 +38,36 @@ def llama(**changes: object) -> transformers.LlamaForCausalLM:
     return model
 
 
-@pytest.mark.parametrize(("mode", "changes"), [("width", {}), ("depth", {}), ("width", {"tie_word_embeddings": True})])
-def test_a_pruned_llama_survives_gguf(mode, changes, tmp_path):
-    """Greedy tokens after `save_pretrained`, GGUF and transformers' reader are those of the pruned network; logits agree."""
-    inputs = {"input_ids": torch.randint(96, (1, 12), generator=torch.Generator().manual_seed(1))}
-    result = pp.prune(llama(**changes), inputs, 0.6, uniform=True, mode=mode)
-    pp.save_pretrained(result, tmp_path / "plain")
-    write_gguf(tmp_path / "plain", tmp_path / "small.gguf")
+CASES = {"width": ("width", {}), "depth": ("depth", {}), "tied": ("width", {"tie_word_embeddings": True})}
+INPUTS = {"input_ids": torch.randint(96, (1, 12), generator=torch.Generator().manual_seed(1))}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Return each pruned Llama with its plain folder; all folders are loaded elsewhere in one process, as `save_pretrained` does."""
+    written = {}
+    for name, (mode, changes) in CASES.items():
+        result = pp.prune(llama(**changes), INPUTS, 0.6, uniform=True, mode=mode)
+        written[name] = (result, write_plain(result, tmp_path_factory.mktemp(name) / "plain"))
+    differences = differences_elsewhere([plain for _, plain in written.values()])
+    return {
+        name: (result, plain.folder, difference) for (name, (result, plain)), difference in zip(written.items(), differences, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pruned_llama_survives_gguf(saved, name, tmp_path):
+    """Greedy tokens after saving, GGUF and transformers' reader are those of the pruned network; logits agree."""
+    result, folder, difference = saved[name]
+    assert difference is None
+    write_gguf(folder, tmp_path / "small.gguf")
     read = transformers.LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="small.gguf", dtype=torch.float32).eval()
-    plain = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    plain = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
     assert read.config.num_hidden_layers == plain.config.num_hidden_layers
     assert read.config.hidden_size == plain.config.hidden_size
     with torch.no_grad():
-        torch.testing.assert_close(read(**inputs).logits, result.model(**inputs).logits)
+        torch.testing.assert_close(read(**INPUTS).logits, result.model(**INPUTS).logits)
     options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    tokens = [network.generate(inputs["input_ids"], **options) for network in (plain, read)]
+    tokens = [network.generate(INPUTS["input_ids"], **options) for network in (plain, read)]
     assert len(tokens[0].unique()) > 4
     assert torch.equal(*tokens)
