@@ -8,13 +8,11 @@ The same through the command line: see docs/tutorials/step-adaptive.md.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from proxyprune.cli import main as cli
 from proxyprune.diffusion import (
     StepAdaptiveConfig,
     StepAdaptivePipeline,
@@ -33,7 +31,7 @@ SAMPLING_STEPS = 20
 
 def run(out: Path, steps: int = STEPS, samples: int = SAMPLES) -> None:
     """Plan, train, sample and compare; `steps` are those of one full-size model, whose cost is the limit."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the network is so small that more of them wait for each other, and for everything else that runs
     out.mkdir(parents=True, exist_ok=True)
     config = StepAdaptiveConfig.preset("digits-small").with_values({"compute.reference_steps": steps, "run.cpu": True})
     (out / "config.json").write_text(config.to_text(), encoding="utf-8")
@@ -60,10 +58,9 @@ def run(out: Path, steps: int = STEPS, samples: int = SAMPLES) -> None:
 
 
 def command(*arguments: str) -> None:
-    """Run `proxyprune diffusion` in a process of its own, as a user would, and show the command."""
+    """Run `proxyprune diffusion`, and show the command."""
     print(f"$ proxyprune diffusion {' '.join(arguments)}\n", flush=True)
-    # One thread: the network is so small that more of them wait for each other, and for everything else that runs.
-    subprocess.run([sys.executable, "-m", "proxyprune", "diffusion", *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    cli(["diffusion", *arguments], standalone_mode=False)
     print(flush=True)
 
 

@@ -60,7 +60,7 @@ def test_custom_scorer_runs():
 def test_step_adaptive_script_runs(tmp_path):
     """The script plans, trains experts, and compares them with one full-size model at the same compute; here with few steps."""
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, EXAMPLES / "step_adaptive.py", "--out", tmp_path, "--steps", "40", "--samples", "100"]
+    command = [sys.executable, EXAMPLES / "step_adaptive.py", "--out", tmp_path, "--steps", "40", "--samples", "64"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=alone).stdout
     assert "one full-size model" in found
     assert (tmp_path / "side-by-side.png").is_file()

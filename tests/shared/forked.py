@@ -7,6 +7,7 @@ itself, and of what imports do, use subprocess.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import runpy
@@ -113,6 +114,7 @@ def _one_thread():
 
 def _run(module: str, arguments: list[str], environment: dict[str, str], place: str) -> None:
     """Become `python -m MODULE ARGUMENTS`, which prints into two files."""
+    gc.freeze()  # what was imported stays, and each collection would examine it again
     for number, stream in ((1, "out"), (2, "err")):
         file = os.open(f"{place}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
