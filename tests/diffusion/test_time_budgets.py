@@ -70,7 +70,8 @@ def test_a_time_out_of_reach_is_an_error_before_the_base_is_trained(tmp_path):
 
 def test_two_processes_make_the_same_cut(tmp_path):
     """The main process measures, and the other takes its figures over."""
-    with start(config_of(tmp_path), tmp_path / "run", processes=2) as process:
+    config = config_of(tmp_path, budgets__target=0.9, budgets__time_batch=4)
+    with start(config, tmp_path / "run", processes=2) as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     weights = load_file(next((tmp_path / "run" / "pipeline" / "experts" / "0").rglob("model.safetensors")))
