@@ -15,7 +15,9 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
 
@@ -25,8 +27,14 @@ ROOT = Path(__file__).parents[2]
 _IMPORTED = ("torch", "accelerate", "diffusers", "proxyprune.diffusion.trainer", "proxyprune.cli.commands.diffusion")
 _AFTER_A_FAILURE = 60.0
 """Seconds."""
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(list(_IMPORTED))
+
+
+@cache
+def _forking() -> BaseContext:
+    """Return the way to start processes; Windows has none."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
 
 
 class Forked:
@@ -45,7 +53,7 @@ class Forked:
         for rank in range(processes):
             own = dict(environment) | {"OMP_NUM_THREADS": "1"} | self._place(rank, processes)
             given = (module, list(arguments), own, f"{self._folder.name}/{rank}")
-            self._processes.append(_FORKING.Process(target=_run, args=given, daemon=True))
+            self._processes.append(_forking().Process(target=_run, args=given, daemon=True))
         with _one_thread():
             for process in self._processes:
                 process.start()
