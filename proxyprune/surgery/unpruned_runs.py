@@ -24,7 +24,7 @@ class UnprunedRuns:
     """Runs of one unpruned model on one example call.
 
     Args:
-        model: The unpruned model; it is not changed, and it is held weakly: whoever asks for a run holds it.
+        model: The unpruned model; it is not changed, and held weakly, so the caller has to hold it.
         graph: A trace of it. Amendments do not matter: nothing is cut here.
         example_inputs: What it was traced on.
     """
