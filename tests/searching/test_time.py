@@ -44,10 +44,17 @@ def limits(result: SearchResult) -> set[int]:
     return {entry.plan.time.target_nanoseconds for entry in result.rounds if entry.plan is not None}
 
 
-def test_all_rounds_have_one_limit_and_the_best_is_measured(tmp_path):
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, own_tables) -> tuple[SearchResult, Path]:
+    """Return a finished search, and its memory."""
+    memory = tmp_path_factory.mktemp("search") / "memory.jsonl"
+    return run_search(memory), memory
+
+
+def test_all_rounds_have_one_limit_and_the_best_is_measured(searched):
     """The limit is in the memory; the plan has the target as it was asked, the prediction and the measurement."""
-    result = run_search(tmp_path / "memory.jsonl")
-    start = json.loads((tmp_path / "memory.jsonl").read_text().splitlines()[1])
+    result, memory = searched
+    start = json.loads(memory.read_text().splitlines()[1])
     assert limits(result) == {start["time_limit_nanoseconds"]}
     assert all(entry.plan.time.nanoseconds <= start["time_limit_nanoseconds"] for entry in result.rounds)
     assert result.plan.target == 0.7
@@ -57,10 +64,9 @@ def test_all_rounds_have_one_limit_and_the_best_is_measured(tmp_path):
     assert result.report.time.settings["batch"] == 4
 
 
-def test_a_memory_keeps_the_limit(tmp_path):
+def test_a_memory_keeps_the_limit(searched, tmp_path):
     """A search that goes on, in two processes, has the limit and the rounds of the first, and other timing settings are another search."""
-    memory, copy = tmp_path / "memory.jsonl", tmp_path / "copy.jsonl"
-    whole = run_search(memory)
+    (whole, memory), copy = searched, tmp_path / "copy.jsonl"
     copy.write_text("".join(line + "\n" for line in memory.read_text().splitlines()[:3]))
     again = run_search(copy, resume=True, jobs=2)
     assert limits(again) == limits(whole)
