@@ -20,9 +20,10 @@ from proxyprune.coupling.grouping import Walked, form_groups
 from proxyprune.coupling.low_rank import Adapter, adapters, pin_adapters
 from proxyprune.coupling.module_relations import relate
 from proxyprune.coupling.options import Amendments, Options
-from proxyprune.coupling.outcome import Outcome
+from proxyprune.coupling.outcome import Outcome, Term
 from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
+from proxyprune.coupling.rules.whole_cost import whole_cost
 from proxyprune.coupling.unreached import pin_unreached
 from proxyprune.errors import RuleError
 from proxyprune.tracing.nodes import aliases_of, is_tensor, is_unread, op_name, output_shapes, writes_to
@@ -237,7 +238,9 @@ def _outcome(walk: Walk, node: Node) -> Outcome:
         if outcome is not None and _fits(node, outcome):
             return outcome
     walk.pin_all(node, f"goes into {walk.where(node)}, an op without an axis rule")
-    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), costed=False, known=False)
+    macs = whole_cost(node)
+    terms = (Term(macs),) if macs else ()
+    return Outcome(outputs=tuple(fixed(shape) for shape in output_shapes(node)), macs=terms, costed=macs is not None, known=False)
 
 
 def _registered_outcome(walk: Walk, node: Node) -> Outcome:

@@ -370,6 +370,11 @@ def test_what_a_cut_would_change_is_pinned(name: str) -> None:
     assert graph.unsupported_ops == ()
 
 
+def spectrum(x: Tensor) -> Tensor:
+    """Return amplitudes of windows of 8 entries."""
+    return torch.stft(x, 8, window=torch.ones(8), center=False, return_complex=True).abs()
+
+
 UNSUPPORTED: dict[str, tuple[Case, str]] = {
     "bilinear": (tokens(lambda m, x: m.pair(x, x), pair=lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH)), "aten.bilinear"),
     "multi_dot": (tokens(lambda m, x: torch.linalg.multi_dot([x[0], x[0].T, x[0]])[None]), "aten.linalg_multi_dot"),
@@ -378,18 +383,38 @@ UNSUPPORTED: dict[str, tuple[Case, str]] = {
     "renorm": (tokens(lambda m, x: x.renorm(2, 0, 1.0)), "aten.renorm"),
     "inverse": (tokens(lambda m, x: x + torch.linalg.inv(m.w)[0], w=lambda: nn.Parameter(torch.eye(WIDTH))), "aten.linalg_inv"),
     "rot90": (tokens(lambda m, x: x.rot90(2, (1, 2))), "aten.rot90"),
+    "pairwise_distance": (tokens(lambda m, x: x * F.pairwise_distance(x, x.flip(1))[..., None]), "aten.pairwise_distance"),
+    "slice_scatter": (tokens(lambda m, x: torch.slice_scatter(x, x[..., :2] * 2, -1, 0, 2)), "aten.slice_scatter"),
+    "column_stack": (tokens(lambda m, x: torch.column_stack([x[0], x[1]])[None], 32), "aten.column_stack"),
+    "spectrum": (
+        tokens(lambda m, x: spectrum(x.mean(1)), 5),
+        "aten.stft",
+    ),
+    "loss_of_entries": (tokens(lambda m, x: F.mse_loss(x, x.roll(1, 1), reduction="none")), "aten.mse_loss"),
     "matrix_norm": (tokens(lambda m, x: x * torch.linalg.matrix_norm(x)[..., None, None]), "aten.linalg_matrix_norm"),
 }
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_an_op_without_a_rule_is_reported_and_pins(name: str) -> None:
-    """All that goes into it stays, and it is named, also as an op whose cost is not known."""
+    """All that goes into it stays, and it is named."""
     case, op = UNSUPPORTED[name]
     graph = case.trace()
     assert op in graph.unsupported_ops
-    assert op in graph.uncosted_ops
     assert any("an op without an axis rule" in str(group.pinned) for group in graph.groups)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_the_cost_of_an_op_without_a_rule_is_exact_or_said_to_be_unknown(name: str) -> None:
+    """Nothing of it is cut, so its cost is that of the products that torch makes of it; an op that may hide products is named."""
+    case, op = UNSUPPORTED[name]
+    graph = case.trace()
+    assert graph.uncosted_ops == ((op,) if name in HIDING_PRODUCTS else ())
+    assert name in HIDING_PRODUCTS or graph.macs == measured_macs(case.build(), case.inputs)
+
+
+HIDING_PRODUCTS = ("bilinear", "inverse")
+"""Cases above whose op multiplies, or solves, in a way that the reference counter does not count."""
 
 
 def test_the_table_names_ops_that_exist() -> None:
@@ -733,24 +758,32 @@ def test_a_product_with_a_matrix_joins_two_widths(name: str) -> None:
     assert [group.width for group in graph.prunable].count(12) + [group.width for group in graph.prunable].count(16) == 2
 
 
-@pytest.mark.parametrize("name", [name for name in CONTRACTIONS if name != "einsum_of_three"])
+CHAINS: dict[str, Case] = {
+    "einsum_of_a_chain": tokens(lambda m, x: torch.einsum("btc,cd,de->bte", x, m.w, m.v), 6, w=(16, 12), v=(12, 6)),
+    "einsum_of_a_scan": tokens(lambda m, x: torch.einsum("btc,btn,cn->btc", x, x @ m.w, m.v), w=(16, 4), v=(16, 4)),
+    "einsum_with_a_stretched_letter": tokens(lambda m, x: torch.einsum("btc,xc,cd->btd", x, m.v, m.w), 12, w=(16, 12), v=(1, 16)),
+    "einsum_without_sums": tokens(lambda m, x: torch.einsum("btc,c,c->btc", x, m.v, m.w), w=(16,), v=(16,)),
+}
+
+
+@pytest.mark.parametrize("name", [*CONTRACTIONS, *CHAINS])
 def test_a_product_costs_what_the_reference_counter_says(name: str) -> None:
-    """Whichever way it is written."""
-    case = CONTRACTIONS[name]
+    """Whichever way it is written, and however many factors it has."""
+    case = (CONTRACTIONS | CHAINS)[name]
+    assert case.trace().uncosted_ops == ()
     assert case.trace().macs == measured_macs(case.build(), case.inputs)
 
 
 UNCOUNTED: dict[str, tuple[Case, str]] = {
     "vector": (tokens(lambda m, x: x * (x @ m.v)[..., None], v=(16,)), "aten.matmul"),
     "mv": (tokens(lambda m, x: x + torch.mv(m.w, m.v), w=(16, 5), v=(5,)), "aten.mv"),
-    "three_operands": (CONTRACTIONS["einsum_of_three"], "aten.einsum"),
     "bilinear": (UNSUPPORTED["bilinear"][0], "aten.bilinear"),
 }
 
 
 @pytest.mark.parametrize("name", UNCOUNTED)
 def test_a_product_without_a_cost_rule_is_named(name: str) -> None:
-    """What the reference counter does not count, or counts by an order of its own, is never passed over in silence."""
+    """What the reference counter does not count is never passed over in silence."""
     case, op = UNCOUNTED[name]
     assert op in case.trace().uncosted_ops
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, nn
 
@@ -14,16 +16,17 @@ from proxyprune.cli import main
 from proxyprune.errors import TargetError
 
 
-class Chained(nn.Module):
-    """A codebook lookup: products of a chain have no cost rule."""
+class Paired(nn.Module):
+    """A bilinear form between two layers, which has no cost rule."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.last = nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(5, 4)
-        self.codes = nn.Parameter(torch.randn(5, 8))
+        self.codes = nn.Parameter(torch.randn(5, 8, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.linalg.multi_dot([self.second(self.first(x).relu())[0], self.codes.T])[None])
+        hidden = self.second(self.first(x).relu())
+        return self.last(F.bilinear(hidden, hidden, self.codes))
 
 
 X = torch.randn(1, 6, 8)
@@ -31,16 +34,14 @@ X = torch.randn(1, 6, 8)
 
 def test_a_target_of_macs_is_rejected_when_macs_are_unknown():
     """A share of what is counted is no share of the network, so nothing is planned in silence; the message has the ways out."""
-    with pytest.raises(
-        TargetError, match=r"MACs of aten\.linalg_multi_dot are unknown.*register_rule.*metric='params'.*accept_uncosted=True"
-    ):
-        pp.prune(Chained(), X, 0.6)
+    with pytest.raises(TargetError, match=r"MACs of aten\.bilinear are unknown.*register_rule.*metric='params'.*accept_uncosted=True"):
+        pp.prune(Paired(), X, 0.6)
 
 
 def test_it_is_planned_when_that_is_accepted():
     """The notes of the plan name the ops whose MACs are in no figure."""
-    plan = pp.prune(Chained(), X, 0.6, accept_uncosted=True).plan
-    assert any("aten.linalg_multi_dot" in note for note in plan.notes)
+    plan = pp.prune(Paired(), X, 0.6, accept_uncosted=True).plan
+    assert any("aten.bilinear" in note for note in plan.notes)
 
 
 def squared(model: nn.Module, batch: Tensor) -> Tensor:
@@ -51,20 +52,20 @@ def test_search_and_comparison_pass_it_on():
     """Both plan for networks with unknown MACs when that is accepted, and fail or report the reason otherwise."""
     given = {"batches": [X, X, X], "loss_fn": squared}
     with pytest.raises(TargetError, match="are unknown"):
-        pp.search(Chained(), X, 0.6, "random", rounds=1, start="magnitude", **given)
-    found = pp.search(Chained(), X, 0.6, "random", rounds=1, start="magnitude", accept_uncosted=True, **given)
+        pp.search(Paired(), X, 0.6, "random", rounds=1, start="magnitude", **given)
+    found = pp.search(Paired(), X, 0.6, "random", rounds=1, start="magnitude", accept_uncosted=True, **given)
     assert found.best.plan.macs <= found.best.plan.target_macs
     for accepted in (False, True):
-        compared = pp.compare(Chained(), X, ("magnitude",), targets=(0.6,), seeds=(0,), accept_uncosted=accepted, **given)
+        compared = pp.compare(Paired(), X, ("magnitude",), targets=(0.6,), seeds=(0,), accept_uncosted=accepted, **given)
         (cell,) = compared.cells
         assert (cell.error is None) == accepted
 
 
 def test_parameters_are_known_all_the_same():
     """A target of parameters needs no MACs; the note is there, because the plan's MACs lack the op's."""
-    plan = pp.prune(Chained(), X, 0.6, metric="params").plan
+    plan = pp.prune(Paired(), X, 0.6, metric="params").plan
     assert plan.params <= 0.6 * plan.base_params
-    assert any("aten.linalg_multi_dot" in note for note in plan.notes)
+    assert any("aten.bilinear" in note for note in plan.notes)
 
 
 def test_a_registered_cost_makes_it_whole():
@@ -72,22 +73,21 @@ def test_a_registered_cost_makes_it_whole():
     from proxyprune.coupling import Term, kept_whole
 
     def rule(walk, node):
-        first, second = node.args[0]
-        rows, columns, width = walk.shape(first)[-2], walk.shape(second)[-1], walk.shape(first)[-1]
-        return kept_whole(walk, node, "is part of a chain in", macs=(Term(rows * columns * width),))
+        rows, entries = walk.shape(node.args[0])[-2], math.prod(walk.shape(node.args[2]))
+        return kept_whole(walk, node, "goes into a bilinear form in", macs=(Term(rows * entries),))
 
-    with pp.register_rule("aten::linalg_multi_dot", rule):
-        result = pp.prune(Chained(), X, 0.6)
-    assert result.graph.macs == 6 * (8 * 32 + 32 * 8 + 5 * 8 + 5 * 4)
-    assert not any("aten.linalg_multi_dot" in note for note in result.plan.notes)
+    with pp.register_rule("aten::bilinear", rule):
+        result = pp.prune(Paired(), X, 0.6)
+    assert result.graph.macs == 6 * (8 * 32 + 32 * 8 + 5 * 8 * 8 + 5 * 4)
+    assert not any("aten.bilinear" in note for note in result.plan.notes)
 
 
 def test_the_command_has_the_option(tmp_path):
     """`proxyprune prune` fails with the message, and plans with --accept-uncosted."""
     file = tmp_path / "net.py"
     file.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_uncosted import Chained, X\n\n"
-        "def build_model():\n    return Chained()\n\ndef example_inputs():\n    return X\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_uncosted import Paired, X\n\n"
+        "def build_model():\n    return Paired()\n\ndef example_inputs():\n    return X\n"
     )
     command = ["prune", "--model", str(file), "--scorer", "magnitude", "--plan-only", "--out", str(tmp_path / "out")]
     refused = CliRunner().invoke(main, command)

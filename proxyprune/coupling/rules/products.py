@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from proxyprune.coupling.axes import Axis, Divisible
 from proxyprune.coupling.outcome import Axes, Outcome, Size, Sizes, Term
 from proxyprune.coupling.rules.walk import Rule, Walk, kept_whole, ops, product_is_zero, repeat_each, repeat_whole, spans, sum_is_zero
-from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, position_of, tensor_argument
+from proxyprune.tracing.nodes import arguments, op_name, output_shapes, position_of, tensor_argument
 
 SCALED = "is summed over between two signals, which are usually scaled by its size, in"
 STANDARDISED = "is a dimension that weights are normalised over, so that kept ones would change, in"
@@ -123,111 +122,6 @@ def contract(walk: Walk, node: Node, first: tuple[Node, int], second: tuple[Node
         walk.pin(axes, node, NOT_ZERO)
     if not any(walk.is_weight(operand) for operand, _ in (first, second)):
         walk.pin(axes, node, SCALED)
-
-
-@dataclass
-class Letters:
-    """The dimensions of an Einstein sum.
-
-    Attributes:
-        uses: Letter -> the operand dimensions that it names.
-        sizes: Letter -> size; an operand of size 1 is stretched.
-        axes: Letter -> axis, once the operands have met.
-    """
-
-    uses: dict[str, list[tuple[Node, int]]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    axes: dict[str, Axis] = field(default_factory=dict)
-
-    @staticmethod
-    def of(walk: Walk, operands: Sequence[Node], terms: Sequence[Sequence[str]]) -> Letters:
-        """From the letters of each operand."""
-        letters = Letters()
-        for operand, term in zip(operands, terms, strict=True):
-            for dim, (letter, size) in enumerate(zip(term, walk.shape(operand), strict=True)):
-                letters.uses.setdefault(letter, []).append((operand, dim))
-                letters.sizes[letter] = max(letters.sizes.get(letter, 1), size)
-        return letters
-
-    def holders(self, walk: Walk, letter: str) -> list[Node]:
-        """Operands that have their own entries along a dimension."""
-        return [operand for operand, dim in self.uses[letter] if walk.shape(operand)[dim] == self.sizes[letter]]
-
-
-def einsum(walk: Walk, node: Node) -> Outcome:
-    """einsum(equation, operands): equal letters meet; letters that vanish are summed over."""
-    operands = arguments(node)["tensors"]
-    inputs, arrow, output = str(node.args[0]).replace(" ", "").partition("->")
-    terms = [_spell_out(term, len(walk.shape(operand))) for term, operand in zip(inputs.split(","), operands, strict=True)]
-    if arrow:
-        kept = _spell_out(output, len(output_shapes(node)[0]))
-    else:
-        once = [letter for term in terms for letter in term]
-        dots = sorted({letter for letter in once if letter.startswith("...")}, key=lambda letter: -int(letter[3:]))
-        kept = [*dots, *sorted(letter for letter in once if once.count(letter) == 1 and letter not in dots)]
-    return _einstein_sum(walk, node, operands, terms, kept)
-
-
-def _einstein_sum(walk: Walk, node: Node, operands: Sequence[Node], terms: Sequence[Sequence[str]], kept: Sequence[str]) -> Outcome:
-    letters = Letters.of(walk, operands, terms)
-    for letter, uses in letters.uses.items():
-        letters.axes[letter] = axis = _meet(walk, node, letters, letter)
-        holders = letters.holders(walk, letter)
-        if letter in kept and len(uses) > 1 and axis is not None:
-            walk.labels.heads.append(axis)
-        if any(term.count(letter) > 1 for term in terms):
-            walk.pin([axis], node, "stands twice in one operand of")
-        if letter not in kept and not any(map(walk.zero, holders)):
-            walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, NOT_ZERO)
-        if letter not in kept and not any(map(walk.is_weight, holders)):
-            walk.pin([walk.axes(operand)[dim] for operand, dim in uses], node, SCALED)
-    axes = tuple(letters.axes.get(letter) for letter in kept)
-    zero = any(map(walk.zero, operands)) and not walk.any_open(
-        axes, lambda offset: any(map(walk.zero, letters.holders(walk, kept[-offset])))
-    )
-    return Outcome(outputs=(axes,), macs=_einstein_macs(walk, letters, operands, kept), zero=zero, costed=len(operands) <= 2)
-
-
-def _einstein_macs(walk: Walk, letters: Letters, operands: Sequence[Node], kept: Sequence[str]) -> tuple[Term, ...]:
-    """Treat a product over a shared letter as a matrix product; letters of one operand that vanish are summed before."""
-    contracted = [letter for letter in letters.uses if letter not in kept and len(letters.holders(walk, letter)) > 1]
-    if len(operands) != 2 or not contracted:
-        return ()
-    multiplied = [*contracted, *(letter for letter in letters.uses if letter in kept)]
-    return (Term.of(*((letters.sizes[letter], letters.axes[letter]) for letter in multiplied)),)
-
-
-def _meet(walk: Walk, node: Node, letters: Letters, letter: str) -> Axis:
-    meeting = [walk.axes(operand)[dim] for operand, dim in letters.uses[letter] if walk.shape(operand)[dim] == letters.sizes[letter]]
-    return walk.labels.unify(meeting, walk.where(node))
-
-
-def _spell_out(term: str, ndim: int) -> list[str]:
-    """Letters of one operand, with '...' replaced by numbered dimensions counted from the right."""
-    if "..." not in term:
-        return list(term)
-    head, _, tail = term.partition("...")
-    hidden = ndim - len(head) - len(tail)
-    return [*head, *(f"...{index}" for index in range(hidden, 0, -1)), *tail]
-
-
-def tensor_product(walk: Walk, node: Node) -> Outcome:
-    """tensordot(a, b, dims_a, dims_b), inner(a, b), outer(a, b): an Einstein sum whose letters follow from the arguments."""
-    operands = [tensor_argument(node, 0), tensor_argument(node, 1)]
-    ndims = [len(walk.shape(operand)) for operand in operands]
-    if 0 in ndims:
-        return kept_whole(walk, node, "meets a number in")
-    supply = iter(string.ascii_letters)
-    terms = [[next(supply) for _ in range(ndim)] for ndim in ndims]
-    summed = {"aten.inner": ([-1], [-1])}.get(op_name(node), ([], []))
-    if op_name(node) == "aten.tensordot":
-        summed = ([*integers(node.args[2])], [*integers(node.args[3])])
-    for first, second in zip(*summed, strict=True):
-        terms[1][second] = terms[0][first]
-    shared = set(terms[0]) & set(terms[1])
-    outcome = _einstein_sum(walk, node, operands, terms, [letter for term in terms for letter in term if letter not in shared])
-    is_dot, is_outer = op_name(node) == "aten.inner" and max(ndims) == 1, op_name(node) == "aten.tensordot" and not shared
-    return replace(outcome, macs=(), costed=False) if is_dot or is_outer else outcome
 
 
 def attention(walk: Walk, node: Node) -> Outcome:
@@ -436,8 +330,6 @@ RULES: dict[str, Rule] = {
     "aten.linear": linear,
     **dict.fromkeys(ops("addmm baddbmm addmv"), addmm),
     **dict.fromkeys(ops("matmul mm bmm mv dot vdot"), matmul),
-    "aten.einsum": einsum,
-    **dict.fromkeys(ops("tensordot inner outer ger"), tensor_product),
     **dict.fromkeys(("aten._grouped_mm", "transformers.grouped_mm_fallback"), grouped_matmul),
     "aten.linalg_solve_triangular": solve_triangular,
     "aten.cdist": distances,

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from proxyprune.coupling.rules import detection, joins, norms, pointwise, products, recurrent, reductions, selections, shapes
+from proxyprune.coupling.rules import detection, einstein, joins, norms, pointwise, products, recurrent, reductions, selections, shapes
 from proxyprune.coupling.rules.walk import Rule
 
 TABLE: dict[str, Rule] = {
     **pointwise.RULES,
     **products.RULES,
+    **einstein.RULES,
     **recurrent.RULES,
     **shapes.RULES,
     **joins.RULES,
