@@ -18,7 +18,7 @@ from proxyprune.coupling.axes import FIXED, Axis, LabelArray
 from proxyprune.coupling.outcome import Axes, Outcome, Size, Sizes
 from proxyprune.coupling.rules.pointwise import COPIES, is_pointwise
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, dims_of, kept_whole, ops, repeat_each, repeat_whole, sizes_of
-from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, overload, tensor_argument
+from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, overload, position_of, tensor_argument
 
 Part = tuple[int, Axis]
 """One factor of a dimension: its size and its axis."""
@@ -233,21 +233,48 @@ def expand(walk: Walk, node: Node) -> Outcome:
             for dim, (axis, other) in enumerate(zip(kept, others, strict=True))
         )
         return Outcome(outputs=(axes,), zero=walk.zero(source) and not walk.open([axes[dim] for dim in stretched]))
-    axes = tuple(_elastic(walk, node, shape[dim]) if dim in stretched else axis for dim, axis in enumerate(kept))
+    axes = tuple(_elastic(walk, node, dim) if dim in stretched else axis for dim, axis in enumerate(kept))
     zero = walk.zero(source) and not walk.open([axes[dim] for dim in stretched])
     return Outcome(outputs=(axes,), sizes={1: sizes_of(shape, axes)}, zero=zero)
 
 
-def _elastic(walk: Walk, node: Node, size: int) -> Axis:
+def _elastic(walk: Walk, node: Node, dim: int) -> Axis:
     """Give a dimension of equal entries, which takes any size, the labels of what it meets.
 
-    Where it would be reshaped instead, as the copies of a key head in grouped attention are, their number is part of the architecture.
+    Where it would be split or merged instead, as the copies of a key head in grouped attention are, their number is part of the
+    architecture.
     """
-    met = all(op_name(user) in _MEETINGS or (is_pointwise(user) and op_name(user) not in COPIES) for user in node.users)
-    return walk.labels.fresh(size) if met else None
+    return walk.labels.fresh(output_shapes(node)[0][dim]) if all(_meets(node, user, dim) for user in node.users) else None
 
 
-_MEETINGS = frozenset(ops("gather take_along_dim scaled_dot_product_attention cat conv1d conv2d conv3d"))
+def _meets(source: Node, user: Node, dim: int) -> bool:
+    """Return True if a dimension meets that of another tensor in an op, or in those that follow and leave it as it is."""
+    name = op_name(user)
+    if name in _MEETINGS or (is_pointwise(user) and name not in COPIES):
+        return True
+    after = _place_after(source, user, dim)
+    return after is not None and bool(user.users) and all(_meets(user, following, after) for following in user.users)
+
+
+def _place_after(source: Node, user: Node, dim: int) -> int | None:
+    """Return the place of a dimension after an op that leaves it as it is; None if the op may change it."""
+    name, ndim = op_name(user), len(output_shapes(source)[0])
+    if name in COPIES:
+        return dim
+    if name == "aten.pad":
+        widths = integers(user.args[1])[2 * (ndim - 1 - dim) :][:2]
+        return None if any(widths) else dim
+    if name == "aten.permute":
+        return [place % ndim for place in integers(user.args[1])].index(dim)
+    if name in _VIEWS:
+        before, after = output_shapes(source)[0], output_shapes(user)[0]
+        entries = math.prod(before[:dim])
+        return next((k for k, size in enumerate(after) if size == before[dim] and math.prod(after[:k]) == entries), None)
+    return None
+
+
+_MEETINGS = frozenset(ops("gather take_along_dim scaled_dot_product_attention cat conv1d conv2d conv3d einsum"))
+_VIEWS = frozenset(ops("view reshape"))
 
 
 def repeat(walk: Walk, node: Node) -> Outcome:
@@ -257,24 +284,27 @@ def repeat(walk: Walk, node: Node) -> Outcome:
     ndim = max(len(axes), len(times))
     axes, own, counts = (None,) * (ndim - len(axes)) + axes, (1,) * (ndim - len(own)) + own, (1,) * (ndim - len(times)) + times
     stretched = [dim for dim in range(ndim) if own[dim] == 1 and counts[dim] > 1]
-    repeated = tuple(
-        _elastic(walk, node, counts[dim]) if dim in stretched else repeat_whole(axis, counts[dim]) for dim, axis in enumerate(axes)
-    )
+    repeated = tuple(_elastic(walk, node, dim) if dim in stretched else repeat_whole(axis, counts[dim]) for dim, axis in enumerate(axes))
     new_counts = tuple(size if dim in stretched else counts[dim] for dim, size in enumerate(sizes_of(counts, repeated)))
     zero = walk.zero(source) and not walk.open([repeated[dim] for dim in stretched])
     return Outcome(outputs=(repeated,), sizes={1: new_counts[ndim - len(times) :]}, zero=zero)
 
 
 def repeat_interleave(walk: Walk, node: Node) -> Outcome:
-    """repeat_interleave(x, count, dim): every element several times in a row."""
+    """repeat_interleave(x, count, dim): every element several times in a row; a dimension of size 1 is stretched, as by expand."""
     values = arguments(node)
     times, dim = values.get("repeats"), values.get("dim")
     if not isinstance(times, int) or dim is None:
         return kept_whole(walk, node, "is repeated by a data-dependent count in")
     source = tensor_argument(node, 0)
     axes = list(walk.axes(source))
-    axes[int(dim)] = repeat_each(axes[int(dim)], times)
-    return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
+    dim = int(dim) % len(axes)
+    if walk.shape(source)[dim] > 1:
+        axes[dim] = repeat_each(axes[dim], times)
+        return Outcome(outputs=(tuple(axes),), zero=walk.zero(source))
+    axes[dim] = copies = _elastic(walk, node, dim)
+    sizes: Sizes = {} if copies is None else {position_of(node, "repeats"): copies}
+    return Outcome(outputs=(tuple(axes),), sizes=sizes, zero=walk.zero(source) and not walk.open([copies]))
 
 
 def pixel_shuffle(walk: Walk, node: Node) -> Outcome:

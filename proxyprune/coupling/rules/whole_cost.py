@@ -60,7 +60,7 @@ def whole_cost(node: Node) -> int | None:
     return None if parts.unknown else parts.macs
 
 
-class _Parts(TorchDispatchMode):
+class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is not typed
     """Count the products among the ops that an op is composed of.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Parts(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class is not typed
         self.macs = 0
         self.unknown = False
 
