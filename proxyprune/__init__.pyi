@@ -26,6 +26,7 @@ from .saving.onnx_file import save_onnx as save_onnx
 from .saving.plain_folder import save_pretrained as save_pretrained
 from .scoring import Ranking as Ranking, Scorer as Scorer, ScoringContext as ScoringContext, score as score, scorers as scorers
 from .searching import SearchResult as SearchResult, search as search
+from .surgery.plain_weights import PlainWeights as PlainWeights, plain_weights as plain_weights
 from .surgery.surgery import Surgery as Surgery
 from .tracing.model_call import TrainingCall as TrainingCall
 from .tracing.parts import inputs_of as inputs_of

@@ -30,6 +30,7 @@ from proxyprune.surgery.method_sizes import followed_by_methods
 from proxyprune.surgery.observer import Observer
 from proxyprune.surgery.perform import perform, pruned_copy, set_attribute
 from proxyprune.surgery.prediction import Prediction
+from proxyprune.surgery.shared_heads import shared_heads
 from proxyprune.surgery.stack_positions import position_changes
 from proxyprune.surgery.surgery import AttributeChange, Surgery, joined
 from proxyprune.tracing.capture import capture_on_values
@@ -176,8 +177,10 @@ def _searched(
 
 
 def _followed(model: nn.Module, calls: Sequence[_ExampleCall]) -> tuple[AttributeChange, ...]:
-    """Return changes of attributes that only other methods of their modules use, as sizes."""
-    return followed_by_methods(model, AttributeProposals(calls[0].prediction, model), [call.evidence for call in calls])
+    """Return changes of attributes that only other methods of their modules, or calls with a mask, use as sizes."""
+    methods = followed_by_methods(model, AttributeProposals(calls[0].prediction, model), [call.evidence for call in calls])
+    heads = {(change.module, change.path): change for change in shared_heads(model, calls[0].prediction)}
+    return (*(change for change in methods if (change.module, change.path) not in heads), *heads.values())
 
 
 def _decoding(model: nn.Module, calls: Sequence[_ExampleCall]) -> Decoding | None:

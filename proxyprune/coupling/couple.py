@@ -25,6 +25,7 @@ from proxyprune.coupling.rules.table import TABLE, built_in_rule
 from proxyprune.coupling.rules.walk import Factored, Rule, Walk, fixed
 from proxyprune.coupling.rules.whole_cost import whole_cost
 from proxyprune.coupling.unreached import pin_unreached
+from proxyprune.coupling.unread import pin_unread
 from proxyprune.errors import RuleError
 from proxyprune.tracing.nodes import aliases_of, is_tensor, is_unread, op_name, output_shapes, writes_to
 from proxyprune.tracing.program import Program
@@ -91,7 +92,9 @@ class Coupler:
     def _joint(self, walk: _WalkedFrom, model: nn.Module) -> Walked:
         """Return the walks as one, with what follows from all of them pinned."""
         labels, leaves = walk.start.labels.copied(), walk.start.leaves
-        pin_unreached(self.program, model, leaves, labels, [walked.outcomes for walked in walk.walks])
+        outcomes = [walked.outcomes for walked in walk.walks]
+        pin_unreached(self.program, model, leaves, labels, outcomes)
+        pin_unread(self.program, leaves, labels, outcomes)
         if self.options.adapter_ranks == "keep":
             pin_adapters(self._adapters, leaves, labels)
         first, *others = walk.walks

@@ -347,6 +347,8 @@ def _unreachable(problem: _Problem) -> TargetError:
     pinned = [group for group in problem.graph.groups if group.pinned is not None]
     if pinned and mode != "depth":
         reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
+    if any("weights are standardised over" in str(group.pinned) or "weights are normalised over" in str(group.pinned) for group in pinned):
+        reasons.append("layers compute their weight from all their inputs; pp.plain_weights(model) replaces them by plain ones")
     if problem.ties.fixed and mode != "depth":
         first, cause = next(iter(problem.ties.fixed.items()))
         held = len(problem.ties.fixed)

@@ -10,6 +10,8 @@ from proxyprune.coupling.outcome import Axes, CommonDivisor, Outcome, Sizes
 from proxyprune.coupling.rules.walk import Rule, Walk, fixed, ops, sizes_of
 from proxyprune.tracing.nodes import arguments, output_shapes, position_of, tensor_argument
 
+STANDARDISED = "is a dimension that weights are standardised over, so that kept ones would change, in"
+
 
 def batch_norm(walk: Walk, node: Node) -> Outcome:
     """batch_norm, instance_norm: weight, bias, running mean and variance [channels].
@@ -17,9 +19,10 @@ def batch_norm(walk: Walk, node: Node) -> Outcome:
     Every channel has its own statistics, so channels can leave. Where the statistics come from the input, all that they average over stays.
     """
     values = arguments(node)
-    axes = list(walk.axes(tensor_argument(node, "input")))
+    source = tensor_argument(node, "input")
+    axes = list(walk.axes(source))
     if values.get("training") or values.get("use_input_stats"):
-        walk.pin((axes[0], *axes[2:]), node, "is averaged over in")
+        walk.pin((axes[0], *axes[2:]), node, STANDARDISED if walk.is_weight(source) else "is averaged over in")
     axes[1] = _with_members(walk, node, axes[1], ("weight", "bias", "running_mean", "running_var"))
     others = (fixed(shape) for shape in output_shapes(node)[1:])
     return Outcome(outputs=(tuple(axes), *others), zero=_is_zero(walk, node, tuple(axes), normalised=(1,)))

@@ -10,6 +10,7 @@ from torch.fx import Node
 from proxyprune.coupling.axes import Axis
 from proxyprune.coupling.outcome import Axes, Outcome
 from proxyprune.coupling.rules.norm_statistics import is_norm_statistic
+from proxyprune.coupling.rules.norms import STANDARDISED
 from proxyprune.coupling.rules.walk import Rule, Walk, broadcast, dims_of, fixed, in_place, kept_whole, ops, spans
 from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, tensor_argument
 
@@ -30,7 +31,7 @@ def reduction(walk: Walk, node: Node) -> Outcome:
     axes = walk.axes(source)
     dims = dims_of(values.get("dim"), len(axes))
     if walk.is_weight(source) and op_name(node) in _STANDARDISING:
-        walk.pin([axes[dim] for dim in dims], node, "is a dimension that weights are standardised over, so that kept ones would change, in")
+        walk.pin([axes[dim] for dim in dims], node, STANDARDISED)
     elif is_norm_statistic(walk, node):
         walk.held.add(node)
     elif node.users and not _exact(walk, node, values):  # attention weights are often averaged for nobody
