@@ -832,3 +832,33 @@ def test_odd_arguments_never_break_a_trace(forward: Forward) -> None:
     assert graph.unsupported_ops == ()
     assert graph.macs == measured_macs(case.build(), case.inputs)
     assert groups_of(graph, "first.weight")
+
+
+# ------------------------------------------------------------------------------------------------------------------ vmap
+
+
+def masked(x: Tensor) -> Tensor:
+    """Add a causal mask that torch.vmap makes position by position, as libraries of transformers do."""
+
+    def may_see(row: Tensor, column: Tensor) -> Tensor:
+        return row >= column
+
+    positions = torch.arange(LENGTH)
+    mask = torch.vmap(torch.vmap(may_see, in_dims=(None, 0)), in_dims=(0, None))(positions, positions)
+    return x + mask.to(x.dtype).sum(-1)[:, None]
+
+
+def test_masks_made_by_vmap_cost_nothing() -> None:
+    """The places where vmap begins and ends move entries only."""
+    case = tokens(lambda m, x: masked(x))
+    assert case.trace().uncosted_ops == ()
+    assert case.trace().macs == measured_macs(case.build(), case.inputs)
+
+
+def products_in_batches(m: Any, x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: row @ m.w)(x)
+
+
+def test_products_inside_vmap_are_not_counted_for_one_entry_in_silence() -> None:
+    """Inside vmap, shapes lack the dimension that is mapped over, so the cost is said to be unknown."""
+    assert "_remove_batch_dim" in tokens(products_in_batches, w=(WIDTH, WIDTH)).trace().uncosted_ops

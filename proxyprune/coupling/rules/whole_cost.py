@@ -36,6 +36,9 @@ _COMPARING = frozenset(
 _TRANSFORMING = frozenset(ops("stft istft _fft_r2c _fft_c2r _fft_c2c fake_quantize_per_tensor_affine fake_quantize_per_channel_affine"))
 """Fourier transforms, which no count of MACs includes, and rounding."""
 
+_BATCHING = frozenset({"_add_batch_dim", "_remove_batch_dim"})
+"""Where torch.vmap begins and ends. Inside, tensors have one dimension less, so products there would be counted for one entry only."""
+
 _MULTIPLYING = products.RULES.keys() | einstein.RULES.keys() | recurrent.RULES.keys()
 _WITHOUT_PRODUCTS = (TABLE.keys() - _MULTIPLYING) | _MOVING | _COMPARING | _TRANSFORMING
 
@@ -46,6 +49,8 @@ def whole_cost(node: Node) -> int | None:
     Args:
         node: The op; only those of torch itself are looked into.
     """
+    if op_name(node) in _BATCHING:
+        return None if any(map(_multiplies_in_batches, node.graph.nodes)) else 0
     if not op_name(node).startswith("aten.") or not isinstance(node.target, torch._ops.OpOverload):
         return None
     if op_name(node) in _WITHOUT_PRODUCTS:
@@ -58,6 +63,13 @@ def whole_cost(node: Node) -> int | None:
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):  # an op that needs data, or has no such variant
         return None
     return None if parts.unknown else parts.macs
+
+
+def _multiplies_in_batches(node: Node) -> bool:
+    value = node.meta.get("val")
+    batched = isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return batched and not pointwise and op_name(node) not in _WITHOUT_PRODUCTS | _BATCHING
 
 
 class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is not typed
