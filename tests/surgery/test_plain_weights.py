@@ -77,6 +77,20 @@ def test_a_standardised_network_is_cut_after_its_layers_are_made_plain(tmp_path)
     assert torch.equal(loaded(*IMAGE), result.model(*IMAGE))
 
 
+def test_big_transfer_of_transformers_is_cut():
+    """BiT with standardised convolutions, as published: the same outputs, then half of the MACs with masking equality."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "num_groups": 4, "embedding_size": 16}
+    model = randomise(transformers.BitForImageClassification(transformers.BitConfig(**sizes))).eval()
+    image = (torch.randn(1, 3, 64, 64),)
+    plain = pp.plain_weights(model)
+    assert "bit.embedder.convolution" in plain.layers
+    torch.testing.assert_close(plain.model(*image).logits, model(*image).logits)
+    result = pp.prune(plain.model, image, 0.5)
+    assert result.plan.macs == measured_macs(result.model, image)
+    assert_equals_masking(plain.model, result.model, result.graph, result.plan, image)
+
+
 def test_the_model_stays_as_it_is_unless_asked():
     """A copy is changed; with inplace, the model itself."""
     model = build()
