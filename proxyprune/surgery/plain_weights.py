@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _PRODUCTS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
 _LONGER = (1, 2, 5)
 """Entries by which the inputs of the check are longer than the kernel: with strides, odd and even ones differ."""
@@ -61,9 +61,9 @@ def plain_weights(model: nn.Module, layers: str = "*", *, inplace: bool = False)
     """
     result = model if inplace else copy.deepcopy(model)
     holders = Counter(id(tensor) for _, tensor in result.named_parameters(remove_duplicate=False))
-    places: dict[nn.Module, list[str]] = {}
+    places: dict[_Layer, list[str]] = {}
     for name, module in result.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and name and fnmatchcase(name, layers):
+        if isinstance(module, _Layer) and name and fnmatchcase(name, layers):
             places.setdefault(module, []).append(name)
     done: list[str] = []
     kept: dict[str, str] = {}
@@ -82,7 +82,7 @@ def plain_weights(model: nn.Module, layers: str = "*", *, inplace: bool = False)
     return PlainWeights(result, tuple(done), kept)
 
 
-def _computed_weight(layer: nn.Module) -> Tensor | None:
+def _computed_weight(layer: _Layer) -> Tensor | None:
     """Return the weight that a layer multiplies by; None if that is its parameter, or if it takes more than one input."""
     seen = _SeenWeights()
     with _evaluated(layer):
@@ -122,7 +122,7 @@ def _evaluated(layer: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _input(layer: nn.Module, longer: int) -> Tensor:
+def _input(layer: _Layer, longer: int) -> Tensor:
     """Return random numbers that a layer takes, drawn from a fixed seed."""
     if isinstance(layer, nn.Linear):
         shape: tuple[int, ...] = (2, layer.in_features)
@@ -133,15 +133,15 @@ def _input(layer: nn.Module, longer: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).to(like)
 
 
-def _plain_layer(layer: nn.Module, weight: Tensor) -> nn.Module | None:
+def _plain_layer(layer: _Layer, weight: Tensor) -> _Layer | None:
     """Return a plain layer with a weight; None if its outputs are not those of the layer."""
     bias = getattr(layer, "bias", None)
-    made: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    made: dict[str, Any] = {"bias": bias is not None, "device": "meta"}  # without initial values, which would be drawn
     if isinstance(layer, nn.Linear):
-        plain: nn.Module = nn.Linear(layer.in_features, layer.out_features, **made)
+        plain: _Layer = nn.Linear(layer.in_features, layer.out_features, **made)
     else:
         made |= {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
-        kind = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))
+        kind: Any = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, kind))
         plain = kind(layer.in_channels, layer.out_channels, layer.kernel_size, **made)
     trained = any(parameter.requires_grad for parameter in layer.parameters())
     plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
@@ -151,7 +151,7 @@ def _plain_layer(layer: nn.Module, weight: Tensor) -> nn.Module | None:
     return plain if all(_agree(layer, plain, _input(layer, longer)) for longer in _LONGER) else None
 
 
-def _agree(layer: nn.Module, plain: nn.Module, x: Tensor) -> bool:
+def _agree(layer: _Layer, plain: _Layer, x: Tensor) -> bool:
     with _evaluated(layer), _evaluated(plain):
         expected, found = layer(x), plain(x)
     return expected.shape == found.shape and torch.allclose(expected, found, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -141,6 +141,14 @@ def test_a_layer_that_stands_in_two_places_stays_one_layer():
     assert set(pp.plain_weights(tied).kept) == {"0", "1"}
 
 
+def test_the_random_state_stays():
+    """No initial weights are drawn."""
+    model = build()
+    before = torch.random.get_rng_state()
+    pp.plain_weights(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_frozen_layers_stay_frozen():
     """A layer without trained parameters becomes one without, and nothing is computed with gradients."""
     model = nn.Sequential(Scaled(3, 8), Scaled(8, 8))
