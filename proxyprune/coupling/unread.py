@@ -34,15 +34,20 @@ def pin_unread(program: Program, leaves: Mapping[str, Axes], labels: AxisLabels,
         labels: Where positions are pinned.
         outcomes: What the rules returned for the ops of each program.
     """
+    tensors = [
+        ((one.owners.get(node.name, ""), name), node, own)
+        for one, of_ops in zip(program.programs, outcomes, strict=True)
+        for node, name, own in _tensors(one, leaves, of_ops)
+    ]
+    sliced = {place for place, node, _ in tensors if node.users and all(_is_slice_of(user, node) for user in node.users)}
     axes: dict[_Key, LabelArray] = {}
     read: dict[_Key, NDArray[np.bool_]] = {}
-    for one, of_ops in zip(program.programs, outcomes, strict=True):
-        for node, name, own in _tensors(one, leaves, of_ops):
-            for dim, axis in enumerate(own):
-                if axis is not None:
-                    key = (one.owners.get(node.name, ""), name, dim, axis.tobytes())
-                    axes[key] = axis
-                    read[key] = read.get(key, np.zeros(len(axis), bool)) | _positions_read(node, dim, len(axis))
+    for place, node, own in tensors:
+        for dim, axis in enumerate(own) if place in sliced else ():
+            if axis is not None:
+                key = (*place, dim, axis.tobytes())
+                axes[key] = axis
+                read[key] = read.get(key, np.zeros(len(axis), bool)) | _positions_read(node, dim, len(axis))
     for key, positions in read.items():
         if not positions.all():
             labels.pin(axes[key][~positions], UNREAD)
@@ -76,4 +81,6 @@ def _positions_read(node: Node, dim: int, size: int) -> NDArray[np.bool_]:
 
 
 def _is_slice_of(user: Node, node: Node) -> bool:
-    return op_name(user) in _PARTS and user.args[0] is node and not isinstance(arguments(user).get("start"), Node)
+    if op_name(user) not in _PARTS or user.args[0] is not node:
+        return False
+    return not any(isinstance(arguments(user).get(name), Node) for name in ("start", "end", "length"))

@@ -60,16 +60,17 @@ def whole_cost(node: Node) -> int | None:
         args, kwargs = map_arg((node.args, node.kwargs), _without_data)
         with torch.no_grad(), parts:
             node.target(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):  # an op that needs data, or has no such variant
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):  # an op that needs data, or has no such variant
         return None
     return None if parts.unknown else parts.macs
 
 
 def _multiplies_in_batches(node: Node) -> bool:
     value = node.meta.get("val")
-    batched = isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value)
+    if not isinstance(value, Tensor) or not torch._C._functorch.is_batchedtensor(value):
+        return False
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    return batched and not pointwise and op_name(node) not in _WITHOUT_PRODUCTS | _BATCHING
+    return not pointwise and op_name(node) not in _WITHOUT_PRODUCTS and op_name(node) not in _BATCHING
 
 
 class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class is not typed
