@@ -306,8 +306,8 @@ def _unreachable(problem: Problem) -> TargetError:
     if pinned and mode != "depth":
         reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
     if problem.ties.family is not None and mode != "width":
-        held = [layer.obstacle for layer in counted_layers(problem.graph, problem.ties.family) if layer.obstacle]
-        reasons += [f"{len(held)} layers stay: {held[0]}"] if held else []
+        stuck = [layer.obstacle for layer in counted_layers(problem.graph, problem.ties.family) if layer.obstacle]
+        reasons += [f"{len(stuck)} layer{'s' if len(stuck) > 1 else ''} stay{'' if len(stuck) > 1 else 's'}: {stuck[0]}"] if stuck else []
     if problem.ties.fixed and mode != "depth":
         first, cause = next(iter(problem.ties.fixed.items()))
         held = len(problem.ties.fixed)
