@@ -21,6 +21,9 @@ METRICS = ("macs", "params")
 BUDGETED = (*METRICS, "time")
 """Metrics of targets; time is predicted, in nanoseconds."""
 
+_LARGEST_PERCENTAGE = 100
+"""Targets up to this many MACs or parameters may have been meant as percentages."""
+
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _NANOSECONDS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 _DURATION = re.compile(r"\s*(?P<number>\d[\d_]*(?:\.\d*)?|\.\d+)\s*(?P<unit>ns|us|ms|s)\s*")
@@ -168,3 +171,9 @@ def _read(target: SingleTarget) -> Fraction:
         raise TargetError(f"Cannot use the target {target!r} of type {type(target).__name__}; {_EXPECTED}.")
     # repr, not the binary value: 0.6 means six tenths.
     return Fraction(int(target)) if target == int(target) else Fraction(repr(float(target)))
+
+
+def share_hint(budget: Budget) -> str:
+    """Return a question for a target such as 50, which may have been meant as a percentage; otherwise an empty string."""
+    few = budget.metric in METRICS and budget.limit <= _LARGEST_PERCENTAGE and str(budget.asked).strip() == str(budget.limit)
+    return f" Did you mean {budget.limit / 100:g}, or '{budget.limit}%'?" if few else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -13,22 +13,25 @@ from numpy.typing import NDArray
 from proxyprune.errors import InputError, TargetError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.acceptance import check_costed, check_reliable
-from proxyprune.planning.budget import METRICS, Budget, Target, parse_budget
+from proxyprune.planning.budget import METRICS, Budget, Target, parse_budget, share_hint
+from proxyprune.planning.built_plan import without_coincidence
+from proxyprune.planning.coarse_steps import smallest_step
 from proxyprune.planning.constraints import (
     BELOW_DEFAULT_FLOOR,
     DEFAULT_FLOOR,
     UNROUNDED,
-    Resolved,
     resolve,
 )
-from proxyprune.planning.depth import Leaving, drop_nested, removal_order, share_of_blocks, solve_depth
+from proxyprune.planning.counted_layers import counted_layers
+from proxyprune.planning.depth import drop_nested, share_of_blocks, solve_depth
 from proxyprune.planning.importance import check_scores, comparable_channels, importance_by_group, kept_atoms, lost_importance
 from proxyprune.planning.limits import AUTO
 from proxyprune.planning.plan import PrunePlan
 from proxyprune.planning.planned_time import PlannedTime
-from proxyprune.planning.price import JOINT_LIMIT, JointCost, PlanCost, bases_of, price_of, time_of
+from proxyprune.planning.price import JointCost, PlanCost, bases_of, time_of
+from proxyprune.planning.problem import Choice, Problem, full_width
 from proxyprune.planning.request import PlanKeywords, PlanRequest
-from proxyprune.planning.shared_widths import SharedWidths, Ties, decided, shared, ties_of, without_groups
+from proxyprune.planning.shared_widths import SharedWidths, decided, ties_of
 from proxyprune.planning.widths import TOLERANCE, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords
@@ -41,61 +44,8 @@ IndexArray = NDArray[np.int64]
 _WEIGHINGS = 3
 """How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
 
-_LARGEST_PERCENTAGE = 100
-"""Targets up to this many MACs or parameters may have been meant as percentages."""
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """All that decides about widths and blocks."""
-
-    graph: ModelGraph
-    ranking: Ranking
-    request: PlanRequest
-    budgets: tuple[Budget, ...]
-    resolved: Resolved
-    allocation: str
-    ties: Ties
-
-    @property
-    def leaving(self) -> list[Leaving]:
-        """Blocks that may be removed, besides those that leave in any case; least important first."""
-        held = self.resolved.kept_blocks | self.resolved.removed_blocks
-        return removal_order(self.graph, self.ranking, held, self.ties.removable(self.graph))
-
-    def gone(self, removed: Collection[str] = ()) -> frozenset[str]:
-        """Return blocks together with those that leave in any case."""
-        forced = self.resolved.removed_blocks
-        return drop_nested([frozenset(removed), forced]) if forced else frozenset(removed)
-
-    @property
-    def limit(self) -> int:
-        """The most that a plan may cost, in the units of `price`."""
-        return self.budgets[0].limit if len(self.budgets) == 1 else JOINT_LIMIT
-
-    @property
-    def base(self) -> int:
-        """The cost of the unpruned network, in the units of `price`."""
-        return self.budgets[0].base if len(self.budgets) == 1 else self.price().one(_full(self.graph))
-
-    def price(self, removed: Collection[str] = ()) -> PlanCost | JointCost:
-        return price_of(self.graph, {budget.metric: budget.limit for budget in self.budgets}, frozenset(removed))
-
-    def price_blocks(self, removed: Collection[str]) -> int:
-        """Cost at full width without some blocks, and without those that leave in any case."""
-        return self.price(self.gone(removed)).one(_full(self.graph))
-
-    def allowed(self, removed: Collection[str] = ()) -> tuple[SharedWidths, ...]:
-        """Return the allowed widths; a group that lives only in removed blocks is left alone."""
-        gone = {index for index, group in enumerate(self.graph.prunable) if group.blocks and set(removed).issuperset(group.blocks)}
-        units = shared(self.ties, self.graph.prunable, self.resolved.allowed)
-        return without_groups(units, gone) if gone else units
-
-
-@dataclass(frozen=True)
-class _Choice:
-    atoms: IndexArray
-    removed: frozenset[str] = frozenset()
+_COINCIDENCES = 64
+"""How many plans of a uniform request may be left out because the class builds another network from their config."""
 
 
 def make_plan(
@@ -158,7 +108,7 @@ def plan_for(
     resolved, allocation = resolve(graph, request.limits), chosen_allocation(graph, ranking, request.allocation)
     ties = ties_of(graph, request.uniform)
     ties.check_removed(graph, resolved.removed_blocks)
-    problem = _Problem(graph, ranking, request, budgets, resolved, allocation, ties)
+    problem = Problem(graph, ranking, request, budgets, resolved, allocation, ties)
     problem, choice = _choose(problem)
     if choice is None:
         raise _unreachable(problem)
@@ -187,10 +137,10 @@ def plan_for(
     )
 
 
-def _planned_time(problem: _Problem, choice: _Choice) -> PlannedTime:
+def _planned_time(problem: Problem, choice: Choice) -> PlannedTime:
     """Return the predicted time of a choice, beside its budget if there is one."""
     time, limits = time_of(problem.graph), {budget.metric: budget.limit for budget in problem.budgets}
-    base = time.total(_full(problem.graph))
+    base = time.total(full_width(problem.graph))
     return PlannedTime(base, limits.get("time"), time.total(choice.atoms, choice.removed), dict(time.settings))
 
 
@@ -211,7 +161,19 @@ def chosen_allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
     return asked if asked != "auto" else "channels" if comparable else "blocks"
 
 
-def _choose(problem: _Problem) -> tuple[_Problem, _Choice | None]:
+def _choose(problem: Problem) -> tuple[Problem, Choice | None]:
+    """Choose widths and blocks; of a uniform plan only such that the class builds the network from its config."""
+    decided_problem, choice = _choose_once(problem)
+    for _ in range(_COINCIDENCES):
+        ties = None if choice is None else without_coincidence(problem.ties, problem.graph, choice.atoms, choice.removed)
+        if ties is None:
+            break
+        problem = replace(problem, ties=ties)
+        decided_problem, choice = _choose_once(problem)
+    return decided_problem, choice
+
+
+def _choose_once(problem: Problem) -> tuple[Problem, Choice | None]:
     """Choose widths and blocks; numbers of a config that have to divide others are decided first, and the problem is that of the rest."""
     choice = _CHOOSE[problem.request.mode](problem)
     if choice is None or not problem.ties.divisors or problem.request.mode == "depth":
@@ -220,7 +182,7 @@ def _choose(problem: _Problem) -> tuple[_Problem, _Choice | None]:
     return rest, _CHOOSE[problem.request.mode](rest)
 
 
-def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> _Choice | None:
+def _choose_widths(problem: Problem, removed: frozenset[str] = frozenset()) -> Choice | None:
     removed = problem.gone(removed)
     price, allowed = problem.price(removed), problem.allowed(removed)
     if problem.allocation == "blocks":
@@ -228,7 +190,7 @@ def _choose_widths(problem: _Problem, removed: frozenset[str] = frozenset()) -> 
         atoms = solve_widths(steps, price, problem.limit, problem.base)
     else:
         atoms = _weigh_channels(problem, price, allowed)
-    return None if atoms is None else _Choice(atoms, removed)
+    return None if atoms is None else Choice(atoms, removed)
 
 
 def _savings(price: PlanCost | JointCost, allowed: tuple[SharedWidths, ...], atoms: IndexArray) -> NDArray[np.float64]:
@@ -239,7 +201,7 @@ def _savings(price: PlanCost | JointCost, allowed: tuple[SharedWidths, ...], ato
     return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
 
 
-def _weigh_channels(problem: _Problem, price: PlanCost | JointCost, allowed: tuple[SharedWidths, ...]) -> IndexArray | None:
+def _weigh_channels(problem: Problem, price: PlanCost | JointCost, allowed: tuple[SharedWidths, ...]) -> IndexArray | None:
     """Least lost for what is saved; what an atom saves depends on all other widths, so it is looked at again in the plan found."""
     scores = [np.asarray(problem.ranking.channel_scores[group.id], np.float64) for group in problem.graph.prunable]
     lost = [
@@ -252,7 +214,7 @@ def _weigh_channels(problem: _Problem, price: PlanCost | JointCost, allowed: tup
         )
         for entry in allowed
     ]
-    atoms = _full(problem.graph)
+    atoms = full_width(problem.graph)
     for _ in range(_WEIGHINGS):
         steps = order_by_loss(allowed, lost, _savings(price, allowed, atoms))
         found = solve_widths(steps, price, problem.limit, problem.base)
@@ -262,12 +224,12 @@ def _weigh_channels(problem: _Problem, price: PlanCost | JointCost, allowed: tup
     return atoms
 
 
-def _choose_blocks(problem: _Problem) -> _Choice | None:
+def _choose_blocks(problem: Problem) -> Choice | None:
     removed = solve_depth(problem.leaving, problem.price_blocks, problem.limit)
-    return None if removed is None else _Choice(_full(problem.graph), problem.gone(removed))
+    return None if removed is None else Choice(full_width(problem.graph), problem.gone(removed))
 
 
-def _choose_both(problem: _Problem) -> _Choice | None:
+def _choose_both(problem: Problem) -> Choice | None:
     leaving = problem.leaving
     start = share_of_blocks(leaving, problem.price_blocks, base=problem.base, limit=problem.limit)
     for count in range(start, len(leaving) + 1):
@@ -281,18 +243,14 @@ def _choose_both(problem: _Problem) -> _Choice | None:
 _CHOOSE = {"width": _choose_widths, "depth": _choose_blocks, "both": _choose_both}
 
 
-def _full(graph: ModelGraph) -> IndexArray:
-    return np.array([group.atoms for group in graph.prunable], dtype=np.int64)
-
-
-def _narrowest(problem: _Problem, removed: Collection[str] = ()) -> IndexArray:
-    atoms = _full(problem.graph)
+def _narrowest(problem: Problem, removed: Collection[str] = ()) -> IndexArray:
+    atoms = full_width(problem.graph)
     for entry in problem.allowed(removed):
         atoms[list(entry.groups)] = entry.counts[-1]
     return atoms
 
 
-def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
+def _options(problem: Problem, further: Mapping[str, Any] | None) -> dict[str, Any]:
     graph, limits = problem.graph, problem.request.limits
     asked: dict[str, Any] = {
         "allocation": problem.allocation,
@@ -315,14 +273,14 @@ def _options(problem: _Problem, further: Mapping[str, Any] | None) -> dict[str, 
     return asked | dict(further or {})
 
 
-def _least(problem: _Problem) -> int:
+def _least(problem: Problem) -> int:
     """Cost of the cheapest network that the mode and the limits allow."""
     leaving = problem.leaving if problem.request.mode != "width" else []
     removed = problem.gone(drop_nested(leaving))
-    return problem.price(removed).one(_full(problem.graph) if problem.request.mode == "depth" else _narrowest(problem, removed))
+    return problem.price(removed).one(full_width(problem.graph) if problem.request.mode == "depth" else _narrowest(problem, removed))
 
 
-def _unreachable(problem: _Problem) -> TargetError:
+def _unreachable(problem: Problem) -> TargetError:
     """Return the error for a budget that no plan meets; of several the first that is out of reach alone.
 
     The cheapest network is the cheapest in every metric, so where several are out of reach together, one is alone.
@@ -349,6 +307,9 @@ def _unreachable(problem: _Problem) -> TargetError:
         reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
     if any("weights are standardised over" in str(group.pinned) or "weights are normalised over" in str(group.pinned) for group in pinned):
         reasons.append("layers compute their weight from all their inputs; pp.plain_weights(model) replaces them by plain ones")
+    if problem.ties.family is not None and mode != "width":
+        stuck = [layer.obstacle for layer in counted_layers(problem.graph, problem.ties.family) if layer.obstacle]
+        reasons += [f"{len(stuck)} layer{'s' if len(stuck) > 1 else ''} stay{'' if len(stuck) > 1 else 's'}: {stuck[0]}"] if stuck else []
     if problem.ties.fixed and mode != "depth":
         first, cause = next(iter(problem.ties.fixed.items()))
         held = len(problem.ties.fixed)
@@ -364,17 +325,11 @@ def _unreachable(problem: _Problem) -> TargetError:
     return TargetError(
         f"Target {budget.asked!r} ({budget.limit:,} {budget.unit}) cannot be reached. The best reachable is {best:,} {budget.unit}, "
         f"{fraction:.4f} of the base of {budget.base:,}. What limits it: {'; '.join(reasons)}. "
-        f"Choose a higher target, or loosen the limits.{_share_hint(budget)}"
+        f"Choose a higher target, or loosen the limits.{share_hint(budget)}"
     )
 
 
-def _share_hint(budget: Budget) -> str:
-    """Return a question for a target such as 50, which may have been meant as a percentage; otherwise an empty string."""
-    few = budget.metric in METRICS and budget.limit <= _LARGEST_PERCENTAGE and str(budget.asked).strip() == str(budget.limit)
-    return f" Did you mean {budget.limit / 100:g}, or '{budget.limit}%'?" if few else ""
-
-
-def _notes(problem: _Problem, choice: _Choice) -> tuple[str, ...]:
+def _notes(problem: Problem, choice: Choice) -> tuple[str, ...]:
     mode = problem.request.mode
     notes = list(problem.graph.notes)
     if problem.ranking.unreliable is not None:
@@ -402,7 +357,7 @@ def _notes(problem: _Problem, choice: _Choice) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _gap_notes(problem: _Problem, choice: _Choice) -> list[str]:
+def _gap_notes(problem: Problem, choice: Choice) -> list[str]:
     """Return how far the plan stays below its target; of several budgets below the tightest."""
     gaps = [(budget.limit - PlanCost(problem.graph, budget.metric, choice.removed).one(choice.atoms), budget) for budget in problem.budgets]
     gap, budget = min(gaps, key=lambda pair: pair[0] / pair[1].base)
@@ -411,11 +366,24 @@ def _gap_notes(problem: _Problem, choice: _Choice) -> list[str]:
     coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(problem.request.mode, "blocks and channel steps")
     return [
         f"The plan stays {gap:,} {budget.unit} ({budget.share(gap):.2%} of the base) below the target: "
-        f"{coarse} and the limits gave nothing closer."
+        f"{coarse} and the limits gave nothing closer.{_smallest_step(problem, choice, budget)}"
     ]
 
 
-def _why_no_block(problem: _Problem) -> str:
+def _smallest_step(problem: Problem, choice: Choice, budget: Budget) -> str:
+    """Return how much of a budget the smallest step of a uniform plan takes; an empty string for other plans."""
+
+    def cost(atoms: IndexArray, removed: Collection[str]) -> int:
+        return PlanCost(problem.graph, budget.metric, frozenset(removed)).one(atoms)
+
+    if not problem.request.uniform:
+        return ""
+    units, leaving = problem.allowed(choice.removed), problem.leaving if problem.request.mode != "width" else []
+    step = smallest_step(problem.graph, problem.ties, units, leaving, cost, choice.atoms, choice.removed)
+    return "" if step is None else f" The smallest step back takes {budget.share(step[0]):.2%} of the base: {step[1]}."
+
+
+def _why_no_block(problem: Problem) -> str:
     removable = [block.id for block in problem.graph.blocks if block.removable]
     if not removable:
         return "the network has no block that can be removed"
@@ -428,7 +396,7 @@ def _why_no_block(problem: _Problem) -> str:
     return f"the least important removable block, {named}, saves {share:.1%} of the base, too much for the cut asked for"
 
 
-def _cut_in_phase(problem: _Problem, choice: _Choice, phase: int) -> list[str]:
+def _cut_in_phase(problem: Problem, choice: Choice, phase: int) -> list[str]:
     """Return the groups whose count is allowed only as a last resort of this kind."""
     found: list[int] = []
     for entry in problem.allowed(choice.removed):

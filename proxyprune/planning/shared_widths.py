@@ -14,6 +14,7 @@ from proxyprune.coupling.groups import ChannelGroup
 from proxyprune.errors import InputError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.constraints import UNROUNDED, AllowedWidths, Names, lattice
+from proxyprune.planning.counted_layers import counted_layers
 from proxyprune.planning.request import Uniform
 
 if TYPE_CHECKING:
@@ -64,6 +65,17 @@ class Tie:
     counts: IndexArray
     knob: Knob | None = None
 
+    @property
+    def steps(self) -> IndexArray:
+        """Steps of the knob at each level, [levels]."""
+        assert self.knob is not None
+        return np.asarray((self.counts[0, 0] - self.counts[:, 0]) // self.knob.atoms[self.groups[0]])
+
+    def steps_of(self, kept: IndexArray) -> int:
+        """Return the steps of the knob in a plan; groups in removed blocks are whole there."""
+        assert self.knob is not None
+        return max(int(self.counts[0, place] - kept[group]) // self.knob.atoms[group] for place, group in enumerate(self.groups))
+
 
 @dataclass(frozen=True)
 class Ties:
@@ -74,12 +86,14 @@ class Ties:
         fixed: Index of a group that stays whole -> why.
         family: The config's family if widths follow a config, or None.
         numbers: Numbers of the config that are decided and divide others.
+        held: Blocks that stay, because the class cannot do without them.
     """
 
     ties: tuple[Tie, ...]
     fixed: Mapping[int, str] = field(default_factory=dict)
     family: Family | None = None
     numbers: Mapping[Path, int] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
     @property
     def divisors(self) -> frozenset[Path]:
@@ -90,20 +104,23 @@ class Ties:
         """Return the sets of blocks that may leave: single blocks, or whole layers that a config counts."""
         if self.family is None:
             return [frozenset((block.id,)) for block in graph.blocks if block.removable]
-        return list(_layers(graph, self.family))
+        layers = counted_layers(graph, self.family)
+        return [layer.blocks for layer in layers if not layer.obstacle and self.held.isdisjoint(layer.blocks)]
 
     def check_removed(self, graph: ModelGraph, blocks: frozenset[str]) -> None:
-        """Raise if blocks that should leave are a part of a layer that only leaves as a whole.
+        """Raise if blocks that should leave are a part of a layer that only leaves as a whole, or of one that cannot leave.
 
         Raises:
             InputError: If so; the message names the layer.
         """
         if self.family is None or not blocks:
             return
-        for layer in self.removable(graph):
-            if layer & blocks and not layer <= blocks:
-                together = ", ".join(sorted(layer))
+        for layer in counted_layers(graph, self.family):
+            if layer.blocks & blocks and not layer.blocks <= blocks:
+                together = ", ".join(sorted(layer.blocks))
                 raise InputError(f"{together} can only be removed together, because the config counts layers. Remove all of them or none.")
+            if layer.blocks & blocks and layer.obstacle:
+                raise InputError(f"{', '.join(sorted(layer.blocks))} cannot be removed with uniform='config': {layer.obstacle}.")
 
 
 def ties_of(graph: ModelGraph, uniform: Uniform) -> Ties:
@@ -177,9 +194,9 @@ def decided(ties: Ties, kept: IndexArray) -> Ties:
         if tie.knob is None or ties.divisors.isdisjoint(tie.knob.numbers):
             found.append(tie)
             continue
-        steps = max(int(tie.counts[0, place] - kept[group]) // tie.knob.atoms[group] for place, group in enumerate(tie.groups))
+        steps = tie.steps_of(kept)
         numbers |= {path: ties.family.reactions[path].value - fall * steps for path, fall in tie.knob.numbers.items()}
-        found.append(replace(tie, counts=tie.counts[steps : steps + 1]))
+        found.append(replace(tie, counts=tie.counts[tie.steps == steps]))
     return replace(ties, ties=tuple(found), numbers=numbers)
 
 
@@ -298,19 +315,3 @@ def _joint(tie: Tie, groups: Sequence[ChannelGroup], allowed: Sequence[AllowedWi
     phases[0] = 0
     atoms = np.array([groups[group].atoms for group in tie.groups], np.int64)
     return SharedWidths(tie.groups, atoms, counts[stays], np.maximum.accumulate(phases))
-
-
-def _layers(graph: ModelGraph, family: Family) -> Iterable[frozenset[str]]:
-    """Layers that a config counts and that can be skipped as a whole."""
-    prefix = f"{family.blueprint.module}." if family.blueprint.module else ""
-    for reaction in family.layer_counts.values():
-        if len(reaction.lists) != 1:
-            continue
-        ((container, items),) = reaction.lists.items()
-        for index in range(items):
-            layer = f"{prefix}{container}.{index}"
-            blocks = [block for block in graph.blocks if block.id == layer or block.id.startswith(f"{layer}.")]
-            parameters = [name for name in graph.parameter_shapes if name.startswith(f"{layer}.")]
-            covered = all(any(name.startswith(f"{block.id}.") for block in blocks) for name in parameters)
-            if blocks and covered and all(block.removable for block in blocks):
-                yield frozenset(block.id for block in blocks)

@@ -53,7 +53,9 @@ def _load(task: Mapping[str, Any]) -> tuple[Any, list[str]]:
     if task["library"] == "transformers":
         settings |= {"attn_implementation": task["attention"]} if task["attention"] else {}
     else:
-        settings |= {"torch_dtype": getattr(torch, task["dtype"]), "low_cpu_mem_usage": False}
+        settings |= {"torch_dtype": getattr(torch, task["dtype"])}
+        if not getattr(kind, "_keep_in_fp32_modules", None):  # diffusers loads these classes in the other way alone
+            settings |= {"low_cpu_mem_usage": False}
     network, information = kind.from_pretrained(task["folder"], **settings)
     for tensor in [*network.parameters(), *network.buffers()]:
         tensor.data = tensor.data.clone()  # weights mapped from a file lie at other addresses, and kernels may round differently there

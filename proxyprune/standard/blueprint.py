@@ -138,6 +138,16 @@ def attributes_of(model: nn.Module) -> dict[Attribute, int | float | tuple[Any, 
     return found
 
 
+def settings_of(model: nn.Module) -> dict[Attribute, Any]:
+    """Return the plain attributes of modules, but for fractions: rates of dropped paths follow the depth, and training alone reads them."""
+    return {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and (value is None or isinstance(value, bool | int | str | tuple))
+    }
+
+
 def put(content: Any, path: Path, value: Any) -> None:
     """Set one value of a config in place; a number becomes a list if the path has a position in it."""
     for key in path[:-1]:

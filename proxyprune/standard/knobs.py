@@ -18,14 +18,12 @@ from functools import lru_cache
 from proxyprune.coupling.coupling import Coupling
 from proxyprune.standard.blueprint import Path, attributes_of, shapes_of, written
 from proxyprune.standard.reactions import Dim, Family
+from proxyprune.standard.sizes import Sizes
 from proxyprune.tracing.program import Program
 
 _MOST_RAYS = 8  # ways to move one number together with others
 _MOST_STEPS = 8  # of a knob whose single step the class rejects
 _MOST_FOLLOWERS = 6  # hidden numbers that are tried along with a knob
-
-Form = tuple[int, Mapping[int, int]]
-"""Size of a dimension: a constant, and the coefficient of the atoms of each prunable group."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,11 @@ class _Blocked(Exception):
 class KnobFinder:
     """Finds the knobs of one family in one coupled program."""
 
-    def __init__(self, family: Family, coupling: Coupling, prunable: int, aliases: Mapping[str, str]) -> None:
+    def __init__(self, family: Family, coupling: Coupling, prunable: int, sizes: Sizes) -> None:
         self._family = family
-        self._forms = _forms(coupling, family.blueprint.module, aliases)
+        self._sizes = sizes
         self._dims_of: dict[int, list[Dim]] = {group: [] for group in range(prunable)}
-        for dim, (_, coefficients) in self._forms.items():
+        for dim, coefficients in sizes.forms.items():
             for group in coefficients:
                 self._dims_of[group].append(dim)
         self._atoms = [group.atoms for group in coupling.groups[:prunable]]
@@ -149,7 +147,7 @@ class KnobFinder:
         while waiting and progress:
             progress = False
             for dim, change in list(waiting.items()):
-                coefficients = self._coefficients(dim)
+                coefficients = self._sizes.coefficients(dim)
                 unknown = [group for group in coefficients if group not in atoms]
                 if len(unknown) > 1:
                     continue
@@ -165,34 +163,50 @@ class KnobFinder:
         atoms = {group: change for group, change in atoms.items() if change}
         for group in atoms:
             for dim in self._dims_of[group]:
-                coefficients = self._coefficients(dim)
+                coefficients = self._sizes.coefficients(dim)
                 size = sum((coefficients[other] * atoms.get(other, Fraction(0)) for other in coefficients), Fraction(0))
                 if size != reacting.get(dim, Fraction(0)):
                     return atoms, dim, reacting.get(dim, Fraction(0)) - size
         for dim, change in reacting.items():
-            coefficients = self._coefficients(dim)
+            coefficients = self._sizes.coefficients(dim)
             size = sum((coefficients[other] * atoms.get(other, Fraction(0)) for other in coefficients), Fraction(0))
             if size != change:
                 return atoms, dim, change - size
         return atoms, None, Fraction(0)
-
-    def _coefficients(self, dim: Dim) -> Mapping[int, int]:
-        return self._forms[dim][1] if dim in self._forms else {}
 
     def _checked(self, ray: _Ray) -> tuple[tuple[int, int], Knob] | None:
         """Return the knob of a ray, with its evidence (less is better), if the class really builds the narrower network."""
         knob = self._whole_step(ray)
         if knob is None:
             return None
+        found = self._after(knob, 1)
+        if found is None and self._changes_names(knob):  # at one value alone, as where equal widths need no projection between them
+            found = self._after(knob, 2) or self._after(knob, 3)
+        return found or self._with_divisor(knob) or self._with_multiple(knob)
+
+    def _after(self, knob: Knob, steps: int) -> tuple[tuple[int, int], Knob] | None:
+        """Return the knob with the numbers that have to fall along, and the evidence after some steps."""
+        atoms = {group: steps * count for group, count in knob.atoms.items()}
         best: tuple[tuple[int, int], Knob] | None = None
         for followers in self._followers(knob):
             numbers = {**knob.numbers, **followers}
-            evidence = self._evidence(numbers, knob.atoms)
+            lower = {path: steps * fall for path, fall in numbers.items()}
+            if any(fall >= self._family.reactions[path].value for path, fall in lower.items()):
+                continue
+            if any(count >= self._atoms[group] for group, count in atoms.items()):
+                continue
+            evidence = self._evidence(lower, atoms)
             if evidence is not None:
                 entry = ((evidence, len(numbers)), Knob(numbers, knob.atoms))
                 if best is None or entry[0] < best[0]:
                     best = entry
-        return best or self._with_divisor(knob) or self._with_multiple(knob)
+        return best
+
+    def _changes_names(self, knob: Knob) -> bool:
+        """Return True if the class builds the network one step narrower, with tensors that the unpruned one lacks or without some."""
+        values = self._family.values
+        built = self._family.blueprint.with_values({path: values[path] - fall for path, fall in knob.numbers.items()}).try_build()
+        return built is not None and shapes_of(built).keys() != self._family.shapes.keys()
 
     def _with_divisor(self, knob: Knob) -> tuple[tuple[int, int], Knob] | None:
         """Return the same knob if the class only requires that one of its numbers stays divisible by another number."""
@@ -263,7 +277,7 @@ class KnobFinder:
         """Build without these atoms, and count the head sizes that change; None if shapes differ, or factors that a cut leaves alone."""
         reactions = self._family.reactions
         built = self._family.blueprint.with_values({path: reactions[path].value - fall for path, fall in numbers.items()}).try_build()
-        if built is None or shapes_of(built) != self._predicted(atoms):
+        if built is None or shapes_of(built) != self._sizes.without(atoms):
             return None
         found = attributes_of(built)
         head_sizes = {self._head_channels[group] for group in atoms if self._head_channels[group] > 1}
@@ -278,23 +292,13 @@ class KnobFinder:
             return None
         return sum(1 for key, value in before.items() if type(value) is int and value in head_sizes and found.get(key) != value)
 
-    def _predicted(self, atoms: Mapping[int, int]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the network without these atoms."""
-        return {
-            name: tuple(
-                size - sum(coefficient * atoms.get(group, 0) for group, coefficient in self._coefficients((name, dim)).items())
-                for dim, size in enumerate(shape)
-            )
-            for name, shape in self._family.shapes.items()
-        }
-
     def _note(self, blocked: _Blocked) -> None:
         name, dim = blocked.dim
         why = "which the class computes and no file of weights holds" if blocked.computed else "which stays whole"
         fixed = f"{' with '.join(written(path) for path in blocked.numbers)} also sets dimension {dim} of '{name}', {why}"
         for path in blocked.numbers:
             for reacting in self._family.reactions[path].slopes:
-                for group in self._coefficients(reacting):
+                for group in self._sizes.coefficients(reacting):
                     self._blocked.setdefault(group, fixed)
 
     def _note_group(self, atoms: Iterable[int], dim: Dim, numbers: Iterable[Path]) -> None:
@@ -307,17 +311,4 @@ class KnobFinder:
 def knobs_of(family: Family, coupling: Coupling, program: Program) -> Knobs:
     """Find the knobs of a family in a coupled program."""
     prunable = sum(1 for group in coupling.groups if group.pinned is None)
-    return KnobFinder(family, coupling, prunable, program.aliases).find()
-
-
-def _forms(coupling: Coupling, module: str, aliases: Mapping[str, str]) -> dict[Dim, Form]:
-    """Size of every coupled dimension inside a module, by the names that the module uses."""
-    prefix = f"{module}." if module else ""
-    forms: dict[Dim, Form] = {}
-    tied = {alias: coupling.parameter_axes[name] for alias, name in aliases.items() if name in coupling.parameter_axes}
-    for name, axes in {**coupling.parameter_axes, **tied}.items():
-        if name.startswith(prefix):
-            for dim, axis in enumerate(axes):
-                if axis is not None:
-                    forms[name[len(prefix) :], dim] = coupling.count(axis)
-    return forms
+    return KnobFinder(family, coupling, prunable, Sizes.of(family, coupling, program)).find()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import Any
 
-from proxyprune.standard.blueprint import Attribute, Blueprint, Path, attributes_of, shapes_of, value_at
+from proxyprune.standard.blueprint import Attribute, Blueprint, Path, attributes_of, settings_of, shapes_of, value_at
 
 Dim = tuple[str, int]
 """Parameter or buffer, and one of its dimensions."""
@@ -25,14 +26,17 @@ class Reaction:
         value: Its value in the unpruned network.
         slopes: Dimension -> change of its size when the value grows by one; dimensions that do not react are left out.
         attributes: Numbers that modules hold and that change with the value.
-        lists: Module lists that have one item for each unit of the value.
-        items: Length of these lists in the unpruned network.
+        lists: Module lists that have one item for each unit of the value, with their lengths in the unpruned network.
+        per_layer: Lists beside the number in the config that have an entry for each layer.
+        indices: Lists beside the number in the config that hold indices of layers.
     """
 
     value: int
     slopes: Mapping[Dim, Fraction]
     attributes: frozenset[Attribute]
     lists: Mapping[str, int] = field(default_factory=dict)
+    per_layer: frozenset[str] = frozenset()
+    indices: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,8 @@ class Family:
     """The networks that a class builds from configs near a given one.
 
     Attributes:
-        blueprint: Class and config; numbers that may also be lists of one number a level are lists here.
+        blueprint: Class and config. Numbers that may also be lists of one number a level are lists here, and numbers that the class
+            computes from others are written out.
         shapes: Shapes of the unpruned network.
         attributes: Numbers in the modules of the unpruned network.
         computed: Buffers that the class computes and that no file of weights holds.
@@ -90,7 +95,7 @@ def family_of(blueprint: Blueprint) -> Family | None:
         return None
     shapes = shapes_of(dense)
     family = Family(blueprint, shapes, attributes_of(dense), frozenset(shapes) - frozenset(dense.state_dict()))
-    family = _with_lists(family)
+    family = _with_computed(_with_lists(family))
     reactions = {}
     for path, value in numbers(family.blueprint.config):
         reaction = _reaction(family, path, value)
@@ -127,8 +132,41 @@ def _with_lists(family: Family) -> Family:
     return family
 
 
+def _with_computed(family: Family) -> Family:
+    """Write out the numbers that the class computes from others where the config has None, such as a feed-forward width of four times."""
+    settings: dict[Attribute, Any] = {}
+    probe = 2 * max((size for shape in family.shapes.values() for size in shape), default=1)
+    for path in list(_absent(family.blueprint.config)):
+        built = family.blueprint.with_values({path: probe}).try_build()
+        if built is None:
+            continue
+        shapes = shapes_of(built)
+        sizes = {
+            family.shapes[name][dim]
+            for name, dim in _slopes(family.shapes, shapes, probe)
+            if shapes[name][dim] == probe and family.shapes[name][dim] >= 2
+        }
+        for size in sorted(sizes):
+            candidate = family.blueprint.with_values({path: size})
+            same = candidate.try_build()
+            settings = settings or settings_of(family.blueprint.build())
+            if same is not None and shapes_of(same) == family.shapes and _same_numbers(settings_of(same), settings):
+                family = replace(family, blueprint=candidate)
+                break
+    return family
+
+
+def _absent(content: Any, path: Path = ()) -> Iterator[Path]:
+    """Yield the paths of the values in a config that are None."""
+    for key, value in content.items():
+        if value is None and not key.startswith("_"):
+            yield (*path, key)
+        elif isinstance(value, dict):
+            yield from _absent(value, (*path, key))
+
+
 def _same_numbers(one: Mapping[Attribute, Any], other: Mapping[Attribute, Any]) -> bool:
-    """Return True if two networks hold the same numbers; the copy of a list in the root module does not count."""
+    """Return True if two networks hold the same attributes; copies of the config's values in the root module do not count."""
     keys = {key for key in (*one, *other) if key[0]}
     return all(one.get(key) == other.get(key) for key in keys)
 
@@ -173,13 +211,21 @@ def _slopes(before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int
 
 def _layer_count(family: Family, path: Path, value: int, reacting: frozenset[Attribute]) -> Reaction | None:
     """Build with one less: a count of layers takes away the last item of module lists, and nothing else."""
-    network = family.blueprint.with_values({path: value - 1}).try_build()
-    if network is None:
-        network = family.blueprint.with_values({path: value - 1, **shortened_lists(family, path, [value - 1])}).try_build()
-    if network is None:
-        return None
-    shapes = shapes_of(network)
-    gone = [name for name in family.shapes if name not in shapes]
+    lists = beside(family.blueprint.config, path)
+    per_layer = [key for key, entries in lists.items() if len(entries) == value and _matters(family, (*path[:-1], key), entries[:-1])]
+    for shortened in dict.fromkeys((tuple(per_layer), *itertools.combinations(per_layer, max(0, len(per_layer) - 1)), ())):
+        network = family.blueprint.with_values({path: value - 1, **{(*path[:-1], key): lists[key][:-1] for key in shortened}}).try_build()
+        containers = None if network is None else _without_last(family, shapes_of(network))
+        if containers is not None:
+            others = {key: entries for key, entries in lists.items() if key not in shortened}
+            indices = frozenset(key for key, entries in others.items() if _are_indices(family, (*path[:-1], key), entries, value))
+            return Reaction(value, {}, reacting, containers, frozenset(shortened), indices)
+    return None
+
+
+def _without_last(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+    """Return the lists that lost their last item, with the lengths that they had; None if anything else changed."""
+    gone = [name for name in family.shapes if name not in shapes and name not in family.computed]
     if not gone or any(shapes[name] != family.shapes.get(name) for name in shapes):
         return None
     lists: dict[str, int] = {}
@@ -188,7 +234,20 @@ def _layer_count(family: Family, path: Path, value: int, reacting: frozenset[Att
         if owner is None:
             return None
         lists[owner[0]] = owner[1] + 1
-    return Reaction(value, {}, reacting, lists)
+    return lists
+
+
+def _matters(family: Family, path: Path, value: Any) -> bool:
+    """Return True if the class rejects another value of the config, or builds another network from it."""
+    built = family.blueprint.with_values({path: value}).try_build()
+    return built is None or _differs(built, family)
+
+
+def _are_indices(family: Family, path: Path, entries: list[Any], layers: int) -> bool:
+    """Return True for a list of some layers' indices that the class reads."""
+    if not entries or len(set(map(str, entries))) < len(entries):
+        return False
+    return all(type(entry) is int and 0 <= entry < layers for entry in entries) and _matters(family, path, [])
 
 
 def _last_item(name: str, shapes: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -204,14 +263,9 @@ def _last_item(name: str, shapes: Mapping[str, Any], before: Mapping[str, Any]) 
     return None
 
 
-def shortened_lists(family: Family, path: Path, gone: list[int]) -> dict[Path, Any]:
-    """Return the lists beside a count of layers that have one entry a layer, without the entries of the layers that leave."""
-    beside = value_at(family.blueprint.config, path[:-1]) if len(path) > 1 else family.blueprint.config
-    count = value_at(family.blueprint.config, path)
-    if not isinstance(beside, dict):
+def beside(config: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
+    """Return the lists at the level of a number in a config."""
+    level = value_at(config, path[:-1])
+    if not isinstance(level, dict):
         return {}
-    return {
-        (*path[:-1], key): [item for index, item in enumerate(entries) if index not in gone]
-        for key, entries in beside.items()
-        if isinstance(entries, list) and len(entries) == count and not key.startswith("_")
-    }
+    return {key: entries for key, entries in level.items() if isinstance(entries, list) and not key.startswith("_")}

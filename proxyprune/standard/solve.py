@@ -17,13 +17,11 @@ from torch import nn
 
 from proxyprune.errors import ConfigError
 from proxyprune.standard.blueprint import Attribute, Blueprint, Path, attributes_of, shapes_of, written
-from proxyprune.standard.reactions import Dim, Family, shortened_lists
+from proxyprune.standard.layers import Containers, followed, moved_up, same_shapes, without_layers
+from proxyprune.standard.reactions import Dim, Family
 from proxyprune.tracing.names import is_inside
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-Containers = list[tuple[str, list[int]]]
-"""Module lists, each with the indices of the layers that left."""
 
 _MOST_STATES = 256
 _MOST_CONFIGS = 256
@@ -57,7 +55,7 @@ class StandardConfig:
     def name_of(self, module: str) -> str | None:
         """Return the name in the standard network of a module, parameter or buffer; None if it is in a layer that left."""
         gone = [f"{container}.{index}" for container, indices in self.removed for index in indices]
-        return None if any(is_inside(module, layer) for layer in gone) else _moved_up(module, self.removed)
+        return None if any(is_inside(module, layer) for layer in gone) else moved_up(module, self.removed)
 
 
 def configs_of(family: Family, pruned: nn.Module) -> tuple[StandardConfig, ...]:
@@ -73,13 +71,13 @@ def configs_of(family: Family, pruned: nn.Module) -> tuple[StandardConfig, ...]:
     shapes = shapes_of(pruned)
     gone = _gone_layers(family, shapes)
     containers = [(container, indices) for path, indices in gone.items() for container in family.reactions[path].lists]
-    names = {name: _moved_up(name, containers) for name in shapes}
+    names = {name: moved_up(name, containers) for name in shapes}
     target = {names[name]: shape for name, shape in shapes.items()}
     counts: dict[Path, Any] = {}
     for path, indices in gone.items():
-        counts |= {path: family.reactions[path].value - len(indices), **shortened_lists(family, path, indices)}
-    dense = _without(family, containers)
-    attributes = {(_moved_up(key[0], containers), key[1]): value for key, value in attributes_of(pruned).items()}
+        counts |= followed(family, path, indices)
+    dense = without_layers(family.shapes, containers)
+    attributes = {(moved_up(key[0], containers), key[1]): value for key, value in attributes_of(pruned).items()}
     found: dict[str, StandardConfig] = {}
     for numbers in _solutions(family, dense, target):
         for hidden in _hidden(family, attributes, numbers):
@@ -104,22 +102,6 @@ def _gone_layers(family: Family, shapes: Shapes) -> dict[Path, list[int]]:
         if missing[0] and all(indices == missing[0] for indices in missing):
             gone[path] = missing[0]
     return gone
-
-
-def _moved_up(name: str, containers: Containers) -> str:
-    """Return the name after the layers behind removed ones moved up."""
-    for container, indices in containers:
-        if name.startswith(f"{container}."):
-            index, dot, rest = name[len(container) + 1 :].partition(".")
-            if index.isdigit():
-                name = f"{container}.{int(index) - sum(1 for other in indices if other < int(index))}{dot}{rest}"
-    return name
-
-
-def _without(family: Family, containers: Containers) -> dict[str, tuple[int, ...]]:
-    """Shapes of the unpruned network after whole layers left."""
-    removed = tuple(f"{container}.{index}." for container, indices in containers for index in indices)
-    return {_moved_up(name, containers): shape for name, shape in family.shapes.items() if not (removed and name.startswith(removed))}
 
 
 def _solutions(family: Family, dense: Shapes, target: Shapes) -> Iterator[dict[Path, int]]:
@@ -192,7 +174,7 @@ def _checked(
     """Return the blueprint with these values, and how many attributes speak against it; None if it gives other shapes."""
     blueprint = family.blueprint.with_values(values)
     built = blueprint.try_build()
-    if built is None or shapes_of(built) != dict(target):
+    if built is None or not same_shapes(family, shapes_of(built), target):
         return None
     found = attributes_of(built)
     return blueprint, sum(1 for key, value in attributes.items() if key in found and found[key] != value)

@@ -67,7 +67,11 @@ def _removed_block(name: str, paths: Sequence[ResidualPath], call: _Call, lined_
         made = _maker(tensor, lined_up)
         sources = [path.source for path in paths if made is not None and _origin(path.result) == made]
         unread = not sources and made is not None and len(holes) > len(paths)  # attention weights, a cache
-        if not unread:
+        if unread:
+            given = [key for key, value in call.arguments.items() if isinstance(value, Tensor) and _maker(value, lined_up) == made]
+            if given:  # handed on to the next block, as a position bias is
+                arguments[number] = given[0]
+        else:
             arguments[number] = _passed_on(name, tensor, sources or [path.source for path in paths], call, lined_up)
     return RemovedBlock(name, tuple(arguments.values()), _renumbered(template, {old: new for new, old in enumerate(arguments)}))
 

@@ -50,7 +50,7 @@ def test_several_patterns_joined_by_a_bar_are_one():
     [
         ({"remove": "stem"}, InputError, "No block that 'stem' matches can be removed"),
         ({"remove": "nowhere"}, KeepPatternError, "matches no block"),
-        ({"remove": "blocks.1", "keep": "blocks.1"}, InputError, "holds it"),
+        ({"remove": "blocks.1", "keep": "blocks.1"}, InputError, "protects it"),
         ({"remove": ""}, KeepPatternError, "non-empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A pruned Llama as GGUF: what transformers reads back generates the same tokens."""
+"""A pruned Llama and its relatives as GGUF: what transformers reads back generates the same tokens."""
 
 from __future__ import annotations
 
@@ -71,3 +71,21 @@ def test_a_pruned_llama_survives_gguf(saved, name, tmp_path):
     tokens = [network.generate(INPUTS["input_ids"], **options) for network in (plain, read)]
     assert len(tokens[0].unique()) > 4
     assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("Mistral", {}), ("Qwen2", {}), ("Qwen3", {"head_dim": 128, "num_attention_heads": 2})])
+def test_pruned_relatives_of_a_llama_survive_gguf(kind, changes, tmp_path):
+    """Logits of a Mistral and of Qwens after the round trip are those of the pruned network."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = sizes | {"num_key_value_heads": 2, "max_position_embeddings": 64} | changes
+    network = getattr(transformers, f"{kind}ForCausalLM")
+    model = network(getattr(transformers, f"{kind}Config")(**settings)).eval()
+    inputs = {"input_ids": torch.randint(96, (1, 12), generator=torch.Generator().manual_seed(1))}
+    result = pp.prune(model, inputs, 0.7, uniform=True)
+    pp.save_pretrained(result, tmp_path / "plain")
+    write_gguf(tmp_path / "plain", tmp_path / "small.gguf")
+    read = network.from_pretrained(tmp_path, gguf_file="small.gguf", dtype=torch.float32).eval()
+    assert read.config.intermediate_size == result.model.config.intermediate_size < 160
+    with torch.no_grad():
+        torch.testing.assert_close(read(**inputs).logits, result.model(**inputs).logits)

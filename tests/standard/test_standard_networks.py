@@ -74,6 +74,8 @@ def test_uniform_plans_load_elsewhere_bit_for_bit(outcomes: dict[tuple[str, floa
     assert outcome.plan.macs <= outcome.plan.target_macs
     if not network.coarse:
         assert outcome.plan.target_macs - outcome.plan.macs <= 0.01 * outcome.plan.base_macs
+    else:
+        assert any("The smallest step back takes" in note for note in outcome.plan.notes)
 
 
 def pruned(name: str, **keywords: Any) -> pp.PruneResult:
