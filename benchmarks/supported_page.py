@@ -59,7 +59,7 @@ torch-pruning {peer_version} is tried on the same networks: `MagnitudePruner` wi
 last layer ignored, and the number of attention heads found from the names of attributes. Its own
 examples prune more networks than this, with code for each of them. "Fails" means that it raises an
 error, that the pruned network does not run, or that no channel was removed. An empty cell means
-that it was not tried.
+that it was not tried.{peer_note}
 
 ## Failures by cause
 
@@ -78,6 +78,7 @@ def write_page(results: Mapping[str, Any]) -> None:
         totals=_totals(results["totals"]),
         greedy=_further(results["totals"]),
         peer_version=results["versions"]["torch-pruning"],
+        peer_note=f" {results['peer_note']}" if "peer_note" in results else "",
         causes=_causes(verdicts),
     )
     sections = [_section(name, [verdict for verdict in verdicts if verdict.set == name]) for name in results["totals"]]
