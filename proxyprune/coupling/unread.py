@@ -1,7 +1,7 @@
-"""Positions that the traced call does not read: they stay.
+"""Positions that no example call reads stay.
 
-A table of positions is sliced to the length of the example input, queries that serve training only are sliced off. Another call reads the
-rest, in a way that is not known here, so the rest can be neither cut nor counted as free.
+A table of positions is sliced to the length of the example input. Queries that serve training only are sliced off in evaluation. Another
+call reads the rest, and how is not known here. The rest can therefore neither be cut nor be counted as free.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def _tensors(program: Program, leaves: Mapping[str, Axes], outcomes: Mapping[Nod
 
 
 def _positions_read(node: Node, dim: int, size: int) -> NDArray[np.bool_]:
-    """Return which positions of a dimension the users of a tensor read; a tensor without users is not looked at."""
-    users = [user for user in node.users if not _is_slice_of(user, node)]
-    if users or not node.users:
+    """Return which positions of a dimension the users of a tensor read: none, for a tensor without users."""
+    if any(not _is_slice_of(user, node) for user in node.users):
         return np.ones(size, bool)
     found = np.zeros(size, bool)
     for user in node.users:

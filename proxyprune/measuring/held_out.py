@@ -143,8 +143,8 @@ def held_out_loss(model: nn.Module, data: Data, seed: int) -> float:
     Returns:
         The mean; infinity when any batch gives no finite number.
     """
-    mean = statistics.fmean(held_out_losses(model, data, seed))
-    return mean if math.isfinite(mean) else math.inf
+    losses = held_out_losses(model, data, seed)
+    return statistics.fmean(losses) if all(map(math.isfinite, losses)) else math.inf
 
 
 def held_out_losses(model: nn.Module, data: Data, seed: int) -> tuple[float, ...]:

@@ -136,16 +136,19 @@ def prune(
     if request.needs_times or shows_time(scorer):
         work.task.say("timing ops")
         graph = with_times(graph, model, example_inputs, timing)
-    losses = work.meter.start(model)
-    at_once = steps == 1 and not compensate and not recover_steps and scorer != AUTO_SCORER and "time" not in request.targets
-    if at_once and inplace:
-        return work.reported(work.task.cut(model, graph, request, inplace=True), losses)
-    if scorer == AUTO_SCORER:
-        choice = chosen(work.task, graph, request, modes_of(graph, keywords.get("mode")), deciding, auto_seconds)
-        result = work.taken(choice, graph, steps, losses)
-    else:
-        result = work.finished(work.cut(graph, request, steps), losses, steps)
-    return replace(result, model=moved_into(model, result)) if inplace else result
+    try:
+        losses = work.meter.start(model)
+        at_once = steps == 1 and not compensate and not recover_steps and scorer != AUTO_SCORER and "time" not in request.targets
+        if at_once and inplace:
+            return work.reported(work.task.cut(model, graph, request, inplace=True), losses)
+        if scorer == AUTO_SCORER:
+            choice = chosen(work.task, graph, request, modes_of(graph, keywords.get("mode")), deciding, auto_seconds)
+            result = work.taken(choice, graph, steps, losses)
+        else:
+            result = work.finished(work.cut(graph, request, steps), losses, steps)
+        return replace(result, model=moved_into(model, result)) if inplace else result
+    finally:
+        graph.program.evidence.clear()  # it holds the example inputs, and the result's graph outlives them
 
 
 def prune_work(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from proxyprune.graph.build import calls_of
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.surgery.attribute_proposals import Path, plain_objects
+from proxyprune.surgery.attribute_proposals import Path, plain_objects, settings_of
 from proxyprune.surgery.attribute_reads import ReadsInside, reads_of
 from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments
 from proxyprune.surgery.perform import set_attribute, stored_value
@@ -142,13 +142,15 @@ class AttributeEvidence:
 def evidence_for(model: nn.Module, graph: ModelGraph, example_inputs: ExampleInputs) -> tuple[AttributeEvidence, ...]:
     """Return the evidence for each example call of a graph, in order.
 
-    It is gathered once for a program, a model and its example inputs (the same objects): amended graphs and further plans share it.
+    It is gathered once for a program, a model with its present settings, and its example inputs (the same objects). Amended graphs and
+    further plans share it. It holds the example inputs.
     """
+    settings = settings_of(model)
     known = graph.program.evidence.get(model)
-    if known is None or known[0] is not example_inputs:
+    if known is None or known[0] is not example_inputs or known[1] != settings:
         gathered = tuple(AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs))
-        known = graph.program.evidence[model] = (example_inputs, gathered)
-    found: tuple[AttributeEvidence, ...] = known[1]
+        known = graph.program.evidence[model] = (example_inputs, settings, gathered)
+    found: tuple[AttributeEvidence, ...] = known[2]
     return found
 
 
@@ -174,7 +176,7 @@ class _SizeWatcher(WholeOps):  # type: ignore[no-untyped-call]  # torch leaves _
         self.progress = 0
 
     def op(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Look at one call."""
+        """Compare the sizes of one call with those of the run before."""
         if is_bookkeeping(func):
             return self.run(func, args, kwargs)
         if self.progress == len(self.calls):

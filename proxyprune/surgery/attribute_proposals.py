@@ -230,6 +230,23 @@ def plain_objects(module: nn.Module) -> Iterator[Any]:
     return (value for name, value in vars(module).items() if not name.startswith("_") and not _is_sizes(value) and _is_plain_object(value))
 
 
+def settings_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return what a forward may branch on: modes, numbers, flags and texts of all modules, and of plain objects that they hold."""
+    found: list[Any] = []
+    for name, module in model.named_modules():
+        found.append((name, type(module), module.training, *_settings(vars(module))))
+        found += [(name, *_settings(vars(holder))) for holder in plain_objects(module)]
+    return tuple(found)
+
+
+def _settings(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if value is None or isinstance(value, bool | int | float | str):
+            yield name, value
+        elif isinstance(value, list | tuple) and all(item is None or isinstance(item, bool | int | float | str) for item in value):
+            yield name, tuple(value)
+
+
 def _is_sizes(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return 0 < len(value) <= 16 and all(isinstance(item, int) and not isinstance(item, bool) for item in value)

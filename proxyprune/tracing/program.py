@@ -41,7 +41,8 @@ class Program:
         on_values: True for a program recorded on real tensors, whose branches and sizes the values of the example inputs decided.
         exporting: True if the forward ran while `torch.compiler.is_exporting()` was true, so that it took its branch for export.
         known_ops: Ops on the meta device that were run before on tensors of the same layout, by the recorder or by a probe.
-        evidence: Model -> what its unpruned forward showed about its attributes, for all probes and plans; models are held weakly.
+        evidence: Model -> what its unpruned forward showed about its attributes, for all probes and plans; models are held weakly,
+            example inputs are not.
     """
 
     graph: Graph = field(repr=False)

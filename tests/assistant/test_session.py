@@ -226,8 +226,11 @@ class TestGuards:
                 found = answered(opened, "measure", plan=plan)
                 return found, opened.call("apply", {"plan": plan, "name": "n"}).content
 
-        first, _ = measured("first", 1.0)
+        first, single = measured("first", 1.0)
         assert first["standard_error"] is None
+        assert ("network" in single) == (first["loss_minus_one_shot"] <= 0), (
+            "a single batch has no standard error, so the lower loss decides"
+        )
         better = -1.0 if first["loss_minus_one_shot"] > 0 else 1.0
         found, saved = measured("sure", better, better, 0.9 * better)
         assert found["loss_minus_one_shot"] < -2 * found["standard_error"] < 0

@@ -48,6 +48,26 @@ def test_a_second_call_that_reads_the_rest_decides():
     assert any(group.pinned == UNREAD for group in graph.groups if group.id.startswith("positions"))
 
 
+class Optional(nn.Module):
+    """A table that only some calls use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.positions, self.last = nn.Linear(4, 16), nn.Parameter(torch.randn(32, 16)), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, use: bool = True) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.positions[: x.shape[1]] if use else x)
+
+
+def test_a_second_call_without_the_table_frees_nothing():
+    """A call that does not read the table at all says nothing about its rows."""
+    result = pp.prune(Optional().eval(), X, 0.5, metric="params", also=[{"x": X, "use": False}])
+    assert len(result.model.positions) == 32
+    assert result.model(torch.randn(2, 30, 4)).shape == (2, 30, 3)
+
+
 class Halves(nn.Module):
     """Evaluation uses the first outputs of a layer, training the others as well."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -65,6 +66,8 @@ def test_the_loss_is_the_mean_in_evaluation_mode():
 def test_a_loss_that_is_not_finite_is_infinite():
     """NaN and infinity are the worst loss, not an error: a bad cut may do that."""
     assert held_out_loss(network().model, data(lambda model, batch: torch.tensor(math.nan)), seed=0) == math.inf
+    signs = itertools.cycle((math.inf, -math.inf))
+    assert held_out_loss(network().model, Data.of([1, 2], [3, 4], lambda model, batch: torch.tensor(next(signs))), seed=0) == math.inf
 
 
 @pytest.mark.parametrize("loss_fn", [lambda model, batch: 1.0, lambda model, batch: torch.ones(3), lambda model, batch: 1 / 0])

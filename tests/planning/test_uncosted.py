@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from pathlib import Path
 
@@ -13,7 +14,19 @@ from torch import Tensor, nn
 
 import proxyprune as pp
 from proxyprune.cli import main
+from proxyprune.coupling import rules
 from proxyprune.errors import TargetError
+
+
+def test_rules_that_count_macs_are_those_that_whole_cost_knows():
+    """A rule of another module may give up on an op, which then counts as free; so none of them may multiply."""
+    counting = {
+        path.stem
+        for path in Path(rules.__file__).parent.glob("*.py")
+        for found in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(found, ast.keyword) and found.arg == "macs" and path.stem not in {"register", "walk", "whole_cost"}
+    }
+    assert counting == {"products", "einstein", "recurrent"}
 
 
 class Paired(nn.Module):

@@ -105,6 +105,30 @@ def test_plans_use_the_evidence_of_the_trace() -> None:
     assert evidence_for(model, graph, inputs.clone()) != (evidence,)
 
 
+class Switch(nn.Module):
+    """A width that the forward reads only if a flag is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.width, self.flag = nn.Linear(8, 32), nn.Linear(32, 4), 32, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x.reshape(-1, self.width) if self.flag else x)
+
+
+def test_evidence_follows_the_settings_of_the_model() -> None:
+    """After a flag changed, a plan is applied as with a new trace: the width that is read now follows the cut."""
+    model, inputs = Switch().eval(), torch.ones(2, 8)
+    graph = pp.trace(model, inputs)
+    plan = pp.make_plan(graph, pp.score(graph, "magnitude", model=model), 0.6)
+    pp.apply_plan(model, plan, inputs, graph=graph)
+    model.flag = True
+    pruned = pp.apply_plan(model, plan, inputs, graph=graph)
+    assert pruned.width == pruned.first.out_features < 32
+
+
 def test_a_second_plan_takes_fewer_runs() -> None:
     """Applying a plan with the graph of a trace runs the pruned network, and not the unpruned one without data again."""
     model, inputs = Stack(2, False).eval(), torch.ones(1, 6, 8)
@@ -121,14 +145,17 @@ def test_a_second_plan_takes_fewer_runs() -> None:
 
 
 def test_a_graph_keeps_no_model_alive() -> None:
-    """The evidence beside a program does not hold the weights that a result's graph outlives."""
+    """The evidence beside a program does not hold the model; a result's graph holds no example inputs either."""
     model, inputs = Stack(2, False).eval(), torch.ones(1, 6, 8)
-    result, gone = pp.prune(model, inputs, 0.6), weakref.ref(model)
-    assert result.graph.program.evidence
-    del model
-    gc.collect()
-    assert gone() is None
+    graph = pp.trace(model, inputs)
+    assert graph.program.evidence
+    result, gone = pp.prune(model, inputs, 0.6), (weakref.ref(model), weakref.ref(inputs))
     assert not result.graph.program.evidence
+    kept = result.graph
+    del model, inputs, graph, result
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+    assert kept.prunable
 
 
 def test_numbers_written_into_a_tensor_need_no_fake_tensors() -> None:

@@ -24,7 +24,7 @@ from proxyprune.saving.network_folder import save
 UNTREATED = Treatment().label
 SURE = 2.0
 """A plan is better than the one-shot plan if its held-out loss is lower by this many standard errors of the paired difference. The best of
-several measured plans is better by chance too, and less than this is what chance gives."""
+several measured plans is better by chance too; this makes such a choice rare, not impossible. A single batch gives no standard error."""
 
 
 def measure(context: CallContext, arguments: MeasureArguments) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _guard(context: CallContext, plan: str, *, treatment: Treatment) -> dict[str
         losses[name] = context.state.measured[name, treatment.label]["loss"]
     found = f"Plan {plan!r} has the held-out loss {losses[plan]}, the one-shot plan {ONE_SHOT!r} has {losses[ONE_SHOT]}."
     advice = f"Apply {ONE_SHOT!r}, or a better plan; history names the best."
-    if _or_inf(losses[plan]) > _or_inf(losses[ONE_SHOT]):
+    if losses[plan] is None or losses[plan] > _or_inf(losses[ONE_SHOT]):
         raise AssistantError(f"{found} A network worse than the one-shot plan is not saved. {advice}")
     difference = context.state.difference(plan, treatment.label)
     error = 0.0 if difference is None else difference.standard_error or 0.0
@@ -186,7 +186,7 @@ def _one_shot_values(context: CallContext, kinds: Collection[str], *, treatment:
 
 
 def _chance(context: CallContext, plan: str, *, treatment: Treatment) -> dict[str, Any]:
-    """How far the loss is from that of the one-shot plan, and how much of that may be chance."""
+    """Return the difference of the loss to that of the one-shot plan, and its standard error."""
     difference = None if plan in {BASE, ONE_SHOT} else context.state.difference(plan, treatment.label)
     if difference is None:
         return {}

@@ -37,7 +37,7 @@ _TRANSFORMING = frozenset(ops("stft istft _fft_r2c _fft_c2r _fft_c2c fake_quanti
 """Fourier transforms, which no count of MACs includes, and rounding."""
 
 _BATCHING = frozenset({"_add_batch_dim", "_remove_batch_dim"})
-"""Where torch.vmap begins and ends. Inside, tensors have one dimension less, so products there would be counted for one entry only."""
+"""Begin and end of torch.vmap. Inside, tensors have one dimension less, so products there would be counted for one entry only."""
 
 _MULTIPLYING = products.RULES.keys() | einstein.RULES.keys() | recurrent.RULES.keys()
 _WITHOUT_PRODUCTS = (TABLE.keys() - _MULTIPLYING) | _MOVING | _COMPARING | _TRANSFORMING
@@ -47,7 +47,7 @@ def whole_cost(node: Node) -> int | None:
     """Return the multiply-accumulates of an op, or None if they are not known.
 
     Args:
-        node: The op; only those of torch itself are looked into.
+        node: The op; only those of torch itself are decomposed.
     """
     if op_name(node) in _BATCHING:
         return None if any(map(_multiplies_in_batches, node.graph.nodes)) else 0
@@ -87,7 +87,7 @@ class _Parts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's cla
         self.unknown = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at one op."""
+        """Count one op."""
         result = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         if packet in flop_registry:
