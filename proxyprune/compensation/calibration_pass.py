@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proxyprune.compensation.cut_norms import NormOutputs, cut_norms
 from proxyprune.compensation.moments import Moments
 from proxyprune.compensation.readers import Networks, Reader
 from proxyprune.errors import InputError, ProxyPruneError
@@ -152,7 +153,8 @@ def paired_moments(
 ) -> dict[str, tuple[Moments, Moments]]:
     """Sum the moments of several readers over all batches.
 
-    The features are what the pruned layer reads. The targets are what the dense layer yields at the same positions.
+    The features are what the pruned layer reads. The targets are what the dense layer yields at the same positions. Features from the dense
+    network are what the pruned layer would read if nothing else were cut; behind a norm over channels, that norm sees what stays only.
 
     Args:
         networks: Before and after the cut; in the pruned one, the layers before these are refitted already.
@@ -168,6 +170,7 @@ def paired_moments(
     devices = {reader.name: next(reader.pruned.parameters()).device for reader in readers}
     moments = {name: (Moments(size, devices[name]), Moments(size, devices[name])) for name, size in sizes.items()}
     waiting: dict[str, deque[tuple[Tensor, Tensor | None]]] = {reader.name: deque() for reader in readers}
+    norms = NormOutputs(cut_norms(networks) if how.from_dense else ())
     half = 0
 
     def record(reader: Reader) -> Hook:
@@ -178,7 +181,9 @@ def paired_moments(
             weights = inverse_square_norms(output) if how.weighted and linear else None
             target = reader.target(value, output)
             if how.from_dense:
-                moments[reader.name][half].add(reader.dense_features(value), target, weights)
+                behind_norm = norms.features(reader, value)
+                features = reader.dense_features(value) if behind_norm is None else behind_norm
+                moments[reader.name][half].add(features, target, weights)
             else:
                 waiting[reader.name].append((target.clone(), weights))
             if how.may_stop and reader is readers[-1]:
@@ -199,8 +204,9 @@ def paired_moments(
 
     for index in range(len(data.batches)):
         half = index % 2
-        with hooked((reader.dense, record(reader)) for reader in readers), contextlib.suppress(_Reached):
+        with hooked([*norms.hooks(), *((reader.dense, record(reader)) for reader in readers)]), contextlib.suppress(_Reached):
             data.run(networks.dense, index)
+        norms.clear()
         if not how.from_dense:
             with hooked((reader.pruned, add(reader)) for reader in readers), contextlib.suppress(_Reached):
                 data.run(networks.pruned, index)

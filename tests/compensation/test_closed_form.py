@@ -77,6 +77,33 @@ def test_linear_network_loses_nothing():
     assert (fixed.model(batches[0]) - model(batches[0])).norm() < 1e-2 * model(batches[0]).norm()
 
 
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "root mean square": lambda: nn.RMSNorm(8),
+    "layer": lambda: nn.LayerNorm(8),
+    "group": lambda: nn.GroupNorm(2, 8),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norm_before_the_reader_sees_fewer_channels(kind):
+    """Dropped channels have most of the statistic of a norm; the refit takes into account that the norm yields more after the cut."""
+    torch.manual_seed(3)
+    dimensions = 2 if kind == "group" else 0
+    first = nn.Linear(3, 8, bias=False) if dimensions == 0 else nn.Conv2d(3, 8, 1, bias=False)
+    with torch.no_grad():
+        factors = torch.tensor([1.0, -1.0, 3.0, -3.0] * 2).reshape(-1, *[1] * (dimensions + 1))
+        first.weight.copy_(first.weight[[0, 0, 0, 0, 4, 4, 4, 4]] * factors)
+    reader = nn.Linear(8, 5, bias=False) if dimensions == 0 else nn.Conv2d(8, 5, 1, bias=False)
+    model = nn.Sequential(first, NORMS[kind](), reader).double().eval()
+    shape = (3, *(6,) * dimensions)
+    result = without(model, torch.zeros(1, *shape, dtype=torch.float64), "0", {2, 3, 6, 7})
+    fixed = pp.compensate(result, model, noise(64, *shape))
+    (value,) = noise(16, *shape, count=1, seed=5)
+    wanted = model(value)
+    assert (result.model(value) - wanted).norm() > 0.2 * wanted.norm()
+    assert (fixed.model(value) - wanted).norm() < 1e-2 * wanted.norm()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_constant_channel_goes_into_the_bias(bias):
     """A channel that is constant costs nothing where the reader has a bias; none is added where it has not."""
