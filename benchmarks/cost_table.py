@@ -1,4 +1,4 @@
-"""How long does the cost table of a budget of time take? The 35.7 M parameter DDPM CIFAR-10 U-Net, first and second plan on one machine.
+"""Measure the time that the cost table of a budget of time takes: the 35.7 M parameter DDPM CIFAR-10 U-Net, first and second plan.
 
     python benchmarks/cost_table.py                # one thread and two
     python benchmarks/cost_table.py --threads 2

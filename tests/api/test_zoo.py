@@ -377,7 +377,7 @@ def test_fresh_processes_repeat_text_ranking_and_plan_byte_for_byte() -> None:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         here = {name: written(name) for name in REPEATED}
-        found, error = process.communicate()
+        found, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
     there = json.loads(found)
     assert there.keys() == here.keys()

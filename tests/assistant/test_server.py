@@ -120,7 +120,7 @@ def replayed(tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
     folders = {"docs": ROOT / "examples" / "session", "new": folder}
     cases = [(name, mode) for name in folders for mode in MODES]
     command = [sys.executable, "-c", REPLAY, json.dumps([(str(folders[name]), mode) for name, mode in cases])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
 

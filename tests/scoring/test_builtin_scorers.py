@@ -144,7 +144,9 @@ def test_built_in_scorers_repeat_in_a_fresh_process() -> None:
     """A second process, with another hash seed, gives the same rankings byte for byte."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     program = f"{REPEATED}print(json.dumps(rankings))"
-    there = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=_environment(seed), capture_output=True, check=True, text=True)
+    there = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=_environment(seed), capture_output=True, check=True, text=True, timeout=600
+    )
     here: dict[str, Any] = {}
     exec(REPEATED, here)
     assert there.stdout == f"{json.dumps(here['rankings'])}\n"

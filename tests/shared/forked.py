@@ -60,7 +60,7 @@ class Forked:
         self.pids = [process.pid for process in self._processes]
 
     def _place(self, rank: int, processes: int) -> dict[str, str]:
-        """Return what torchrun tells a process; the store is in this process, as it is in torchrun's."""
+        """Return the variables that torchrun sets; the store is in this process, as it is in torchrun's."""
         if self._store is None:
             return {}
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
