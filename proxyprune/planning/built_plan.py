@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from proxyprune.errors import InputError
 from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.counted_layers import counted_layers, layers_gone
 from proxyprune.planning.shared_widths import Tie, Ties
+from proxyprune.tracing.names import is_inside
 
 if TYPE_CHECKING:
     from proxyprune.standard.blueprint import Path
@@ -24,19 +26,26 @@ if TYPE_CHECKING:
 IndexArray = NDArray[np.int64]
 
 
-def without_coincidence(ties: Ties, graph: ModelGraph, kept: IndexArray, removed: Collection[str]) -> Ties | None:
-    """Build the network of a plan from its config; None if it has the planned shapes, otherwise the ties without this plan.
+def without_coincidence(ties: Ties, graph: ModelGraph, kept: IndexArray, removed: Collection[str], forced: Collection[str]) -> Ties | None:
+    """Build the network of a plan from its config; return the ties without this plan if the network has other shapes.
 
     Args:
         ties: What a config lets the plan choose.
         graph: The traced model.
         kept: Atoms that the plan keeps, [groups].
         removed: Blocks that the plan removes.
+        forced: Those of them that the request removes in any plan.
+
+    Returns:
+        The ties without this plan; None if the network has the planned shapes, or if no config decides about the plan.
+
+    Raises:
+        InputError: If the class cannot do without the forced blocks together.
     """
     family = ties.family
     if family is None:
         return None
-    layers = [layer for layer in counted_layers(graph, family) if layer.blocks and layer.blocks <= set(removed)] if removed else []
+    layers = [layer for layer in counted_layers(graph, family) if _all_in(layer.blocks, removed)] if removed else []
     gone = layers_gone(layers)
     cut = [(tie, steps) for tie in ties.ties if (steps := tie.steps_of(kept)) > 0]
     if _fits(graph, family, cut, gone):
@@ -45,8 +54,20 @@ def without_coincidence(ties: Ties, graph: ModelGraph, kept: IndexArray, removed
         if not _fits(graph, family, cut[:count], {}):
             return _without_level(ties, tie, steps)
     if not _fits(graph, family, [], gone):
-        return replace(ties, held=ties.held | layers[0].blocks)
+        free = [layer for layer in layers if not _all_in(layer.blocks, forced)]
+        if not free or not _fits(graph, family, [], layers_gone([layer for layer in layers if layer not in free])):
+            names = ", ".join(f"'{block}'" for block in sorted(forced))
+            raise InputError(
+                f"{names} cannot be removed together with uniform='config': {family.blueprint.kind.__name__} builds another network from "
+                "a config without these layers. Remove fewer of them, or use uniform='layers' and save with proxyprune.save."
+            )
+        return replace(ties, held=ties.held | free[0].blocks)
     return _without_level(ties, *cut[-1])
+
+
+def _all_in(blocks: Collection[str], others: Collection[str]) -> bool:
+    """Return True if there are blocks and every one is one of the others or lies inside one."""
+    return bool(blocks) and all(any(is_inside(block, other) for other in others) for block in blocks)
 
 
 def _without_level(ties: Ties, tie: Tie, steps: int) -> Ties:

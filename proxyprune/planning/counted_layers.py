@@ -35,13 +35,12 @@ def counted_layers(graph: ModelGraph, family: Family) -> Iterator[CountedLayer]:
     from proxyprune.standard.blueprint import written  # imports torch, which other plans do without
     from proxyprune.standard.layers import layers_that_can_leave
 
-    prefix = f"{family.blueprint.module}." if family.blueprint.module else ""
     can_leave = layers_that_can_leave(family)
     for path, reaction in family.layer_counts.items():
         if path not in can_leave:
             continue
         for index in range(next(iter(reaction.lists.values()))):
-            parts = [f"{prefix}{container}.{index}" for container in reaction.lists]
+            parts = [f"{family.blueprint.prefix}{container}.{index}" for container in reaction.lists]
             blocks = [block for block in graph.blocks if any(block.id == part or block.id.startswith(f"{part}.") for part in parts)]
             parameters = [name for name in graph.parameter_shapes if name.startswith(tuple(f"{part}." for part in parts))]
             covered = all(any(name.startswith(f"{block.id}.") for block in blocks) for name in parameters)

@@ -15,7 +15,7 @@ from proxyprune.graph.model_graph import ModelGraph
 from proxyprune.planning.acceptance import check_costed, check_reliable
 from proxyprune.planning.budget import METRICS, Budget, Target, parse_budget, share_hint
 from proxyprune.planning.built_plan import without_coincidence
-from proxyprune.planning.coarse_steps import smallest_step
+from proxyprune.planning.coarse_steps import smallest_step, wider_units
 from proxyprune.planning.constraints import (
     BELOW_DEFAULT_FLOOR,
     DEFAULT_FLOOR,
@@ -31,7 +31,7 @@ from proxyprune.planning.planned_time import PlannedTime
 from proxyprune.planning.price import JointCost, PlanCost, bases_of, time_of
 from proxyprune.planning.problem import Choice, Problem, full_width
 from proxyprune.planning.request import PlanKeywords, PlanRequest
-from proxyprune.planning.shared_widths import SharedWidths, decided, ties_of
+from proxyprune.planning.shared_widths import SharedWidths, Ties, decided, ties_of
 from proxyprune.planning.widths import TOLERANCE, order_by_loss, order_steps, savings_per_atom, solve_widths
 from proxyprune.scoring.ranking import Ranking
 from proxyprune.support.keywords import check_keywords
@@ -45,7 +45,7 @@ _WEIGHINGS = 3
 """How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
 
 _COINCIDENCES = 64
-"""How many plans of a uniform request may be left out because the class builds another network from their config."""
+"""The most plans of a uniform request that are left out because the class builds another network from their config."""
 
 
 def make_plan(
@@ -108,8 +108,7 @@ def plan_for(
     resolved, allocation = resolve(graph, request.limits), chosen_allocation(graph, ranking, request.allocation)
     ties = ties_of(graph, request.uniform)
     ties.check_removed(graph, resolved.removed_blocks)
-    problem = Problem(graph, ranking, request, budgets, resolved, allocation, ties)
-    problem, choice = _choose(problem)
+    undecided, problem, choice = _choose(Problem(graph, ranking, request, budgets, resolved, allocation, ties))
     if choice is None:
         raise _unreachable(problem)
     counts = {g.id: int(n) for g, n in zip(graph.prunable, choice.atoms.tolist(), strict=True) if n < g.atoms}
@@ -132,7 +131,7 @@ def plan_for(
         scorer=ranking.scorer,
         seed=ranking.seed,
         options=_options(problem, options),
-        notes=_notes(problem, choice),
+        notes=_notes(problem, choice, undecided.ties),
         time=None if graph.cost.time is None else _planned_time(problem, choice),
     )
 
@@ -161,16 +160,27 @@ def chosen_allocation(graph: ModelGraph, ranking: Ranking, asked: str) -> str:
     return asked if asked != "auto" else "channels" if comparable else "blocks"
 
 
-def _choose(problem: Problem) -> tuple[Problem, Choice | None]:
-    """Choose widths and blocks; of a uniform plan only such that the class builds the network from its config."""
-    decided_problem, choice = _choose_once(problem)
-    for _ in range(_COINCIDENCES):
-        ties = None if choice is None else without_coincidence(problem.ties, problem.graph, choice.atoms, choice.removed)
-        if ties is None:
-            break
-        problem = replace(problem, ties=ties)
+def _choose(problem: Problem) -> tuple[Problem, Problem, Choice | None]:
+    """Choose widths and blocks; of a uniform plan only such that the class builds the network from its config.
+
+    Returns:
+        The problem without the plans that no config gives, the same with the numbers decided that divide others, and the choice.
+
+    Raises:
+        InputError: If the class cannot do without the blocks that the request removes.
+        TargetError: If no plan that was tried can be built from a config.
+    """
+    for _ in range(_COINCIDENCES + 1):
         decided_problem, choice = _choose_once(problem)
-    return decided_problem, choice
+        forced = problem.resolved.removed_blocks
+        ties = None if choice is None else without_coincidence(problem.ties, problem.graph, choice.atoms, choice.removed, forced)
+        if ties is None:
+            return problem, decided_problem, choice
+        problem = replace(problem, ties=ties)
+    raise TargetError(
+        f"The config cannot express a plan for this target: the class builds other networks from the configs of the {_COINCIDENCES + 1} "
+        "plans that were tried. Choose another target or mode, or use uniform='layers' and save with proxyprune.save."
+    )
 
 
 def _choose_once(problem: Problem) -> tuple[Problem, Choice | None]:
@@ -329,7 +339,7 @@ def _unreachable(problem: Problem) -> TargetError:
     )
 
 
-def _notes(problem: Problem, choice: Choice) -> tuple[str, ...]:
+def _notes(problem: Problem, choice: Choice, undecided: Ties) -> tuple[str, ...]:
     mode = problem.request.mode
     notes = list(problem.graph.notes)
     if problem.ranking.unreliable is not None:
@@ -339,7 +349,7 @@ def _notes(problem: Problem, choice: Choice) -> tuple[str, ...]:
     if mode != "depth" and problem.ranking.comparable_channels and not comparable_channels(problem.graph, problem.ranking):
         unscored = [group.id for group in problem.graph.prunable if group.id not in problem.ranking.channel_scores]
         notes.append(f"Widths follow blocks, and channels are not weighed across groups: {_some(unscored)} without channel scores.")
-    notes += _gap_notes(problem, choice)
+    notes += _gap_notes(problem, choice, undecided)
     if mode == "both" and not choice.removed:
         notes.append(f"Mode 'both' removed no block, so this plan narrows widths only: {_why_no_block(problem)}.")
     if mode == "depth":
@@ -357,7 +367,7 @@ def _notes(problem: Problem, choice: Choice) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _gap_notes(problem: Problem, choice: Choice) -> list[str]:
+def _gap_notes(problem: Problem, choice: Choice, undecided: Ties) -> list[str]:
     """Return how far the plan stays below its target; of several budgets below the tightest."""
     gaps = [(budget.limit - PlanCost(problem.graph, budget.metric, choice.removed).one(choice.atoms), budget) for budget in problem.budgets]
     gap, budget = min(gaps, key=lambda pair: pair[0] / pair[1].base)
@@ -366,11 +376,11 @@ def _gap_notes(problem: Problem, choice: Choice) -> list[str]:
     coarse = {"width": "the channel steps", "depth": "whole blocks"}.get(problem.request.mode, "blocks and channel steps")
     return [
         f"The plan stays {gap:,} {budget.unit} ({budget.share(gap):.2%} of the base) below the target: "
-        f"{coarse} and the limits gave nothing closer.{_smallest_step(problem, choice, budget)}"
+        f"{coarse} and the limits gave nothing closer.{_smallest_step(problem, choice, undecided, budget)}"
     ]
 
 
-def _smallest_step(problem: Problem, choice: Choice, budget: Budget) -> str:
+def _smallest_step(problem: Problem, choice: Choice, undecided: Ties, budget: Budget) -> str:
     """Return how much of a budget the smallest step of a uniform plan takes; an empty string for other plans."""
 
     def cost(atoms: IndexArray, removed: Collection[str]) -> int:
@@ -378,8 +388,9 @@ def _smallest_step(problem: Problem, choice: Choice, budget: Budget) -> str:
 
     if not problem.request.uniform:
         return ""
-    units, leaving = problem.allowed(choice.removed), problem.leaving if problem.request.mode != "width" else []
-    step = smallest_step(problem.graph, problem.ties, units, leaving, cost, choice.atoms, choice.removed)
+    wider = list(wider_units(problem, choice, undecided)) if problem.request.mode != "depth" else []
+    leaving = problem.leaving if problem.request.mode != "width" else []
+    step = smallest_step(problem.graph, undecided, wider, leaving, cost, choice)
     return "" if step is None else f" The smallest step back takes {budget.share(step[0]):.2%} of the base: {step[1]}."
 
 

@@ -108,19 +108,26 @@ class Ties:
         return [layer.blocks for layer in layers if not layer.obstacle and self.held.isdisjoint(layer.blocks)]
 
     def check_removed(self, graph: ModelGraph, blocks: frozenset[str]) -> None:
-        """Raise if blocks that should leave are a part of a layer that only leaves as a whole, or of one that cannot leave.
+        """Raise if blocks that should leave are no layers that the config counts, a part of one, or of one that cannot leave.
 
         Raises:
-            InputError: If so; the message names the layer.
+            InputError: If so; the message names the blocks.
         """
         if self.family is None or not blocks:
             return
+        counted: set[str] = set()
         for layer in counted_layers(graph, self.family):
             if layer.blocks & blocks and not layer.blocks <= blocks:
                 together = ", ".join(sorted(layer.blocks))
                 raise InputError(f"{together} can only be removed together, because the config counts layers. Remove all of them or none.")
             if layer.blocks & blocks and layer.obstacle:
                 raise InputError(f"{', '.join(sorted(layer.blocks))} cannot be removed with uniform='config': {layer.obstacle}.")
+            counted |= layer.blocks
+        if not blocks <= counted:
+            raise InputError(
+                f"{', '.join(sorted(blocks - counted))} cannot be removed with uniform='config': no number of the config counts "
+                "such layers. Leave them out of remove, or use uniform='layers' and save with proxyprune.save."
+            )
 
 
 def ties_of(graph: ModelGraph, uniform: Uniform) -> Ties:
@@ -200,6 +207,19 @@ def decided(ties: Ties, kept: IndexArray) -> Ties:
     return replace(ties, ties=tuple(found), numbers=numbers)
 
 
+def allows(ties: Ties, groups: Sequence[ChannelGroup], kept: IndexArray) -> bool:
+    """Return True if every number that divides others fits all other numbers of a plan.
+
+    Args:
+        ties: The ties of a config, with no number decided.
+        groups: The prunable groups.
+        kept: Atoms that the plan keeps, [groups].
+    """
+    rest = decided(ties, kept)
+    chosen = [replace(tie, counts=tie.counts[tie.steps == tie.steps_of(kept)]) for tie in ties.ties if tie.knob is not None]
+    return all(len(_dividing(tie, rest, groups)) > 0 for tie in chosen)
+
+
 def _dividing(tie: Tie, ties: Ties, groups: Sequence[ChannelGroup]) -> IndexArray:
     """Return the counts of a tie at which the numbers of its knob divide others, and are divided, as the class requires."""
     if tie.knob is None or ties.family is None:
@@ -224,7 +244,7 @@ def _family(graph: ModelGraph) -> Family | None:
 
 def _describes(family: Family, graph: ModelGraph) -> bool:
     """Return True if the traced network has exactly the shapes that its config gives."""
-    prefix = f"{family.blueprint.module}." if family.blueprint.module else ""
+    prefix = family.blueprint.prefix
     shapes = {**graph.program.shapes, **{alias: graph.program.shapes[name] for alias, name in graph.program.aliases.items()}}
     return {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)} == dict(family.shapes)
 

@@ -209,7 +209,7 @@ def _renamed(read: _Adapter, state: LoraState, result: PruneResult) -> _Adapter:
     if result.example_inputs is None:
         raise InputError("The names of the plain network need example inputs, and this result has none. Prune again, or omit plain.")
     standard = plain_form(result, result.example_inputs)[0].config
-    root = f"{standard.blueprint.module}." if standard.blueprint.module else ""
+    root = standard.blueprint.prefix
     inner = {name: name.removeprefix(root) for name in state.modules.values()}
     names = {name: str(standard.name_of(inner[name])) for name in inner}
     tensors = {_new_key(key, state, root, names): tensor for key, tensor in state.tensors.items()}

@@ -169,7 +169,7 @@ def load(folder: str | Path, factory: Factory) -> nn.Module:
         manifest = read_manifest(where)
         for name in (PLAN, SURGERY, WEIGHTS):
             _check_hash(where / name, manifest.sha256.get(name))
-        PrunePlan.from_json(where / PLAN)
+        plan = PrunePlan.from_json(where / PLAN)
         surgery = _read_surgery(where / SURGERY)
         tensors = _read_weights(where / WEIGHTS)
     model = _build(factory)
@@ -179,7 +179,7 @@ def load(folder: str | Path, factory: Factory) -> nn.Module:
     _fill(model, tensors | {alias: tensors[name] for alias, name in manifest.shared.items() if name in tensors}, where)
     _set_modes(model, manifest)
     if blueprint is not None:
-        follow_config_unrun(model, blueprint, manifest.structure)
+        follow_config_unrun(model, blueprint, manifest.structure, uniform=bool(plan.options.get("uniform")))
     return model
 
 

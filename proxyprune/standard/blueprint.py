@@ -47,6 +47,11 @@ class Blueprint:
     text: str = field(repr=False)
     module: str = ""
 
+    @property
+    def prefix(self) -> str:
+        """The text before the network's own names in the traced model; "" when it is the traced model itself."""
+        return f"{self.module}." if self.module else ""
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The config as plain JSON types; not to be changed."""

@@ -15,7 +15,8 @@ from proxyprune.standard.reactions import Family
 from proxyprune.standard.rebuild import InnerCall, family_in, rebuilt
 from proxyprune.standard.solve import StandardConfig, configs_of
 
-_WAY_OUT = "Save it with proxyprune.save(result, folder), or prune with uniform=True for a plan that the config can express."
+_WAY_OUT = "Save it with proxyprune.save(result, folder)"
+_OTHER_PLAN = ", or prune with uniform=True for a plan that the config can express"
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,19 @@ def follow_config(
         family = family_in(blueprint, shapes, type(model).__name__)
         config = rebuilt(family, network, call()).config
     except ConfigError as error:
-        return _refuse(network, blueprint, error)
+        return _refuse(network, blueprint, error, uniform=uniform)
     _adopt(network, family, config)
     return None
 
 
-def follow_config_unrun(model: nn.Module, blueprint: Blueprint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def follow_config_unrun(model: nn.Module, blueprint: Blueprint, shapes: Mapping[str, tuple[int, ...]], *, uniform: bool) -> None:
     """Do the same for a pruned model that is not run, such as a loaded one: its shapes and attributes have to name one config.
 
     Args:
         model: The pruned model; changed in place.
         blueprint: Class and config of the unpruned network.
         shapes: Shapes of the unpruned model.
+        uniform: Whether the plan keeps widths equal.
     """
     network = model.get_submodule(blueprint.module)
     try:
@@ -85,13 +87,14 @@ def follow_config_unrun(model: nn.Module, blueprint: Blueprint, shapes: Mapping[
         if others and others[0].unlike == first.unlike:
             raise ConfigError("several configs give its shapes, and only outputs tell them apart")
     except ConfigError as error:
-        _refuse(network, blueprint, error)
+        _refuse(network, blueprint, error, uniform=uniform)
         return
     _adopt(network, family, first)
 
 
-def _refuse(network: nn.Module, blueprint: Blueprint, error: ConfigError) -> str:
-    reason = f"The config of {blueprint.kind.__name__} cannot express this pruned network: {str(error).rstrip('.')}. {_WAY_OUT}"
+def _refuse(network: nn.Module, blueprint: Blueprint, error: ConfigError, *, uniform: bool) -> str:
+    way_out = f"{_WAY_OUT}{'' if uniform else _OTHER_PLAN}."
+    reason = f"The config of {blueprint.kind.__name__} cannot express this pruned network: {str(error).rstrip('.')}. {way_out}"
     _mark(network, reason)
     return reason
 
@@ -140,7 +143,7 @@ def _check_alike(blueprint: Blueprint, shapes: Mapping[str, tuple[int, ...]], ne
     Raises:
         ConfigError: If two layers of a list had one width and now have two.
     """
-    prefix = f"{blueprint.module}." if blueprint.module else ""
+    prefix = blueprint.prefix
     now = shapes_of(network)
     first: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {}
     for name, shape in now.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,13 +19,21 @@ Containers = list[tuple[str, list[int]]]
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True)
+class _Place:
+    """The place of a name in a list of layers: the list, the index of the layer, and the rest of the name with its dot, or ""."""
+
+    container: str
+    index: int
+    rest: str
+
+
 def moved_up(name: str, containers: Containers) -> str:
     """Return the name after the layers behind removed ones moved up."""
     for container, indices in containers:
-        if name.startswith(f"{container}."):
-            index, dot, rest = name[len(container) + 1 :].partition(".")
-            if index.isdigit():
-                name = f"{container}.{int(index) - sum(1 for other in indices if other < int(index))}{dot}{rest}"
+        place = _place(name, (container,))
+        if place is not None:
+            name = f"{container}.{place.index - sum(1 for other in indices if other < place.index)}{place.rest}"
     return name
 
 
@@ -67,7 +76,7 @@ def layers_that_can_leave(family: Family) -> Mapping[Path, tuple[int, ...]]:
             kept = {
                 (module, key): value
                 for (module, key), value in dense.items()
-                if _index(module, reaction) is not None and (_place(module, reaction), key) not in numbers
+                if (place := _place(module, reaction.lists)) is not None and (place.container, place.rest, key) not in numbers
             }
             found[path] = tuple(index for index in range(items) if _can_leave(family, path, index, kept, known))
     return found
@@ -91,28 +100,21 @@ def _can_leave(family: Family, path: Path, index: int, dense: Mapping[Attribute,
     )
 
 
-def _numbering(settings: Mapping[Attribute, Any], reaction: Reaction) -> frozenset[tuple[str, str]]:
+def _numbering(settings: Mapping[Attribute, Any], reaction: Reaction) -> frozenset[tuple[str, str, str]]:
     """Return the settings of layers that rise by one from each layer to the next: their numbers."""
-    offsets: dict[tuple[str, str], set[int | None]] = {}
+    offsets: dict[tuple[str, str, str], set[int | None]] = {}
     for (module, key), value in settings.items():
-        index = _index(module, reaction)
-        if index is not None:
-            offsets.setdefault((_place(module, reaction), key), set()).add(value - index if type(value) is int else None)
-    return frozenset(place for place, found in offsets.items() if len(found) == 1 and None not in found)
+        place = _place(module, reaction.lists)
+        if place is not None:
+            offset = value - place.index if type(value) is int else None
+            offsets.setdefault((place.container, place.rest, key), set()).add(offset)
+    return frozenset(attribute for attribute, found in offsets.items() if len(found) == 1 and None not in found)
 
 
-def _index(module: str, reaction: Reaction) -> int | None:
-    """Return the index of the layer that a module is in, or None."""
-    for container in reaction.lists:
-        if module.startswith(f"{container}."):
-            number = module[len(container) + 1 :].partition(".")[0]
-            return int(number) if number.isdigit() else None
+def _place(name: str, containers: Iterable[str]) -> _Place | None:
+    """Return the place of a module or tensor in the first list that holds it, or None."""
+    for container in containers:
+        if name.startswith(f"{container}."):
+            index, dot, rest = name[len(container) + 1 :].partition(".")
+            return _Place(container, int(index), f"{dot}{rest}") if index.isdigit() else None
     return None
-
-
-def _place(module: str, reaction: Reaction) -> str:
-    """Return the name of a module with its layer's index left out."""
-    for container in reaction.lists:
-        if module.startswith(f"{container}."):
-            return f"{container}.#.{module[len(container) + 1 :].partition('.')[2]}"
-    return module

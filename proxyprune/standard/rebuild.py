@@ -61,7 +61,7 @@ def family_in(blueprint: Blueprint | None, shapes: Mapping[str, tuple[int, ...]]
     family = family_of(blueprint)
     if family is None:
         raise ConfigError(f"{blueprint.kind.__name__} cannot be built from the config that this network has.")
-    prefix = f"{blueprint.module}." if blueprint.module else ""
+    prefix = blueprint.prefix
     if any(name.startswith(prefix) and family.shapes.get(name[len(prefix) :]) != shape for name, shape in shapes.items()):
         raise ConfigError(
             f"The unpruned network is not the {blueprint.kind.__name__} that its config describes: it was changed after it was built."

@@ -25,7 +25,7 @@ class Sizes:
     @classmethod
     def of(cls, family: Family, coupling: Coupling, program: Program) -> Sizes:
         """Return the sizes in a coupled program."""
-        prefix = f"{family.blueprint.module}." if family.blueprint.module else ""
+        prefix = family.blueprint.prefix
         tied = {alias: coupling.parameter_axes[name] for alias, name in program.aliases.items() if name in coupling.parameter_axes}
         forms = {
             (name[len(prefix) :], dim): coupling.count(axis)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -11,6 +12,8 @@ from torch import nn
 
 import proxyprune as pp
 from proxyprune.errors import InputError, TargetError
+from proxyprune.planning.built_plan import without_coincidence
+from proxyprune.planning.shared_widths import ties_of
 from proxyprune.saving.plain_folder import plain_form
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -125,16 +128,23 @@ def unet(**changes: Any) -> nn.Module:
 def test_widths_that_meet_another_level_are_left_out() -> None:
     """With equal widths the class leaves a projection out: the plan takes the next width, and the class builds it."""
     inputs = {"sample": torch.ones(1, 3, 8, 8), "timestep": torch.tensor([3])}
-    met = 0
-    for target in (0.9, 0.8, 0.7, 0.6):
-        try:
-            result = pp.prune(unet(), inputs, target, uniform=True)
-        except TargetError:
-            continue
-        widths = list(plain_config(result).block_out_channels)
-        assert widths[1] != widths[2]
-        met += 1
-    assert met
+    # Width 32 in the last level is the one that meets the level before it; a budget between its neighbours has to pass it.
+    model = unet()
+    graph, ties = pp.trace(model, inputs), ties_of(pp.trace(model, inputs), "config")
+    (tie,) = [tie for tie in ties.ties if tie.knob is not None and ("block_out_channels", 2) in tie.knob.numbers]
+    assert tie.knob is not None
+    fall = tie.knob.numbers["block_out_channels", 2]
+    meeting = tie.counts[tie.steps == 32 // fall][0]
+    kept = np.array([group.atoms for group in graph.prunable])
+    kept[list(tie.groups)] = meeting
+    left = without_coincidence(ties, graph, kept, (), ())
+    assert left is not None
+    levels = [len(other.counts) for other in left.ties]
+    assert sum(levels) == sum(len(other.counts) for other in ties.ties) - 1
+    assert not any((other.counts == meeting).all(axis=1).any() for other in left.ties if other.groups == tie.groups)
+    result = pp.prune(model, inputs, 0.8, uniform=True)
+    widths = list(plain_config(result).block_out_channels)
+    assert widths[1] != widths[2]
 
 
 def test_a_plan_far_from_its_budget_names_the_smallest_step() -> None:
@@ -196,3 +206,99 @@ def test_layers_in_several_lists_leave_together() -> None:
     result = pp.prune(model, inputs, 0.9, mode="depth", uniform=True)
     assert result.plan.removed_blocks
     assert list(plain_config(result).transformer_layers_per_block) == [1, 2]
+
+
+def paired() -> nn.Module:
+    """Return residual layers of which one of two may leave, but not both, and a residual head that no number counts."""
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    class Residual(nn.Module):
+        """A residual layer."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.wide, self.back = nn.Linear(8, width), nn.Linear(width, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Add the layer to its input."""
+            result: torch.Tensor = x + self.back(self.wide(x).relu())
+            return result
+
+    class PairedConfig(PreTrainedConfig):  # type: ignore[misc]
+        """A count of layers."""
+
+        model_type = "paired"
+
+        def __init__(self, depth: int = 6, width: int = 16, **further: Any) -> None:
+            super().__init__(**further)
+            self.depth, self.width = depth, width
+
+    class PairedModel(PreTrainedModel):  # type: ignore[misc]
+        """Layers, with a scale at the end of networks that are not deep."""
+
+        config_class = PairedConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.blocks = nn.ModuleList(Residual(config.width) for _ in range(config.depth))
+            self.head = Residual(12)
+            self.last = nn.Linear(8, 4 if config.depth > 4 else 5)
+            self.post_init()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Apply the layers."""
+            for block in self.blocks:
+                x = block(x)
+            result: torch.Tensor = self.last(self.head(x))
+            return result
+
+    return seeded(PairedModel, PairedConfig())
+
+
+def test_removed_layers_that_only_leave_one_by_one_are_an_error() -> None:
+    """The class does without one of two layers and not without both: removing both raises, and a free choice takes one."""
+    graph = pp.trace(paired(), torch.ones(1, 8))
+    ranking = pp.score(graph, "magnitude", model=paired())
+    with pytest.raises(InputError, match=r"'blocks\.4', 'blocks\.5' cannot be removed together with uniform='config': PairedModel builds"):
+        pp.make_plan(graph, ranking, 0.6, mode="both", uniform="config", remove=["blocks.4", "blocks.5"])
+    plan = pp.make_plan(graph, ranking, 0.9, mode="both", uniform="config", remove=["blocks.4"])
+    assert plan.removed_blocks == ("blocks.4",)
+
+
+def test_removed_blocks_that_no_number_counts_are_an_error() -> None:
+    """The config counts the layers and not the head, so a uniform plan cannot remove the head."""
+    graph = pp.trace(paired(), torch.ones(1, 8))
+    ranking = pp.score(graph, "magnitude", model=paired())
+    with pytest.raises(InputError, match="head cannot be removed with uniform='config': no number of the config counts"):
+        pp.make_plan(graph, ranking, 0.8, mode="both", uniform="config", remove=["head"])
+    assert pp.make_plan(graph, ranking, 0.8, mode="both", uniform="layers", remove=["head"]).removed_blocks == ("head",)
+
+
+@pytest.mark.parametrize("uniform", [False, "layers"])
+def test_only_other_plans_are_advised_to_be_uniform(uniform: Any) -> None:
+    """Without the head no config fits: saving advises uniform=True after other plans, and not after uniform ones."""
+    result = pp.prune(paired(), torch.ones(1, 8), 0.8, mode="both", uniform=uniform, remove=["head"])
+    saving = vars(result.model)["save_pretrained"].reason
+    assert "Save it with proxyprune.save(result, folder)" in saving
+    assert ("uniform=True" in saving) == (uniform is False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "step"),
+    [
+        ({"round_to": 16}, "11.11% of the base: intermediate_size by 16."),
+        # The hidden size of 64 stays, so 8 heads follow the 4 that the plan keeps: 6 do not divide it.
+        (
+            {"keep": ["model.embed_tokens.weight", "*mlp*"]},
+            "25.00% of the base: num_attention_heads by 4 with num_key_value_heads by 2.",
+        ),
+    ],
+)
+def test_the_smallest_step_has_the_size_of_the_allowed_level(limits: Any, step: str) -> None:
+    """The note counts the channels up to the next allowed level, not those of one step of the config; heads are named as well."""
+    config = transformers.LlamaConfig(**{**SIZES, "hidden_size": 64, "num_attention_heads": 8}, num_key_value_heads=4)
+    model = seeded(transformers.LlamaForCausalLM, config)
+    graph = pp.trace(model, ids())
+    plan = pp.make_plan(graph, pp.score(graph, "magnitude", model=model), 0.85, uniform=True, **limits)
+    (note,) = [note for note in plan.notes if "below the target" in note]
+    assert note.endswith(f"The smallest step back takes {step}")
