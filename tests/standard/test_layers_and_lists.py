@@ -208,7 +208,7 @@ def test_layers_in_several_lists_leave_together() -> None:
     assert list(plain_config(result).transformer_layers_per_block) == [1, 2]
 
 
-def paired() -> nn.Module:
+def paired(width: int = 16) -> nn.Module:
     """Return residual layers of which one of two may leave, but not both, and a residual head that no number counts."""
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -234,7 +234,7 @@ def paired() -> nn.Module:
             self.depth, self.width = depth, width
 
     class PairedModel(PreTrainedModel):  # type: ignore[misc]
-        """Layers, with a scale at the end of networks that are not deep."""
+        """Layers, and a last one that is wider in shallow networks and at widths between 16 and 300."""
 
         config_class = PairedConfig
 
@@ -242,7 +242,7 @@ def paired() -> nn.Module:
             super().__init__(config)
             self.blocks = nn.ModuleList(Residual(config.width) for _ in range(config.depth))
             self.head = Residual(12)
-            self.last = nn.Linear(8, 4 if config.depth > 4 else 5)
+            self.last = nn.Linear(8, 4 if config.depth > 4 and not 16 < config.width < 300 else 5)
             self.post_init()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -252,7 +252,7 @@ def paired() -> nn.Module:
             result: torch.Tensor = self.last(self.head(x))
             return result
 
-    return seeded(PairedModel, PairedConfig())
+    return seeded(PairedModel, PairedConfig(width=width))
 
 
 def test_removed_layers_that_only_leave_one_by_one_are_an_error() -> None:
@@ -263,6 +263,14 @@ def test_removed_layers_that_only_leave_one_by_one_are_an_error() -> None:
         pp.make_plan(graph, ranking, 0.6, mode="both", uniform="config", remove=["blocks.4", "blocks.5"])
     plan = pp.make_plan(graph, ranking, 0.9, mode="both", uniform="config", remove=["blocks.4"])
     assert plan.removed_blocks == ("blocks.4",)
+
+
+def test_plans_that_the_config_never_gives_are_an_error() -> None:
+    """Where the class builds another network at every width near the budget, no plan is returned unchecked."""
+    graph = pp.trace(paired(width=320), torch.ones(1, 8))
+    ranking = pp.score(graph, "magnitude", model=paired(width=320))
+    with pytest.raises(TargetError, match="The config cannot express a plan for this target"):
+        pp.make_plan(graph, ranking, 0.6, uniform="config")
 
 
 def test_removed_blocks_that_no_number_counts_are_an_error() -> None:
