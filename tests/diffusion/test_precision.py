@@ -104,7 +104,7 @@ def test_precisions_that_cannot_be_had_are_refused(tmp_path):
         StepAdaptiveTrainer(config.with_values({"run.mixed_precision": "fp16"}), tmp_path / "run")
     AcceleratorState._reset_state(reset_partial_state=True)
     StepAdaptiveTrainer(config, tmp_path / "first")
-    with pytest.raises(InputError, match="process of its own"):
+    with pytest.raises(InputError, match="in its own process"):
         StepAdaptiveTrainer(config.with_values({"run.mixed_precision": "no"}), tmp_path / "second")
     assert not (tmp_path / "run" / "base").exists()
 

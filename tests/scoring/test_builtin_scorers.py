@@ -437,7 +437,7 @@ WRONG: dict[str, tuple[Callable[[ModelGraph], Any], str]] = {
     "unknown": (lambda graph: uniform(graph, scores={**uniform(graph).scores, "five": 0.1}), "'five' not in the graph"),
     "truth": (lambda graph: uniform(graph, scores={**uniform(graph).scores, "two": True}), "True"),
     "confidence": (lambda graph: uniform(graph, confidence=math.nan), "confidence"),
-    "unknown group": (lambda graph: uniform(graph, channel_scores={"x": (1.0,)}), "'x', which is no channel group"),
+    "unknown group": (lambda graph: uniform(graph, channel_scores={"x": (1.0,)}), "'x', which is not a channel group"),
     "too few channels": (lambda graph: uniform(graph, channel_scores={graph.prunable[0].id: (1.0,)}), "expected [24]"),
     "NaN channel": (lambda graph: uniform(graph, channel_scores={g.id: (math.nan,) * g.atoms for g in graph.groups}), "atom 0"),
 }
