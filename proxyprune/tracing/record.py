@@ -86,7 +86,7 @@ def record(
 
 
 def _without_cudnn() -> contextlib.AbstractContextManager[None]:
-    """Whether cuDNN may be used is an argument of norms; export answers no."""
+    """The argument of norms that allows cuDNN; export sets it to false."""
     return torch.backends.cudnn.flags(enabled=False)
 
 
