@@ -86,7 +86,7 @@ def record(
 
 
 def _without_cudnn() -> contextlib.AbstractContextManager[None]:
-    """The argument of norms that allows cuDNN; export sets it to false."""
+    """Turn cuDNN off: whether it may be used is an argument of norms, which is false in export."""
     return torch.backends.cudnn.flags(enabled=False)
 
 
