@@ -222,7 +222,7 @@ class DivergedError(TrainingError):
 
 
 class ComputeError(TrainingError):
-    """What comes next would cost more training compute than the ledger allows."""
+    """The next step would cost more training compute than the ledger allows."""
 
 
 class AssistantError(ProxyPruneError):

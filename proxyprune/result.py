@@ -87,7 +87,7 @@ class Trials:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done, in numbers and sentences.
+    """The work that was done, in numbers and sentences.
 
     Attributes:
         base_macs: Multiply-accumulates before, attention included; FLOPs = 2 x MACs.

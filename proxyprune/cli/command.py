@@ -1,4 +1,4 @@
-"""How a command ends early: one message on stderr, exit code 2 for every error that proxyprune raises on purpose and 130 for Ctrl-C."""
+"""Early ends of a command: one message on stderr, exit code 2 for every error that proxyprune raises on purpose and 130 for Ctrl-C."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from proxyprune.scoring.run_scorer import score
 
 
 class ScorerData(TypedDict):
-    """What a scorer may need, as keyword arguments of `score` and `prune`."""
+    """The data that a scorer may need, as keyword arguments of `score` and `prune`."""
 
     batches: Sequence[Any] | None
     loss_fn: LossFunction | None

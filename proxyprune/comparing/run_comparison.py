@@ -73,7 +73,7 @@ class _ComparisonTask:
 
 @dataclass(frozen=True)
 class _Record:
-    """What was measured already, and where new measurements go."""
+    """Measurements of earlier runs, and the place of new ones."""
 
     journal: Journal | None
     progress: Callable[[str], None] | None

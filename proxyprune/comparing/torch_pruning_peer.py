@@ -32,7 +32,7 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 @dataclass(frozen=True)
 class PeerTask:
-    """What torch-pruning is given.
+    """The arguments of torch-pruning.
 
     Attributes:
         model: The trained network; it stays as it is.

@@ -1,4 +1,4 @@
-"""What a comparison of scorers consists of, as frozen values with a JSON form."""
+"""The parts of a comparison of scorers, as frozen values with a JSON form."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def _fits(node: Node, outcome: Outcome) -> bool:
 
 
 def _choose(labels: AxisLabels, factored: Sequence[Sequence[Factored]]) -> list[dict[tuple[str, str, int], int | None]]:
-    """Which factor of every ambiguous reshape may shrink, for each program.
+    """Return the factor of every ambiguous reshape that may shrink, for each program.
 
     A class of labels that one reshape lets shrink, or keeps, does so in all of them.
     """

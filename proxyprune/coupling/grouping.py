@@ -187,7 +187,7 @@ class _Grouping:
 
 @dataclass(frozen=True)
 class _Occurrence:
-    """Where classes of one signature stand along one dimension of a parameter."""
+    """The places of classes of one signature along one dimension of a parameter."""
 
     parameter: str
     dim: int
@@ -206,7 +206,7 @@ class _Occurrence:
 def _steps(
     labels: AxisLabels, classes: Classes, atoms: Sequence[int], group_of: LabelArray, atom_of: LabelArray, options: Options
 ) -> tuple[list[int], list[tuple[int, ...] | None]]:
-    """How many atoms of each group must leave at a time, and the bins that they must leave from evenly."""
+    """Return the number of atoms of each group that must leave at a time, and the bins that they must leave from evenly."""
     steps: list[int] = [1] * len(atoms)
     bins: list[tuple[int, ...] | None] = [None] * len(atoms)
     for constraint in labels.divisible:

@@ -18,7 +18,7 @@ ADAPTER_RANKS = ("keep", "cut")
 
 @dataclass(frozen=True)
 class Amendments:
-    """What probing found out that no op shows; part of a plan's options, so that the same groups are found again.
+    """Findings of probing that no op shows; part of a plan's options, so that the same groups are found again.
 
     Attributes:
         pins: "parameter:dim" -> why this dimension must stay.
@@ -58,7 +58,7 @@ class TraceKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """How norm groups and convolution groups may shrink, and the rules that the caller registered.
+    """The ways in which norm groups and convolution groups may shrink, and the rules that the caller registered.
 
     Attributes:
         norm_groups: "balanced", "whole" or "reduced"; see `TraceKeywords`.

@@ -47,7 +47,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one op does to axes.
+    """The effect of one op on axes.
 
     Attributes:
         outputs: Axes of each output tensor.

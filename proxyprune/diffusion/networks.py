@@ -20,7 +20,7 @@ from proxyprune.support.seeds import derived_seed
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network's structure comes from.
+    """The origin of a network's structure.
 
     Attributes:
         build: Makes the unpruned network; the same weights every time.

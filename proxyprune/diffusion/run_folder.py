@@ -25,12 +25,12 @@ class CutFolder:
 
     @property
     def plan(self) -> Path:
-        """Which channels and blocks go."""
+        """The channels and blocks that leave."""
         return self.path / "plan.json"
 
     @property
     def surgery(self) -> Path:
-        """How the network was cut."""
+        """The cut of the network."""
         return self.path / "surgery.json"
 
     @property

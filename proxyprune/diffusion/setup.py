@@ -1,4 +1,4 @@
-"""What every stage of a run needs: data, network, process, accelerator; built once."""
+"""The objects that every stage of a run needs: data, network, process, accelerator; built once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Setup:
         return found
 
     def _leaves_out(self, model: nn.Module) -> bool:
-        """Whether some parameters of a network have no part in its prediction."""
+        """Return True if some parameters of a network have no part in its prediction."""
         output = self.calling.predict(model.eval(), *self._example())
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return any(gradient is None for gradient in torch.autograd.grad(output.square().mean(), parameters, allow_unused=True))
@@ -104,7 +104,7 @@ class Setup:
 
     @property
     def example_inputs(self) -> dict[str, Tensor]:
-        """What the network is traced with: one image."""
+        """The example inputs of a trace: one image."""
         return self.calling.arguments(*self._example())
 
     def placed_inputs(self) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class Setup:
 
     @property
     def only_base(self) -> bool:
-        """Whether the base gets all the compute, so that there are no experts."""
+        """True if the base gets all the compute, so that there are no experts."""
         return self.config.compute.base_share >= 1.0
 
     @property
@@ -146,7 +146,7 @@ class Setup:
 
     @property
     def device(self) -> torch.device:
-        """Where training runs."""
+        """The device that training runs on."""
         return torch.device("cpu") if self.processes is None else self.processes.device
 
     def base_model(self, weights: dict[str, Tensor] | None = None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a pruned network is worth: its loss on held-out batches, right away or after a short recovery, and always the same way."""
+"""The worth of a pruned network: its loss on held-out batches, right away or after a short recovery, and always the same way."""
 
 from __future__ import annotations
 

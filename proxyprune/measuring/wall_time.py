@@ -1,4 +1,4 @@
-"""How long one run takes before and after, on this machine."""
+"""The time of one run before and after, on this machine."""
 
 from __future__ import annotations
 

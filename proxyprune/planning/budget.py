@@ -1,4 +1,4 @@
-"""What a plan may spend: "3.4G", 0.6, 3_400_000_000 or "5ms", read exactly; for one metric or for several."""
+"""The budget of a plan: "3.4G", 0.6, 3_400_000_000 or "5ms", read exactly; for one metric or for several."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _read_time(target: SingleTarget) -> Fraction:
 
 
 def _is_fraction_gone_wrong(target: SingleTarget, value: Fraction) -> bool:
-    """Whether a value from 1 up was meant as a share, or as nothing at all: 1.5, "1.5", "150%", 2.0."""
+    """Return True if a value from 1 up was meant as a share, or as nothing at all: 1.5, "1.5", "150%", 2.0."""
     if isinstance(target, str):
         text = target.strip()
         return text.endswith("%") or (value.denominator != 1 and not text[-1].isalpha())

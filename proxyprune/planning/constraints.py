@@ -1,4 +1,4 @@
-"""What a plan may choose from: keep patterns, floors, ceilings and rounding become the allowed counts of each group."""
+"""The choices of a plan: keep patterns, floors, ceilings and rounding become the allowed counts of each group."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ class Names:
         )
 
     def touches(self, group: ChannelGroup, matched: frozenset[str]) -> bool:
-        """Whether any part of a group is matched."""
+        """Return True if any part of a group is matched."""
         return group.id in matched or any(self.inside(name, matched) for name in (*group.blocks, *_parameters(group)))
 
     def contains(self, group: ChannelGroup, matched: frozenset[str]) -> bool:
-        """Whether all of a group is matched."""
+        """Return True if all of a group is matched."""
         return group.id in matched or all(self.inside(name, matched) for name in _parameters(group))
 
     def inside(self, name: str, matched: frozenset[str]) -> bool:
-        """Whether a name, or a module around it, is matched."""
+        """Return True if a name, or a module around it, is matched."""
         return any(prefix in matched for prefix in self.prefixes(name))
 
 

@@ -1,4 +1,4 @@
-"""Which blocks leave when a plan removes whole blocks."""
+"""Choose the blocks that leave when a plan removes whole blocks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def solve_depth(leaving: Sequence[Leaving], price: BlockPrice, limit: int) -> fr
 
 
 def share_of_blocks(leaving: Sequence[Leaving], price: BlockPrice, *, base: int, limit: int) -> int:
-    """How many blocks mode "both" removes before widths do the rest.
+    """Return the number of blocks that mode "both" removes before widths do the rest.
 
     Lowest score first, as long as blocks make up no more than their share of the reduction; at least one, when one alone does not
     overshoot.

@@ -1,4 +1,4 @@
-"""How much each block, channel group and atom matters, as far as a plan is concerned."""
+"""The importance of each block, channel group and atom for a plan."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def importance_by_group(graph: ModelGraph, ranking: Ranking) -> NDArray[np.float
 
 
 def comparable_channels(graph: ModelGraph, ranking: Ranking) -> bool:
-    """Whether channels of different groups can be weighed against each other: one unit, and every prunable group scored."""
+    """Return True if channels of different groups can be weighed against each other: one unit, and every prunable group scored."""
     return ranking.comparable_channels and all(group.id in ranking.channel_scores for group in graph.prunable)
 
 
@@ -81,7 +81,7 @@ def _lost_in_order(scores: NDArray[np.float64], leaving: NDArray[np.int64]) -> N
 def kept_atoms(
     graph: ModelGraph, ranking: Ranking, counts: Mapping[str, int], model: nn.Module | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Which atoms of each cut group stay: the best ones, and of equal ones the first.
+    """Return the atoms of each cut group that stay: the best ones, and of equal ones the first.
 
     The order comes from the ranking's channel scores; where it has none, from the magnitude of all coupled slices of `model`; without a
     model, the first atoms stay.

@@ -16,7 +16,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Limits:
-    """What the caller wants respected, whatever the scores say.
+    """Limits of the caller, which hold whatever the scores are.
 
     A pattern is a name, a dotted prefix of one, an fnmatch pattern, or several of them joined by "|". Names are those of blocks, channel
     groups, modules and parameters.

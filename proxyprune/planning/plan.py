@@ -1,4 +1,4 @@
-"""What will be cut: a plan is a frozen value that can be stored as JSON, compared, checked against a graph, and replayed."""
+"""A plan of what will be cut. It is a frozen value that can be stored as JSON, compared, checked against a graph, and replayed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _OPTIONAL = ("time",)
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Which atoms of which channel groups stay, and which blocks leave.
+    """The atoms of channel groups that stay, and the blocks that leave.
 
     The budget that was not asked for has the base as its target, so `macs <= target_macs` and `params <= target_params` always hold.
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 IndexArray = NDArray[np.int64]
 
 _WEIGHINGS = 3
-"""How often channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
+"""Number of times that channels are weighed: what one saves is looked at again in the plan that the last weighing gave."""
 
 _COINCIDENCES = 64
 """The most plans of a uniform request that are left out because the class builds another network from their config."""

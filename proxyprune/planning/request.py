@@ -1,4 +1,4 @@
-"""What is asked of a plan, as one value, and the keyword arguments that public functions take for it.
+"""The request for a plan, as one value, and the keyword arguments that public functions take for it.
 
 `PlanKeywords` is the one place that documents these keywords and their types, `PlanRequest` the one place that checks them.
 """
@@ -77,7 +77,7 @@ class PlanKeywords(CutKeywords, total=False):
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked of a plan.
+    """The request for a plan.
 
     Attributes:
         target: Fraction of the base (0 < t < 1), an absolute number ("3.4G", "5ms"), or several by metric ({"macs": 0.7, "time": 0.6}).

@@ -52,7 +52,7 @@ _NAMED = 6
 
 @dataclass(frozen=True)
 class Preview:
-    """What would be sent, and what it would cost; nothing is sent for it.
+    """The requests that would be sent, and their cost; nothing is sent for it.
 
     Attributes:
         prompts: All questions of the first sample, and the one for advice if it is asked for.

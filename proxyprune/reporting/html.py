@@ -46,7 +46,7 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
 
 
 def default_place(path: Path) -> Path:
-    """Where the report of a result goes."""
+    """Return the path of a result's report."""
     return path / "report.html" if path.is_dir() else path.with_suffix(".report.html")
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: a page of sections, and sections of facts, tables, drawings and remarks. No HTML here but drawings."""
+"""The parts of a report: a page of sections, and sections of facts, tables, drawings and remarks. No HTML here but drawings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Table:
 
     @property
     def long(self) -> bool:
-        """Whether it needs the frame."""
+        """True if it needs the frame."""
         return len(self.rows) > 24
 
 

@@ -1,4 +1,4 @@
-"""Whether a network can be saved to a folder: asked before minutes are spent on it, and again when it is saved. Needs no torch."""
+"""Check that a network can be saved to a folder: before minutes are spent on it, and again when it is saved. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a saved network's folder holds, and the manifest that says so; reading it needs no torch."""
+"""The content of a saved network's folder, and its manifest; reading it needs no torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SCHEMA = 1
 PLAN, SURGERY, WEIGHTS, MANIFEST = "plan.json", "surgery.json", "model.safetensors", "manifest.json"
 RANKING, GRAPH, STRUCTURE, REPORT = "ranking.json", "graph.txt", "graph.json", "report.json"
 FILES = (PLAN, SURGERY, WEIGHTS, RANKING, GRAPH, STRUCTURE, REPORT, MANIFEST)
-"""What `save` writes. Folders of earlier versions lack graph.json; loading does not need it."""
+"""The files that `save` writes. Folders of earlier versions lack graph.json; loading does not need it."""
 
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What must be known to read the other files.
+    """The facts that the other files are read with.
 
     Attributes:
         sha256: Hash of each file, by file name.

@@ -66,7 +66,7 @@ class Record(Protocol):
 
 
 class Saveable(Protocol):
-    """What `save` reads from the result of pruning."""
+    """The part that `save` reads from the result of pruning."""
 
     @property
     def model(self) -> nn.Module:
@@ -78,7 +78,7 @@ class Saveable(Protocol):
 
     @property
     def surgery(self) -> Surgery:
-        """What applying it changed."""
+        """The changes that applying it made."""
 
     @property
     def ranking(self) -> Ranking:

@@ -26,7 +26,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "gradients": ("model", "batches", "loss_fn"),
     "network": (),
 }
-"""What a scorer can declare in `needs` -> the arguments of `score` that must be given for it.
+"""The values that a scorer can declare in `needs` -> the arguments of `score` that must be given for it.
 
 weights: parameter values. batches: run the model on calibration data. loss: run `loss_fn` on it. gradients: and differentiate that loss.
 network: reach another machine; it asks nothing of the caller, but is listed, so that nobody sends a structure away unawares.

@@ -1,4 +1,4 @@
-"""What a scorer returns: an importance for every block, and optionally for every channel."""
+"""The result of a scorer: an importance for every block, and optionally for every channel."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ BUILT_IN: Mapping[str, str] = {
     "anthropic": "proxyprune.proxy.scorer:AnthropicScorer",
     "local": "proxyprune.proxy.scorer:LocalScorer",
 }
-"""What pyproject.toml registers (a test holds the two equal). Only read for names that the metadata of the distribution proxyprune lacks:
+"""The scorers of pyproject.toml (a test holds the two equal). Only read for names that the metadata of the distribution proxyprune lacks:
 a source tree on the path has no metadata at all, and an editable install keeps that of the day it was made."""
 
 

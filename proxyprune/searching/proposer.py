@@ -19,7 +19,7 @@ from proxyprune.scoring.tools.scale import DECIMALS, significant
 from proxyprune.searching.round import Round
 
 LEVERAGE = 64.0
-"""What a channel's score is multiplied by when its block goes from the least to the most important one."""
+"""The factor of a channel's score when its block goes from the least to the most important one."""
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,12 @@ class Round:
 
     @property
     def measured(self) -> bool:
-        """Whether the round counts as a measurement."""
+        """True if the round counts as a measurement."""
         return self.verdict != DUPLICATE
 
     @property
     def accepted(self) -> bool:
-        """Whether it was the best of its time."""
+        """True if it was the best of its time."""
         return self.verdict in (START, BETTER) and self.loss is not None
 
     @property

@@ -144,7 +144,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class _End:
-    """When a search is over.
+    """The conditions that end a search.
 
     Attributes:
         rounds: Measurements to spend.
@@ -181,7 +181,7 @@ class _End:
 
 @dataclass(frozen=True)
 class _Diary:
-    """Where rounds go as they come, each of them: the memory and the caller's progress function, if given."""
+    """The receivers of each finished round: the memory and the caller's progress function, if given."""
 
     journal: Journal | None
     progress: Callable[[Round], None] | None

@@ -1,4 +1,4 @@
-"""Which extra brings which package, and the sentence that says so when one is missing."""
+"""The extra that brings each package, and the sentence that says so when one is missing."""
 
 from __future__ import annotations
 

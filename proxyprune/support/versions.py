@@ -1,4 +1,4 @@
-"""Which versions a result was made with, for its provenance."""
+"""The versions that a result was made with, for its provenance."""
 
 from __future__ import annotations
 

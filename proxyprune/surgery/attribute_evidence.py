@@ -30,7 +30,7 @@ from proxyprune.tracing.skeleton import skeleton
 
 
 class Use(Enum):
-    """How a forward uses an attribute."""
+    """The use that a forward makes of an attribute."""
 
     SIZE = "an argument or a shape of an op changes with it"
     CHECK = "the forward raises when it has another value"

@@ -34,7 +34,7 @@ _MOST = 1e-2
 """Largest relative difference of cached steps that an unpruned model may have; scans over chunks round differently from steps."""
 
 _CLEAR = 3.0
-"""What the cache carries must be that many times larger than the difference that is allowed."""
+"""The content of the cache must be that many times larger than the difference that is allowed."""
 
 _NOISE_FACTOR = 30.0
 """A pruned model may differ that many times more than the unpruned one, whose difference is rounding only."""

@@ -143,7 +143,7 @@ def _writes_numbers(program: Program) -> bool:
 
 @dataclass
 class _Makers:
-    """Which traced op made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice."""
+    """The traced op that made a tensor, by the tensor's id; `alive` keeps these tensors, so that no id is used twice."""
 
     nodes: dict[int, Node] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)

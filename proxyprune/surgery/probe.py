@@ -62,7 +62,7 @@ class Finding:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How far the forward got."""
+        """The progress of the forward."""
         return self.depth, self.difference.progress
 
 
@@ -157,7 +157,7 @@ def _pinned(model: nn.Module, graph: ModelGraph, groups: tuple[str, ...], reason
 
 
 def _place(group: ChannelGroup) -> tuple[str, int]:
-    """Where a group stands, the numbers of the layers left out: "blocks.3.attn.qkv.weight" is at "blocks.#.attn.qkv.weight"."""
+    """Return the place of a group, the numbers of the layers left out: "blocks.3.attn.qkv.weight" is at "blocks.#.attn.qkv.weight"."""
     return re.sub(r"\d+", "#", group.members[0].parameter), group.members[0].dim
 
 

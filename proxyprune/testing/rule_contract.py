@@ -126,7 +126,7 @@ def check_rule(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the caller of `check_rule` asked for."""
+    """The request of the caller of `check_rule`."""
 
     target: float
     formulas: Mapping[Any, Callable[..., int]]
@@ -158,7 +158,7 @@ def _checks(
 
 
 def _out_of_reach(name: str, graph: ModelGraph) -> list[str]:
-    """Why no axis that goes into the op or comes out of it can shrink; nothing if one can."""
+    """Return the reason why no axis that goes into the op or comes out of it can shrink; nothing if one can."""
     outcomes = graph.coupling.outcomes
     for node in (node for node in graph.program.calls if op_name(node) == name):
         near = list(outcomes[node].outputs)

@@ -1,4 +1,4 @@
-"""How a model is called in order to read it: its example inputs, its mode, and its outputs as tensors."""
+"""The call of a model in order to read it: its example inputs, its mode, and its outputs as tensors."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def integers(value: Any) -> tuple[int, ...]:
 
 
 def position_of(node: Node, name: str) -> int | str:
-    """Where an argument stands in this call: its index when it was passed by position, else its name."""
+    """Return the place of an argument in this call: its index when it was passed by position, else its name."""
     for index, argument in enumerate(_schema_of(node).arguments):
         if argument.name == name:
             return index if index < len(node.args) else name

@@ -107,7 +107,7 @@ def _as_example_inputs(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 Follows = Callable[[nn.Module, ExampleInputs], bool]
-"""Whether a module can be traced on these inputs."""
+"""True if a module can be traced on these inputs."""
 
 
 def traceable_part(model: nn.Module, example_inputs: Call, follows: Follows) -> str | None:

@@ -86,7 +86,7 @@ def record(
 
 
 def _without_cudnn() -> contextlib.AbstractContextManager[None]:
-    """Whether cuDNN may be used is an argument of norms; export answers no."""
+    """Turn cuDNN off: whether it may be used is an argument of norms, which is false in export."""
     return torch.backends.cudnn.flags(enabled=False)
 
 

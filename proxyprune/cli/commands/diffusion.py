@@ -29,7 +29,7 @@ STAGES = ("all", "base", "layout", "experts", "merge")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which configuration; later entries override earlier ones.
+    """The configuration; later entries override earlier ones.
 
     Attributes:
         preset: Name of a preset, or None.

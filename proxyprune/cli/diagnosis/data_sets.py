@@ -1,4 +1,4 @@
-"""Which of the named data sets are on this machine; for `proxyprune doctor`."""
+"""The named data sets that are on this machine, for `proxyprune doctor`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Package:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it, or None."""
+        """The fault, or None."""
         if self.found is None:
             return "is not installed"
         if not Requirement(f"{self.name}{self.wanted}").specifier.contains(self.found, prereleases=True):
@@ -111,7 +111,7 @@ class Diagnosis:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What keeps something from working that should work; an extra or a data set that is left out is no problem."""
+        """The faults of what should work; an extra or a data set that is left out is no problem."""
         broken = [f"{p.name} {p.problem}. Run: pip install '{p.name}{p.wanted}'" for p in self.packages if not p.extra and p.problem]
         broken += [f"Device {device.name}: {device.problem}" for device in self.devices if device.problem]
         broken += [f"Scorer {name}: {error}" for name, _, error in self.scorers if error]

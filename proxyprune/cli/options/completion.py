@@ -1,4 +1,4 @@
-"""What the shell offers behind an option. Runs at every press of the tab key, so nothing is loaded: names come from metadata alone."""
+"""Completions of options for the shell. They run at every press of the tab key, so nothing is loaded: names come from metadata alone."""
 
 from __future__ import annotations
 

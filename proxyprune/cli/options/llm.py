@@ -18,7 +18,7 @@ SCORERS = ("openai", "anthropic", "local")
 
 @dataclass(frozen=True)
 class LLMOptions:
-    """How a language model is asked; None leaves an option at the scorer's default.
+    """Options of a language model; None leaves an option at the scorer's default.
 
     Attributes:
         llm_model: Name of the model.

@@ -29,7 +29,7 @@ _FRACTION = re.compile(r"0?\.\d+")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which network, and how it is read.
+    """The network, and how it is read.
 
     Attributes:
         model: Model file, `path.py` or `path.py:factory`.

@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout, progress and remarks to stderr, and with --json nothing but JSON to stdout."""
+"""Streams of output: results to stdout, progress and remarks to stderr, and with --json nothing but JSON to stdout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIPED_WIDTH = 160
 
 @dataclass(frozen=True)
 class Output:
-    """What a command writes with.
+    """The streams that a command writes to.
 
     Attributes:
         as_json: Machines read stdout; tables are not shown.

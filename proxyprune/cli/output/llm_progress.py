@@ -1,4 +1,4 @@
-"""What a command shows about a language model that is asked: progress, the bill, and what a dry run prints."""
+"""Output about requests to a language model: progress, the bill, and what a dry run prints."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def remarks(graph: ModelGraph, notes: Iterable[str], confidence: float | None = 
 
 
 def warning(ranking: Ranking) -> Text | None:
-    """Why a ranking should decide nothing; None for one that may."""
+    """Return the reason why a ranking should decide nothing; None for one that may."""
     if ranking.unreliable is None:
         return None
     return Text(f"UNRELIABLE: {ranking.unreliable} Planning rejects this ranking unless --accept-unreliable is given.", style="bold red")

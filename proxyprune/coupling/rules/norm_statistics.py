@@ -1,4 +1,4 @@
-"""Is a reduction over channels the statistic of a hand-written norm?
+"""Find reductions over channels that are the statistic of a hand-written norm.
 
 The mean or variance over channels changes when channels leave, as it does in every norm layer; a network takes that well when the value
 normalises its own input, and "pruning equals masking" holds with such statistics held out of the way. A mean that is used in any other way

@@ -100,7 +100,7 @@ def _common_factors(old: list[int], new: list[int]) -> list[int] | None:
 
 
 def _runs(factors: list[int], sizes: list[int]) -> list[list[int]]:
-    """Which consecutive factors make up each size."""
+    """Return the consecutive factors that make up each size."""
     rest, runs = list(factors), []
     for size in sizes:
         run: list[int] = []

@@ -1,4 +1,4 @@
-"""What an axis rule sees and what it answers.
+"""The input of an axis rule, and its result.
 
 A rule is a small function `rule(walk, node) -> Outcome`, registered in a table under the op's name without overload ("aten.linear").
 It reads the axes of its inputs, records relations in `walk.labels`, and says: the axes of its outputs, which integer arguments

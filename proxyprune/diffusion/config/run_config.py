@@ -25,7 +25,7 @@ _FOR_TRIALS, _MOST_FOR_TRIALS, _ENOUGH_STEPS = 0.02, 0.05, 20
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images.
+    """The images.
 
     Attributes:
         source: "digits", "fashion-mnist", "cifar10", an .npz file, a folder of images, or "hub:NAME" through the package `datasets`.
@@ -72,7 +72,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class IntervalConfig:
-    """How timesteps are split.
+    """The split of the timesteps.
 
     Attributes:
         count: Number of intervals N.
@@ -98,7 +98,7 @@ class IntervalConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How much compute each interval gets.
+    """The compute of each interval.
 
     Attributes:
         method: "formula", "measured", "complexity" (in proportion to the burden of each interval), "full" (no pruning), or "even" (the
@@ -141,7 +141,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How an expert is cut.
+    """The cut of an expert.
 
     Attributes:
         scorer: Registered name; `proxyprune scorers` lists them.
@@ -195,7 +195,7 @@ class PruningConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage is trained.
+    """The training of one stage.
 
     Attributes:
         learning_rate: Peak.
@@ -229,7 +229,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How much is trained, all of it measured against one full-size model.
+    """The amount of training, all of it measured against one full-size model.
 
     Attributes:
         reference_steps: Optimizer steps of the full-size model that the whole run may cost as much as.
@@ -251,7 +251,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a run behaves, without influence on what one process on one machine computes.
+    """The behaviour of a run, without influence on what one process on one machine computes.
 
     Attributes:
         batch_size: Images of one optimizer step, over all processes.
@@ -315,7 +315,7 @@ class StepAdaptiveConfig:
 
     @property
     def cuts(self) -> bool:
-        """Whether anything is pruned, so that a scorer is needed."""
+        """True if anything is pruned, so that a scorer is needed."""
         return self.budgets.method != "full" and self.compute.base_share < 1.0
 
     @property

@@ -1,4 +1,4 @@
-"""What the values of a configuration may be, by dotted name; all mistakes are found at once."""
+"""Allowed values of a configuration, by dotted name; all mistakes are found at once."""
 
 from __future__ import annotations
 

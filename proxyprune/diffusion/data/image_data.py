@@ -72,7 +72,7 @@ class ImageData:
                 )
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many images there are, and a hash of all of them: whether a run goes on with what it began with."""
+        """Return the number of images, and a hash of all of them, which show that a run goes on with what it began with."""
         digest = hashlib.blake2b(digest_size=16)
         for images in (self.train, self.held_out):
             digest.update(f"{tuple(images.shape)}".encode())

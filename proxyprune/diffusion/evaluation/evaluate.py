@@ -37,7 +37,7 @@ _MANIFOLD_IMAGES = 5000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and under what conditions.
+    """The measurements, and their conditions.
 
     Attributes:
         frechet: Fréchet distance; smaller is better.
@@ -86,7 +86,7 @@ class Evaluation:
 _RESAMPLED = 2000
 """Images that KID is resampled from, whose cost grows with the square."""
 _LEAST_IMAGES = 4
-"""What precision and recall need with three neighbours."""
+"""The data that precision and recall need with three neighbours."""
 _IMAGES_A_FEATURE = 10
 _FEW = (
     "With so few images, the Fréchet distance is too large by more than its interval, because it estimates a covariance. Compare it only "

@@ -1,4 +1,4 @@
-"""What images are compared by: a small classifier on the data set, with its weights in the package, or Inception where it is installed."""
+"""Features that images are compared by: of a small classifier whose weights are in the package, or of Inception where it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two sets of images are apart, by their features: Fréchet distance, KID, precision and recall."""
+"""Distances between two sets of images, by their features: Fréchet distance, KID, precision and recall."""
 
 from __future__ import annotations
 

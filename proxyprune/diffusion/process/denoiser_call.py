@@ -17,7 +17,7 @@ _CONDITION_NAMES = ("class_labels", "encoder_hidden_states", "y", "labels", "lab
 
 @dataclass(frozen=True)
 class Calling:
-    """How a network's forward is called.
+    """The call of a network's forward.
 
     Attributes:
         image: Name of the argument that takes the noisy images.

@@ -117,7 +117,7 @@ class Intervals:
         return tuple(found)
 
     def counts(self, snr: FloatArray) -> tuple[int, ...]:
-        """How many of a sampler's steps fall into each interval, [intervals].
+        """Return the number of a sampler's steps that fall into each interval, [intervals].
 
         Args:
             snr: Signal-to-noise ratio of each step in dB, [steps].

@@ -108,7 +108,7 @@ def alphas_of(scheduler: Scheduler) -> Tensor:
 
 
 def is_flow(scheduler: Scheduler) -> bool:
-    """Whether a scheduler's sigmas mix image and noise on a straight path: x = (1 - sigma) * x_0 + sigma * epsilon."""
+    """Return True if a scheduler's sigmas mix image and noise on a straight path: x = (1 - sigma) * x_0 + sigma * epsilon."""
     config = scheduler.config
     flagged = bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
     return flagged or "FlowMatch" in type(scheduler).__name__

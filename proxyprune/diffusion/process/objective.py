@@ -1,4 +1,4 @@
-"""What a denoiser is trained to predict, and the loss."""
+"""The target that a denoiser is trained to predict, and the loss."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ class Experts:
 
     @property
     def in_memory(self) -> int:
-        """How many are loaded."""
+        """The number of loaded experts."""
         return len(self._held)
 
     @classmethod

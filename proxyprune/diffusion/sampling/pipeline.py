@@ -69,12 +69,12 @@ class StepAdaptivePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuser
 
     @property
     def device(self) -> torch.device:
-        """Where the experts run."""
+        """The device that the experts run on."""
         return self.experts.device
 
     @property
     def components(self) -> dict[str, Any]:
-        """What diffusers calls the parts of a pipeline: the scheduler; experts are no part that another pipeline could take."""
+        """The components of a pipeline, in the sense of diffusers: the scheduler; experts are no part that another pipeline could take."""
         return {"scheduler": self.scheduler}
 
     @property

@@ -1,4 +1,4 @@
-"""What is known about a step-adaptive pipeline besides its weights: the record in its folder."""
+"""The record of a step-adaptive pipeline, without its weights: the record in its folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What is known about a pipeline besides its weights.
+    """Everything about a pipeline but its weights.
 
     Attributes:
         intervals: Which expert works where.

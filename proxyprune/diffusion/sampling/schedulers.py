@@ -37,7 +37,7 @@ Fifty steps of DDIM just begin above it."""
 DB_OF_LAMBDA = 20.0 / math.log(10.0)
 """Decibels of one unit of lambda, half the log SNR, in which solvers count."""
 _LINEAR_DB = -44.3
-"""Where the linear schedule ends, which is sampled from there everywhere."""
+"""The end of the linear schedule, which is sampled from there everywhere."""
 _NO_SIGNAL = 1e-6
 """Of the variance, -60 dB: there a solver that counts in noise over signal takes its first step from a thousand and more."""
 _NOISE_DB = -10.0
@@ -166,7 +166,7 @@ def _blows_up_at_the_end(kind: Any, scheduler: Scheduler) -> bool:
 
 
 def _asked_at_the_end(kind: Any, scheduler: Scheduler) -> bool:
-    """Whether a deterministic sampler of "leading" spacing can begin at the last timestep: networks that predict v or the image stand that.
+    """Return True if a deterministic sampler of "leading" spacing can begin at the last timestep: if the network predicts v or the image.
 
     From a few steps before, where that spacing begins, images that start as noise lack what signal there is by then.
     """
@@ -185,7 +185,7 @@ def _amplifies_at_the_end(scheduler: Scheduler) -> bool:
 
 
 def _clips(scheduler: Scheduler) -> bool:
-    """Whether a network that predicts noise has its estimates of the clean image clipped to the images' range, as DDPM's sampler does.
+    """Return True if the estimates of the clean image by a network that predicts noise are clipped to the range of images, as in DDPM.
 
     At high noise they are the prediction's error divided by the signal's share, which can throw a sample out of the range for good.
     """
@@ -220,7 +220,7 @@ def begin_at(scheduler: Scheduler, place: int) -> None:
 
 
 def unusable_steps(scheduler: Scheduler) -> int:
-    """How many of a scheduler's steps, from the first on, lie below `LOWEST_DB` where that matters; after `set_timesteps`.
+    """Return the number of a scheduler's steps, from the first on, that lie below `LOWEST_DB` where that matters; after `set_timesteps`.
 
     Solvers, which have sigmas, begin above it by themselves. Samplers that could clip their estimate (DDIM, DDPM) do not, and need not
     when these steps are left out.

@@ -1,4 +1,4 @@
-"""What is measured on the base: loss and gradient by noise level, loss of a network in an interval, damage of pruning to a size."""
+"""Measurements of the base: loss and gradient by noise level, loss of a network in an interval, damage of pruning to a size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much compute each interval's expert gets: the published formula, or what measured damage says.
+"""The compute of each interval's expert: by the published formula, or what measured damage says.
 
 The formula (arXiv:2312.13307): FLOPs(i) = (i / N + (N - i) / N * k) * F for i = 1 ... N, with k in (0, 1]. Which end is i = N is not
 published; `capacity` says which. Its mean over intervals is (N + 1) / (2N) + k (N - 1) / (2N), which tends to (1 + k) / 2. What a user pays

@@ -1,4 +1,4 @@
-"""What is left of a cut's damage when an expert has been trained, read off trials that are far shorter.
+"""The damage of a cut that is left when an expert has been trained, read off trials that are far shorter.
 
 Damage, the log ratio of the cut network's loss to the whole one's after the same training, falls as a power of the training's length,
 faster in some intervals than in others. So the order of intervals after a few steps need not be their order when it counts. One
@@ -115,7 +115,7 @@ def fit_recovery(trials: Sequence[Sequence[TriedSize]], lengths: Sequence[int], 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What measured budgets are read off.
+    """The measurements that budgets are read off.
 
     Attributes:
         sizes: That were tried, for each interval.

@@ -35,7 +35,7 @@ class Accelerator(Protocol):
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes files."""
+        """True if this process writes files."""
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:

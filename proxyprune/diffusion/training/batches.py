@@ -1,4 +1,4 @@
-"""Which images, timesteps and noise a step gets: a function of the seed, the stage and the step's number, and of nothing else.
+"""Images, timesteps and noise of a step: a function of the seed, the stage and the step's number, and of nothing else.
 
 So the position in the data is the number of the step. A run that is resumed draws what it would have drawn, and with several processes
 each takes its part of the batch that one process would have.

@@ -1,4 +1,4 @@
-"""What training costs, in multiply-accumulates, against what one full-size model would have cost.
+"""The cost of training, in multiply-accumulates, against that of one full-size model.
 
 A backward pass is counted as two forward passes, so a training image costs three. Everything that a run computes with a network is entered:
 training, teachers, scoring, measuring, trials and sample grids.

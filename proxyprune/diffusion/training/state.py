@@ -1,4 +1,4 @@
-"""What changes while a stage is trained, and how it goes into a checkpoint and comes back."""
+"""The state that changes while a stage is trained, written to checkpoints and read again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Phase:
 
 @dataclass
 class Training:
-    """What changes while a stage is trained.
+    """The state that changes while a stage is trained.
 
     Attributes:
         model: The network.

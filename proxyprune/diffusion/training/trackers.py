@@ -1,4 +1,4 @@
-"""Where training writes what it measures: JSON lines beside each stage, and any tracker of accelerate."""
+"""Records of what training measures: JSON lines beside each stage, and any tracker of accelerate."""
 
 from __future__ import annotations
 

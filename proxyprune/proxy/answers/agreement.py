@@ -1,4 +1,4 @@
-"""How far repeated answers agree, and whether that is more than chance.
+"""Agreement of repeated answers, and whether it is more than chance.
 
 Ties are common in scores from 0 to 10, so everything here counts them: tau is Kendall's tau-b, W has the correction for ties, and chance
 is what the same answers give when each is shuffled.
@@ -45,11 +45,11 @@ class Agreement:
 
     @property
     def follows_the_list(self) -> bool:
-        """Whether the answers lean on the order of the list more than chance explains."""
+        """True if the answers lean on the order of the list more than chance explains."""
         return abs(self.position_z) > _POSITION_Z
 
     def verdict(self, answers: int) -> str | None:
-        """Why a ranking of so little agreement should decide nothing; None when it may."""
+        """Return the reason why a ranking of so little agreement should decide nothing; None when it may."""
         if self.chance > SIGNIFICANCE:
             return (
                 f"{answers} answers agree no better than chance: mean Kendall tau {self.tau:.2f}, Kendall's W {self.concordance:.2f} "

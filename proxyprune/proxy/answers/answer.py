@@ -104,7 +104,7 @@ def document(text: str, wanted: str = "score map") -> Any:
 
 
 def _candidates(text: str) -> list[str]:
-    """Where the one JSON document may be, the whole text first: after the reasoning, in the only fence, between the outermost braces."""
+    """Return where the one JSON document may be: the whole text, after the reasoning, in the only fence, between the outermost braces."""
     said = _THOUGHT.sub("", text, count=1)
     fenced = _FENCED.findall(said)
     start, end = said.find("{"), said.rfind("}")

@@ -22,7 +22,7 @@ _OUTSIDE = "outside"
 
 @dataclass(frozen=True)
 class PromptLabels:
-    """Which label stands for what in one prompt.
+    """The meaning of each label in one prompt.
 
     Attributes:
         of: Label of each key (a block id or a stage's name), in the order of the list.

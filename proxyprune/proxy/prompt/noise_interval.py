@@ -1,4 +1,4 @@
-"""What a denoiser does at a signal-to-noise ratio, in words."""
+"""The work of a denoiser at a signal-to-noise ratio, in words."""
 
 from __future__ import annotations
 

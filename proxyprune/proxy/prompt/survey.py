@@ -1,4 +1,4 @@
-"""What is asked: the prompts of one sample, and how their answers make one score map.
+"""The questions: the prompts of one sample, and how their answers make one score map.
 
 A small network is one list of blocks. A large one is asked about in two steps, the stages and then the blocks of each stage, each prompt
 within the token budget; a block's value is the mean of its stage's score and its own, so a stage sets the level and a block moves within
@@ -92,7 +92,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Division:
-    """How a large network is asked about.
+    """The division of a large network into prompts.
 
     Attributes:
         stages: In the order of execution.
@@ -158,7 +158,7 @@ class Survey:
 
     @cached_property
     def division(self) -> Division | None:
-        """How a network that does not fit one prompt is divided, else None.
+        """The division of a network that does not fit one prompt, else None.
 
         Raises:
             LLMBudgetError: If no division fits the token budget.

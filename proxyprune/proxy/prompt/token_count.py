@@ -1,4 +1,4 @@
-"""How many tokens a text takes, estimated without any tokenizer.
+"""The number of tokens of a text, estimated without any tokenizer.
 
 Tokenizers are fetched over the network or belong to one model. Descriptions of networks are mostly figures and punctuation, which are
 dense: 1,541 characters were measured as 706 and 733 tokens, 2.1 to 2.2 characters each, where prose has four.

@@ -1,4 +1,4 @@
-"""Where requests go, and which key may go with them.
+"""The address of requests, and the key that may go with them.
 
 The key of a hosted service is sent to that service and to no other address. A server of one's own gets PROXYPRUNE_LLM_API_KEY, or the
 word "local". Keys are read from the environment when a request is made, and are held by nothing that is printed.
@@ -49,7 +49,7 @@ class Endpoint:
 
     @property
     def identity(self) -> str:
-        """What a recorded answer says about its origin: the host; ports of this machine change from day to day and are left out."""
+        """The origin that a recorded answer states: the host; ports of this machine change from day to day and are left out."""
         return "loopback" if self.loopback else urlsplit(self.url).netloc
 
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""What goes to a language model and what comes back, whatever the service: the values that every provider reads and returns."""
+"""Requests to a language model and its replies, whatever the service: the values that every provider reads and returns."""
 
 from __future__ import annotations
 

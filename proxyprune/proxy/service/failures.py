@@ -126,7 +126,7 @@ class Service:
 
 @dataclass(frozen=True)
 class FailedStatus:
-    """What is known about a reply with an error status.
+    """The facts of a reply with an error status.
 
     Attributes:
         status: HTTP status.

@@ -1,4 +1,4 @@
-"""What both OpenAI protocols share: the client, and the one place that turns the SDK's exceptions into ours."""
+"""The common part of both OpenAI protocols: the client, and the one place that turns the SDK's exceptions into ours."""
 
 from __future__ import annotations
 

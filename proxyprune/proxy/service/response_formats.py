@@ -27,7 +27,7 @@ class ResponseFormat:
 
     @property
     def free_form(self) -> bool:
-        """Whether prose around the answer must be expected."""
+        """True if prose around the answer must be expected."""
         return self.name == "prompt"
 
     def arguments(self, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Negotiation:
 
 
 def not_understood(answer: FailedStatus) -> bool:
-    """Whether a refused request may be one whose response format is unknown to the server."""
+    """Return True if a refused request may be one whose response format is unknown to the server."""
     if answer.code in _NEVER_THE_FORMAT:
         return False
     if answer.status in (400, 415, 422):

@@ -17,7 +17,7 @@ from proxyprune.proxy.service.redact import redacted_json
 
 @dataclass(frozen=True)
 class Audit:
-    """Where attempts are logged.
+    """The place where attempts are logged.
 
     Attributes:
         path: The file; None logs nothing.

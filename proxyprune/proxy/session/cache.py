@@ -39,7 +39,7 @@ class Cache:
 
     @property
     def replaying(self) -> bool:
-        """Whether nothing but recorded answers will do."""
+        """True if only recorded answers may be used."""
         return self.mode == "replay-only"
 
     @property

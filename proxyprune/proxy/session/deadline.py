@@ -1,4 +1,4 @@
-"""How long to wait for a service: one deadline over everything, a limit for each request, and repetitions of what may pass.
+"""The time to wait for a service: one deadline over everything, a limit for each request, and repetitions of what may pass.
 
 The SDKs' own timeouts start anew with every byte and every retry, and one sleeps for as long as the server asks. So each request runs
 in a thread that can be left behind, and all waiting is done here.
@@ -64,7 +64,7 @@ class Deadline:
 
 @dataclass
 class _Outcome(Generic[_Result]):
-    """What a thread came to."""
+    """The outcome of a thread."""
 
     done: threading.Event = field(default_factory=threading.Event)
     value: _Result | None = None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is about to be asked, before the first request.
+    """The planned requests, before the first one.
 
     Attributes:
         estimate: Tokens and money, expected and at most.

@@ -1,4 +1,4 @@
-"""What asking costs: an estimate and an upper bound before the first request, and the account while it goes on.
+"""The cost of requests: an estimate and an upper bound before the first request, and the account while it goes on.
 
 Prices come from the optional package genai-prices, which works offline, or from the caller. A price that is not known is unknown, never 0:
 a server on this machine may hand requests on to a paid service.
@@ -39,7 +39,7 @@ class Price:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a ranking will cost.
+    """The cost of a ranking.
 
     Attributes:
         requests: (expected, at most) requests: every sample answered at the first attempt, or every possible sample asked twice.
@@ -170,7 +170,7 @@ class Account:
             self.charge(Usage(round(request.characters / CHARACTERS_PER_TOKEN), request.max_output_tokens))
 
     def affordable(self, wanted: list[Usage]) -> int:
-        """How many of these, in turn, may be begun without any chance to exceed the limit."""
+        """Return the number of these, in turn, that may be begun without any chance to exceed the limit."""
         if self.limit_usd is None or self.price is None:
             return len(wanted)
         left = self.limit_usd - self.price.of(self.usage)

@@ -126,7 +126,7 @@ class AnswerSampler:
         return _CENTRES[self.settings.centre](values, cost)
 
     def steady(self, values: Matrix) -> bool:
-        """Whether the centre hardly depends on any one sample."""
+        """Return True if the centre hardly depends on any one sample."""
         if len(values) < 3:
             return False
         whole = self.centre(values)
@@ -187,7 +187,7 @@ class AnswerSampler:
         return math.ceil(exact * 1.000001 * 10.0**digits) / 10.0**digits
 
     def _affordable(self, numbers: range) -> int:
-        """How many of these samples may be begun; what is in the cache costs nothing."""
+        """Return the number of these samples that may be begun; what is in the cache costs nothing."""
         bounds = []
         for number in numbers:
             open_questions = [prompt for prompt in self.survey.prompts(number) if not self._is_recorded(prompt, number)]

@@ -18,7 +18,7 @@ _LEAST_PROMPT_TOKENS = 1500
 
 @dataclass(frozen=True, kw_only=True)
 class LLMSettings:
-    """How a language model is asked.
+    """Settings of requests to a language model.
 
     Attributes:
         model: Name of the model, as the service knows it. There is no default: models come and go, and cost differs a hundredfold.
@@ -96,7 +96,7 @@ class LLMSettings:
 
     @property
     def audit_path(self) -> Path | None:
-        """Where attempts are logged."""
+        """The place where attempts are logged."""
         if self.audit is not None:
             return Path(self.audit)
         return None if self.cache is None else Path(self.cache) / "audit.jsonl"

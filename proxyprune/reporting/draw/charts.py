@@ -102,7 +102,7 @@ def line_chart(
 
 
 def _near(level: float, values: Sequence[float]) -> bool:
-    """Whether a level can be drawn without pressing the values together."""
+    """Return True if a level can be drawn without pressing the values together."""
     low, high = min(values), max(values)
     return max(high, level) - min(low, level) <= _MOST_STRETCH * (high - low)
 

@@ -18,7 +18,7 @@ SHADES = 10
 """Steps of importance that differ in colour."""
 
 PAGE_WIDTH = 1160.0
-"""What fits on the page without scrolling."""
+"""The width that fits on the page without scrolling."""
 
 _BODY = "map-body"
 
@@ -54,7 +54,7 @@ class Shades:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the map says about a block besides its place.
+    """The data that the map shows of a block besides its place.
 
     Attributes:
         score: Importance, or None.

@@ -1,4 +1,4 @@
-"""Where blocks and wires stand in the drawing of a network: pure geometry.
+"""Places of blocks and wires in the drawing of a network: pure geometry.
 
 Blocks run from left to right in execution order; the finer the resolution, the higher the row, so that a U-Net looks like a U and its skip
 connections run level. A network with one resolution is broken into lines like text. Blocks without a resolution (embeddings of time or

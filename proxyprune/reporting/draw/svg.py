@@ -47,7 +47,7 @@ def polyline(points: Sequence[tuple[float, float]], class_: str) -> Markup:
 
 @dataclass(frozen=True)
 class Named:
-    """What a drawing is called, for those who do not see it too.
+    """The name of a drawing, for those who do not see it too.
 
     Attributes:
         identity: Unique on the page; ids are made from it.

@@ -1,4 +1,4 @@
-"""What a training run of step-adaptive diffusion leaves in its folder, as far as a report shows it."""
+"""Read the files of a step-adaptive training run that a report shows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LoggedLoss:
 
 @dataclass(frozen=True)
 class Damage:
-    """What pruning one interval to one size costs: the log ratio of losses."""
+    """The cost of pruning one interval to one size: the log ratio of losses."""
 
     fraction: float
     value: float
@@ -163,7 +163,7 @@ class DiffusionRun:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder looks like a diffusion run: a configuration with noise and intervals in it."""
+    """Return True if a folder looks like a diffusion run: a configuration with noise and intervals in it."""
     try:
         data = _read(RunFolder(folder).config)
     except ProxyPruneError:

@@ -37,7 +37,7 @@ class Fields:
         return cls(value, where)
 
     def has(self, *names: str) -> bool:
-        """Whether all these keys are there."""
+        """Return True if all these keys are there."""
         return all(name in self.data for name in names)
 
     def text(self, name: str, default: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Which kind of result a path holds, and everything in it that a report can show."""
+"""Find the kind of result that a path holds, and everything in it that a report can show."""
 
 from __future__ import annotations
 

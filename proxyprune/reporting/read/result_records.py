@@ -10,7 +10,7 @@ from proxyprune.reporting.read.json_fields import Fields, as_number, fail
 
 @dataclass(frozen=True)
 class Figures:
-    """What report.json holds; the attributes are those of `proxyprune.api.Report`, `block_macs` being its `blocks`.
+    """The content of report.json; the attributes are those of `proxyprune.api.Report`, `block_macs` being its `blocks`.
 
     Those that came later may be missing: parameters by block, versions, thop's count, and the time of a run, which is measured on request.
     """
@@ -153,7 +153,7 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class CompensationRecord:
-    """What a refit of the weights did; the attributes are those of `proxyprune.CompensationReport`."""
+    """The effect of a refit of the weights; the attributes are those of `proxyprune.CompensationReport`."""
 
     measure: str
     before: float | None

@@ -28,7 +28,7 @@ _READS: Mapping[str, frozenset[str]] = {
     "gradients": frozenset({"gradients"}),
     "squared gradients": frozenset({"gradients"}),
 }
-"""What a criterion reads besides the groups, and the needs that follow from it."""
+"""The data that a criterion reads besides the groups, and the needs that follow from it."""
 
 
 @dataclass(frozen=True)

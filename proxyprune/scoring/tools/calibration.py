@@ -41,7 +41,7 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What it takes to compute losses, all of it present.
+    """The data that losses need, all of it present.
 
     Attributes:
         scorer: Name of the scorer that runs the model, for messages.

@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Statistic:
-    """How the elements of an atom's slices become one number.
+    """The reduction of the elements of an atom's slices to one number.
 
     Attributes:
         element: Elementwise map; writes into its second argument, which is of the same shape.

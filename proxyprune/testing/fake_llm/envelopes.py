@@ -1,4 +1,4 @@
-"""What the replies of the three protocols look like on the wire, for the fake server."""
+"""The form of the replies of the three protocols, for the fake server."""
 
 from __future__ import annotations
 

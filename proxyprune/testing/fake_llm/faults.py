@@ -1,4 +1,4 @@
-"""What the fake server does with a request: answer it, or fail in one of the ways that were seen in the wild."""
+"""The fake server's treatment of a request: answer it, or fail in one of the ways that were seen in the wild."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxyprune.testing.fake_llm.received_request import Answer, ReceivedRequest
 
 
 class Action(Protocol):
-    """What the server does with one request."""
+    """The server's treatment of one request."""
 
     def act(self, exchange: Exchange) -> None:
         """Write to the connection, or do not."""
