@@ -15,6 +15,7 @@ RESULTS = "benchmarks/results"
 """Folder of the checkout, and of the site."""
 
 _TO_RESULTS = re.compile(rf"\]\((?:\.\./)+{RESULTS}/")
+_LINK_UP = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>(?:\.\./)+[\w./-]+)\)")
 _COMMAND = re.compile(r"^## proxyprune (?P<name>[\w ]+)$", re.MULTILINE)
 
 
@@ -40,7 +41,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn links to results that are right in the checkout into ones that are right in the site; list options of commands."""
     here = posixpath.dirname(page.file.src_uri)
     markdown = _TO_RESULTS.sub(f"]({posixpath.relpath(RESULTS, here or '.')}/", markdown)
+    markdown = _LINK_UP.sub(lambda link: link["text"] if _only_in_checkout(here, link["path"]) else link[0], markdown)
     return with_options(markdown) if page.file.src_uri == "reference/cli.md" else markdown
+
+
+def _only_in_checkout(folder: str, path: str) -> bool:
+    """Return True for a file of the checkout that is no part of the site; its links become plain text."""
+    inside = posixpath.normpath(posixpath.join("docs", folder, path))
+    return not inside.startswith("docs/") and (ROOT / inside).is_file()
 
 
 def with_options(markdown: str) -> str:
