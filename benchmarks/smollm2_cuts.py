@@ -1,4 +1,4 @@
-"""Where the perplexity of a cut SmolLM2-135M comes from: selection, refit, or text. Residual width whole, no training.
+"""Find what the perplexity of a cut SmolLM2-135M comes from: selection, refit, or text. Residual width whole, no training.
 
 Channels are emulated as removed by zero columns of o_proj and down_proj, so that a refit needs one matrix of each layer only. The refit is
 W_K + W_C H_CK (H_KK + 0.01 mean(diag H_KK) I)^-1 on all calibration tokens, with inputs of the unpruned network.
@@ -39,7 +39,7 @@ Kept = dict[str, Tensor]
 
 @dataclass
 class Sums:
-    """What one layer's inputs x, outputs y and gradients g of y are summed to; `even` weights positions by 1 / |y|^2, `steep` by |g|^2."""
+    """Sums over one layer's inputs x, outputs y and gradients g of y; `even` weights positions by 1 / |y|^2, `steep` by |g|^2."""
 
     even: Tensor
     steep: Tensor

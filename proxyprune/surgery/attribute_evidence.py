@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from proxyprune.graph.build import calls_of
 from proxyprune.graph.model_graph import ModelGraph
-from proxyprune.surgery.attribute_proposals import Path, plain_objects, settings_of
+from proxyprune.surgery.attribute_proposals import Path, forward_settings, plain_objects
 from proxyprune.surgery.attribute_reads import ReadsInside, reads_of
 from proxyprune.surgery.comparison import FREE_ARGUMENTS, PredictedCall, is_bookkeeping, is_extra_constant, named_arguments
 from proxyprune.surgery.perform import set_attribute, stored_value
@@ -145,7 +145,7 @@ def evidence_for(model: nn.Module, graph: ModelGraph, example_inputs: ExampleInp
     It is gathered once for a program, a model with its present settings, and its example inputs (the same objects). Amended graphs and
     further plans share it. It holds the example inputs.
     """
-    settings = settings_of(model)
+    settings = forward_settings(model)
     known = graph.program.evidence.get(model)
     if known is None or known[0] is not example_inputs or known[1] != settings:
         gathered = tuple(AttributeEvidence(model, view, inputs) for view, inputs in calls_of(graph, example_inputs))

@@ -230,7 +230,7 @@ def plain_objects(module: nn.Module) -> Iterator[Any]:
     return (value for name, value in vars(module).items() if not name.startswith("_") and not _is_sizes(value) and _is_plain_object(value))
 
 
-def settings_of(model: nn.Module) -> tuple[Any, ...]:
+def forward_settings(model: nn.Module) -> tuple[Any, ...]:
     """Return what a forward may branch on: modes, numbers, flags and texts of all modules, and of plain objects that they hold."""
     found: list[Any] = []
     for name, module in model.named_modules():

@@ -121,19 +121,19 @@ def _replacement(module: nn.Module) -> _Layer | str | None:
 
 
 def _is_examined(module: nn.Module) -> bool:
-    """Say whether a module is run; embeddings only with torch's forward, because another one may read rows that do not exist."""
+    """Return True if a module is run; embeddings only with torch's forward, because another one may read rows that do not exist."""
     if isinstance(module, nn.Embedding):
         return type(module).forward is nn.Embedding.forward and module.max_norm is None  # with max_norm, a call changes the weight
     return isinstance(module, _Layer)
 
 
 def _is_of_torch(hook: Any) -> bool:
-    """Say whether a hook is one of `torch.nn.utils`, such as `spectral_norm`, which compute a weight before each call."""
+    """Return True if a hook is one of `torch.nn.utils`, such as `spectral_norm`, which compute a weight before each call."""
     return str(getattr(hook, "__module__", "")).startswith("torch.nn.utils.")
 
 
 def _has_hooks(layer: nn.Module) -> bool:
-    """Say whether a layer has hooks that do more than to compute its weight."""
+    """Return True if a layer has hooks that do more than compute its weight."""
     before = list(layer._forward_pre_hooks.values())
     if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return True

@@ -783,7 +783,7 @@ UNCOUNTED: dict[str, tuple[Case, str]] = {
 
 @pytest.mark.parametrize("name", UNCOUNTED)
 def test_a_product_without_a_cost_rule_is_named(name: str) -> None:
-    """What the reference counter does not count is never passed over in silence."""
+    """Ops that the reference counter does not count are named, never passed over in silence."""
     case, op = UNCOUNTED[name]
     assert op in case.trace().uncosted_ops
 

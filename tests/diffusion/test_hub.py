@@ -111,7 +111,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Reached:
-    """What one process that reaches a hub loaded: a hash of images or an error, by name of the case."""
+    """Results of one process that reaches a hub: a hash of images or an error, by name of the case."""
 
     first: str
     second: str

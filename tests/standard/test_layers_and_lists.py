@@ -224,7 +224,7 @@ def paired(width: int = 16) -> nn.Module:
             result: torch.Tensor = x + self.back(self.wide(x).relu())
             return result
 
-    class PairedConfig(PreTrainedConfig):  # type: ignore[misc]
+    class PairedConfig(PreTrainedConfig):  # type: ignore[misc]  # the class of transformers is not typed
         """A count of layers."""
 
         model_type = "paired"
@@ -233,7 +233,7 @@ def paired(width: int = 16) -> nn.Module:
             super().__init__(**further)
             self.depth, self.width = depth, width
 
-    class PairedModel(PreTrainedModel):  # type: ignore[misc]
+    class PairedModel(PreTrainedModel):  # type: ignore[misc]  # the class of transformers is not typed
         """Layers, and a last one that is wider in shallow networks and at widths between 16 and 300."""
 
         config_class = PairedConfig
@@ -266,7 +266,7 @@ def test_removed_layers_that_only_leave_one_by_one_are_an_error() -> None:
 
 
 def test_plans_that_the_config_never_gives_are_an_error() -> None:
-    """Where the class builds another network at every width near the budget, no plan is returned unchecked."""
+    """No plan is returned unchecked if the class builds another network at every width near the budget."""
     graph = pp.trace(paired(width=320), torch.ones(1, 8))
     ranking = pp.score(graph, "magnitude", model=paired(width=320))
     with pytest.raises(TargetError, match="The config cannot express a plan for this target"):

@@ -31,7 +31,7 @@ CASES = [(name, target) for name in STANDARD for target in TARGETS]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What pruning one network gave: a plan, its folder and what differs elsewhere, or an error."""
+    """Result of pruning one network: a plan, its folder and what differs elsewhere, or an error."""
 
     plan: pp.PrunePlan | None = None
     folder: Path | None = None
