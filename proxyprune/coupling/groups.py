@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 IndexArray = NDArray[np.int64]
 
+STANDARDISED = "is a dimension that weights are standardised over, so that kept ones would change, in"
+NORMALISED = "is a dimension that weights are normalised over, so that kept ones would change, in"
+"""Reasons of groups that are pinned because a layer computes its weight from all its inputs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -59,6 +63,11 @@ class ChannelGroup:
     step: int = 1
     bins: tuple[int, ...] | None = field(default=None, repr=False)
     blocks: tuple[str, ...] = ()
+
+    @property
+    def pinned_by_computed_weight(self) -> bool:
+        """True if the group is pinned because a layer computes its weight from all its inputs."""
+        return self.pinned is not None and (STANDARDISED in self.pinned or NORMALISED in self.pinned)
 
     @property
     def atom_channels(self) -> int:

@@ -315,7 +315,7 @@ def _unreachable(problem: Problem) -> TargetError:
     pinned = [group for group in problem.graph.groups if group.pinned is not None]
     if pinned and mode != "depth":
         reasons.append(f"{len(pinned)} channel groups are pinned, such as '{pinned[0].id}' ({pinned[0].pinned})")
-    if any("weights are standardised over" in str(group.pinned) or "weights are normalised over" in str(group.pinned) for group in pinned):
+    if any(group.pinned_by_computed_weight for group in pinned):
         reasons.append("layers compute their weight from all their inputs; pp.plain_weights(model) replaces them by plain ones")
     if problem.ties.family is not None and mode != "width":
         stuck = [layer.obstacle for layer in counted_layers(problem.graph, problem.ties.family) if layer.obstacle]

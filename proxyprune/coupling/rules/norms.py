@@ -6,11 +6,10 @@ import numpy as np
 from torch.fx import Node
 
 from proxyprune.coupling.axes import FIXED, Axis, Divisible, LabelArray
+from proxyprune.coupling.groups import STANDARDISED
 from proxyprune.coupling.outcome import Axes, CommonDivisor, Outcome, Sizes
 from proxyprune.coupling.rules.walk import Rule, Walk, fixed, ops, sizes_of
 from proxyprune.tracing.nodes import arguments, output_shapes, position_of, tensor_argument
-
-STANDARDISED = "is a dimension that weights are standardised over, so that kept ones would change, in"
 
 
 def batch_norm(walk: Walk, node: Node) -> Outcome:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from proxyprune.coupling.axes import Axis, Divisible
+from proxyprune.coupling.groups import NORMALISED
 from proxyprune.coupling.outcome import Axes, Outcome, Size, Sizes, Term
 from proxyprune.coupling.rules.walk import Rule, Walk, kept_whole, ops, product_is_zero, repeat_each, repeat_whole, spans, sum_is_zero
 from proxyprune.tracing.nodes import arguments, op_name, output_shapes, position_of, tensor_argument
 
 SCALED = "is summed over between two signals, which are usually scaled by its size, in"
-STANDARDISED = "is a dimension that weights are normalised over, so that kept ones would change, in"
 NOT_ZERO = "is summed over, where dropped values are not zero, in"
 
 
@@ -68,7 +68,7 @@ def matmul(walk: Walk, node: Node) -> Outcome:
     left, right = tensor_argument(node, 0), tensor_argument(node, 1)
     outcome = _product(walk, node, left, right)
     if not outcome.costed and any(walk.is_weight(a) and walk.is_constant(b) for a, b in ((left, right), (right, left))):
-        walk.pin([walk.axes(left)[-1], walk.axes(right)[-1]], node, STANDARDISED)
+        walk.pin([walk.axes(left)[-1], walk.axes(right)[-1]], node, NORMALISED)
         return replace(outcome, costed=True)
     return outcome
 

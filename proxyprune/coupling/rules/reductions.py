@@ -8,9 +8,9 @@ import numpy as np
 from torch.fx import Node
 
 from proxyprune.coupling.axes import Axis
+from proxyprune.coupling.groups import STANDARDISED
 from proxyprune.coupling.outcome import Axes, Outcome
 from proxyprune.coupling.rules.norm_statistics import is_norm_statistic
-from proxyprune.coupling.rules.norms import STANDARDISED
 from proxyprune.coupling.rules.walk import Rule, Walk, broadcast, dims_of, fixed, in_place, kept_whole, ops, spans
 from proxyprune.tracing.nodes import arguments, integers, op_name, output_shapes, tensor_argument
 
